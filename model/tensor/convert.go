@@ -1,0 +1,210 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package tensor
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// BF16FromF32 rounds x to bfloat16, nearest even; denormals are kept. A NaN
+// keeps its sign and leading payload bits and becomes quiet.
+func BF16FromF32(x float32) uint16 {
+	u := math.Float32bits(x)
+	if u&0x7fffffff > 0x7f800000 {
+		return uint16(u>>16) | 0x40
+	}
+	return uint16((u + 0x7fff + u>>16&1) >> 16)
+}
+
+// F32FromBF16 is the value of a bfloat16, exact.
+func F32FromBF16(b uint16) float32 { return math.Float32frombits(uint32(b) << 16) }
+
+// BF16FromF64 rounds x to bfloat16 once, nearest even.
+func BF16FromF64(x float64) uint16 {
+	f := float32(x)
+	u := math.Float32bits(f)
+	// Round to odd first, so that the second rounding sees every bit lost here.
+	if d := float64(f); d != x && x == x && u&1 == 0 {
+		if (d > x) == (x > 0) {
+			u--
+		} else {
+			u++
+		}
+	}
+	return BF16FromF32(math.Float32frombits(u))
+}
+
+// F32FromF16 is the value of an IEEE binary16, exact. A NaN becomes quiet.
+func F32FromF16(h uint16) float32 {
+	w := uint32(h) << 16
+	sign, two := w&0x80000000, w+w
+	var u uint32
+	if two < 1<<27 {
+		u = math.Float32bits(math.Float32frombits(two>>17|126<<23) - 0.5)
+	} else {
+		u = math.Float32bits(math.Float32frombits(two>>4+0xe0<<23) * 0x1p-112)
+	}
+	return math.Float32frombits(sign | u)
+}
+
+// F32FromF8 is the value of one byte of an 8-bit float type, exact; NaN for
+// any other dtype.
+func F32FromF8(d DType, b byte) float32 {
+	if t := f8Table(d); t != nil {
+		return t.f32[b]
+	}
+	return float32(math.NaN())
+}
+
+// BF16FromF32s rounds src into dst, element by element as BF16FromF32; dst
+// must be at least as long.
+func BF16FromF32s(dst []uint16, src []float32) {
+	dst = dst[:len(src)]
+	for i, x := range src {
+		dst[i] = BF16FromF32(x)
+	}
+}
+
+// F32FromBF16s expands src into dst; dst must be at least as long.
+func F32FromBF16s(dst []float32, src []uint16) {
+	dst = dst[:len(src)]
+	for i, b := range src {
+		dst[i] = F32FromBF16(b)
+	}
+}
+
+func checkLengths(n int, src []byte, d DType) error {
+	if !d.Float() {
+		return fmt.Errorf("convert %v: not a float dtype this build expands", d)
+	}
+	if len(src)%d.Size() != 0 || len(src)/d.Size() != n {
+		return fmt.Errorf("convert %v: %d bytes do not hold %d elements of %d", d, len(src), n, d.Size())
+	}
+	return nil
+}
+
+// ToF32 expands the little-endian elements of src, of any float dtype, into
+// dst, which must have exactly their number. All are exact but F64, which is
+// rounded to nearest even.
+func ToF32(dst []float32, src []byte, d DType) error {
+	if err := checkLengths(len(dst), src, d); err != nil {
+		return err
+	}
+	switch d {
+	case F32:
+		for i := range dst {
+			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
+		}
+	case F64:
+		for i := range dst {
+			dst[i] = float32(math.Float64frombits(binary.LittleEndian.Uint64(src[8*i:])))
+		}
+	case BF16:
+		bf16BytesToF32(dst, src)
+	case F16:
+		for i := range dst {
+			dst[i] = F32FromF16(binary.LittleEndian.Uint16(src[2*i:]))
+		}
+	default:
+		t := &f8Table(d).f32
+		src = src[:len(dst)]
+		for i, b := range src {
+			dst[i] = t[b]
+		}
+	}
+	return nil
+}
+
+func bf16BytesToF32(dst []float32, src []byte) {
+	for len(dst) >= 4 {
+		w := binary.LittleEndian.Uint64(src)
+		dst[0] = math.Float32frombits(uint32(w) << 16)
+		dst[1] = math.Float32frombits(uint32(w) & 0xffff0000)
+		dst[2] = math.Float32frombits(uint32(w>>32) << 16)
+		dst[3] = math.Float32frombits(uint32(w>>32) & 0xffff0000)
+		dst, src = dst[4:], src[8:]
+	}
+	for i := range dst {
+		dst[i] = F32FromBF16(binary.LittleEndian.Uint16(src[2*i:]))
+	}
+}
+
+// ToBF16 rounds the little-endian elements of src, of any float dtype, to
+// bfloat16 once (nearest even) into dst, which must have exactly their number.
+// BF16 is copied bit for bit.
+func ToBF16(dst []uint16, src []byte, d DType) error {
+	if err := checkLengths(len(dst), src, d); err != nil {
+		return err
+	}
+	switch d {
+	case F32:
+		f32BytesToBF16(dst, src)
+	case F64:
+		for i := range dst {
+			dst[i] = BF16FromF64(math.Float64frombits(binary.LittleEndian.Uint64(src[8*i:])))
+		}
+	case BF16:
+		u16FromBytes(dst, src)
+	case F16:
+		for i := range dst {
+			dst[i] = BF16FromF32(F32FromF16(binary.LittleEndian.Uint16(src[2*i:])))
+		}
+	default:
+		f8ToBF16(dst, src, &f8Table(d).bf16)
+	}
+	return nil
+}
+
+func f32BytesToBF16(dst []uint16, src []byte) {
+	for len(dst) >= 2 {
+		w := binary.LittleEndian.Uint64(src)
+		dst[0] = BF16FromF32(math.Float32frombits(uint32(w)))
+		dst[1] = BF16FromF32(math.Float32frombits(uint32(w >> 32)))
+		dst, src = dst[2:], src[8:]
+	}
+	if len(dst) == 1 {
+		dst[0] = BF16FromF32(math.Float32frombits(binary.LittleEndian.Uint32(src)))
+	}
+}
+
+func u16FromBytes(dst []uint16, src []byte) {
+	for len(dst) >= 4 {
+		w := binary.LittleEndian.Uint64(src)
+		dst[0], dst[1], dst[2], dst[3] = uint16(w), uint16(w>>16), uint16(w>>32), uint16(w>>48)
+		dst, src = dst[4:], src[8:]
+	}
+	for i := range dst {
+		dst[i] = binary.LittleEndian.Uint16(src[2*i:])
+	}
+}
+
+func f8ToBF16(dst []uint16, src []byte, t *[256]uint16) {
+	for len(dst) >= 8 && len(src) >= 8 {
+		d, s := dst[:8:8], src[:8:8]
+		d[0], d[1], d[2], d[3] = t[s[0]], t[s[1]], t[s[2]], t[s[3]]
+		d[4], d[5], d[6], d[7] = t[s[4]], t[s[5]], t[s[6]], t[s[7]]
+		dst, src = dst[8:], src[8:]
+	}
+	for i, b := range src {
+		dst[i] = t[b]
+	}
+}
+
+// PutF32 writes src as little-endian bytes into dst, which must hold them.
+func PutF32(dst []byte, src []float32) {
+	dst = dst[:4*len(src)]
+	for i, x := range src {
+		binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(x))
+	}
+}
+
+// PutBF16 writes src as little-endian bytes into dst, which must hold them.
+func PutBF16(dst []byte, src []uint16) {
+	dst = dst[:2*len(src)]
+	for i, x := range src {
+		binary.LittleEndian.PutUint16(dst[2*i:], x)
+	}
+}
