@@ -1,0 +1,213 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spf13/pflag"
+)
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestDefaultsAreValid(t *testing.T) {
+	c, err := Load(nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), *c, cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("loaded defaults (-want +got):\n%s", diff)
+	}
+	for _, key := range Keys() {
+		if got := c.Origin(key); got != (Origin{Source: "default"}) {
+			t.Errorf("origin of %s: %s", key, got)
+		}
+	}
+}
+
+// TestPrecedence walks down from the strongest source to the weakest.
+func TestPrecedence(t *testing.T) {
+	file := write(t, "c.yaml", "agent:\n  memory: 1GB\n  threads: 3\n  name: from-file\n  labels: [rack=a.B, zone=x]\n")
+	t.Setenv("DISTORCH_AGENT_MEMORY", "2GB")
+	t.Setenv("DISTORCH_AGENT_THREADS", "4")
+	t.Setenv("DISTORCH_MODELS_DIRS", "/a,/b")
+	t.Setenv("DISTORCH_AGENT", "hides nothing")
+	fs := pflag.NewFlagSet("agent", pflag.ContinueOnError)
+	Flag(fs, "memory", "agent.memory", "memory to use")
+	Flag(fs, "threads", "agent.threads", "threads to use")
+	Flag(fs, "lease-ttl", "coordinator.lease_ttl", "lease")
+	if err := fs.Parse([]string{"--memory", "3GiB", "--lease-ttl", "25s"}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(fs, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Agent.Memory, want.Agent.Threads, want.Agent.Name = 3<<30, 4, "from-file"
+	want.Agent.Labels = []string{"rack=a.B", "zone=x"}
+	want.Models.Dirs = []string{"/a", "/b"}
+	want.Coordinator.LeaseTTL = 25 * time.Second
+	if diff := cmp.Diff(want, *c, cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for key, want := range map[string]string{
+		"agent.memory":          "flag --memory",
+		"coordinator.lease_ttl": "flag --lease-ttl",
+		"agent.threads":         "environment DISTORCH_AGENT_THREADS",
+		"agent.name":            "file " + file,
+		"agent.listen":          "default",
+		"no.such.key":           "",
+	} {
+		if got := c.Origin(key).String(); got != want {
+			t.Errorf("origin of %s: %q, want %q", key, got, want)
+		}
+	}
+}
+
+func TestEveryKeyReadsItsVariable(t *testing.T) {
+	for _, key := range Keys() {
+		t.Run(key, func(t *testing.T) {
+			t.Setenv(Env(key), "\x01 no key takes this")
+			c, err := Load(nil, "")
+			if err == nil && c.Origin(key).Source != "environment" {
+				t.Errorf("%s was not read", Env(key))
+			}
+		})
+	}
+}
+
+func TestFlagHelpShowsDefaults(t *testing.T) {
+	fs := pflag.NewFlagSet("x", pflag.ContinueOnError)
+	for _, key := range Keys() {
+		Flag(fs, strings.NewReplacer(".", "-", "_", "-").Replace(key), key, "set "+key)
+	}
+	usage := fs.FlagUsages()
+	for _, want := range []string{"--agent-memory bytes", `--coordinator-listen string`, "127.0.0.1:7801", "--agent-labels strings", "(default 20s)"} {
+		if !strings.Contains(usage, want) {
+			t.Errorf("help lacks %q:\n%s", want, usage)
+		}
+	}
+	c, err := Load(fs, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), *c, cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("unset flags changed the defaults:\n%s", diff)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("a flag for an unknown key was accepted")
+		}
+	}()
+	Flag(fs, "x", "agent.memroy", "")
+}
+
+func TestRefusals(t *testing.T) {
+	for _, tc := range []struct {
+		name, file, text string
+		env              map[string]string
+		want             []string
+	}{
+		{name: "misspelt key", file: "c.yaml", text: "agent:\n  memroy: 6GB\n", want: []string{`no key "agent.memroy"`, `"agent.memory"`}},
+		{name: "key without its section", file: "c.yaml", text: "cpu_isa: avx2\n", want: []string{`no key "cpu_isa"`, `"agent.cpu_isa"`}},
+		{name: "two misspelt keys", file: "c.toml", text: "dat_dir = 1\n[log]\nlvl = 2\n", want: []string{`"data_dir"`, `"log.level"`}},
+		{name: "section as value", file: "c.yaml", text: "agent: 6GB\n", want: []string{`"agent" is a section`}},
+		{name: "unreadable value", file: "c.json", text: `{"agent":{"threads":"many"}}`, want: []string{"threads"}},
+		{name: "unreadable amount", file: "c.yaml", text: "agent: {memory: 6 parsecs}\n", want: []string{"6 parsecs", "512MiB"}},
+		{name: "broken file", file: "c.yaml", text: "agent: [", want: []string{"c.yaml"}},
+		{name: "huge file", file: "c.yaml", text: strings.Repeat("#", maxFileBytes+1), want: []string{"at most"}},
+		{name: "misspelt variable", env: map[string]string{"DISTORCH_AGENT_MEMROY": "6GB"}, want: []string{"DISTORCH_AGENT_MEMROY", "DISTORCH_AGENT_MEMORY"}},
+		{name: "all invalid values at once", file: "c.yaml", text: `
+log: {level: loud, format: xml}
+coordinator: {listen: nowhere, lease_ttl: 1s, etcd: {endpoints: ["http://a:1"], cert_file: x}}
+agent: {name: "a b", listen: "example:1", advertise: ":1", threads: -1, cpu_isa: sse2, engine: torch, labels: [x], memory: 1GB, reserve: 1GB}
+transport: {heartbeat: 3s}
+client: {coordinator: "127.0.0.1:0"}
+`, want: []string{
+			"log.level", "debug, info, warn, error", "log.format", "coordinator.listen", "coordinator.lease_ttl", "coordinator.etcd.endpoints", "https://",
+			"coordinator.etcd.cert_file", "agent.name", "agent.listen", "agent.advertise", "agent.threads", "agent.cpu_isa", "avx512bf16, avx512, avx2, generic", "agent.engine",
+			"agent.labels", "agent.reserve", "transport.silence_limit", "client.coordinator",
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			file := ""
+			if tc.file != "" {
+				file = write(t, tc.file, tc.text)
+			}
+			for name, value := range tc.env {
+				t.Setenv(name, value)
+			}
+			_, err := Load(nil, file)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error lacks %q:\n%v", want, err)
+				}
+			}
+		})
+	}
+	if _, err := Load(nil, filepath.Join(t.TempDir(), "absent.yaml")); err == nil {
+		t.Error("an absent file was accepted")
+	}
+}
+
+// TestServiceVariablesAreLeftAlone: Kubernetes sets these for services.
+func TestServiceVariablesAreLeftAlone(t *testing.T) {
+	t.Setenv("DISTORCH_AGENT_SERVICE_HOST", "10.0.0.1")
+	t.Setenv("DISTORCH_COORDINATOR_PORT_7801_TCP", "tcp://10.0.0.1:7801")
+	if _, err := Load(nil, ""); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestParseBytes(t *testing.T) {
+	for text, want := range map[string]Bytes{
+		"0": 0, "17": 17, "6GB": 6e9, "6 GiB": 6 << 30, "1.5gb": 1.5e9, "512MiB": 512 << 20, "2TB": 2e12,
+		"1kB": 1000, "1b": 1, "9007199254740993": 9007199254740993,
+	} {
+		got, err := ParseBytes(text)
+		if err != nil || got != want {
+			t.Errorf("ParseBytes(%q) = %d, %v; want %d", text, got, err, want)
+		}
+		if back, err := ParseBytes(got.String()); err != nil || back != got {
+			t.Errorf("%d is written as %q, which reads as %d, %v", got, got, back, err)
+		}
+	}
+	for _, text := range []string{"", "GB", "-1", "6 parsecs", "1e30TB", "NaN", "Inf", "0x10"} {
+		if got, err := ParseBytes(text); err == nil {
+			t.Errorf("ParseBytes(%q) = %d", text, got)
+		}
+	}
+}
+
+func FuzzParseBytes(f *testing.F) {
+	for _, text := range []string{"6GB", "1.5 TiB", "", "9e9", "-0b"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		b, err := ParseBytes(text)
+		if err != nil {
+			return
+		}
+		if back, err := ParseBytes(b.String()); err != nil || back != b {
+			t.Errorf("%q reads as %d, is written as %q and reads as %d, %v", text, b, b, back, err)
+		}
+	})
+}

@@ -1,0 +1,161 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Validate reports every value that cannot be used, each with its key.
+func (c *Config) Validate() error {
+	var errs []error
+	check := func(key string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+		}
+	}
+	check("data_dir", notEmpty(c.DataDir))
+	check("log.level", oneOf(c.Log.Level, "debug", "info", "warn", "error"))
+	check("log.format", oneOf(c.Log.Format, "text", "json"))
+
+	co := &c.Coordinator
+	check("coordinator.listen", listenAddress(co.Listen))
+	for _, a := range co.Advertise {
+		check("coordinator.advertise", dialAddress(a))
+	}
+	check("coordinator.lease_ttl", between(co.LeaseTTL, 5*time.Second, 5*time.Minute))
+	for _, e := range co.Etcd.Endpoints {
+		check("coordinator.etcd.endpoints", endpoint(e))
+	}
+	check("coordinator.etcd.client_listen", listenAddress(co.Etcd.ClientListen))
+	check("coordinator.etcd.peer_listen", listenAddress(co.Etcd.PeerListen))
+	check("coordinator.etcd.cert_file", together(co.Etcd.CertFile, co.Etcd.KeyFile, "coordinator.etcd.key_file"))
+
+	a := &c.Agent
+	check("agent.name", nodeName(a.Name))
+	check("agent.listen", listenAddress(a.Listen))
+	if a.Advertise != "" {
+		check("agent.advertise", dialAddress(a.Advertise))
+	}
+	if a.Memory > 0 && a.Reserve >= a.Memory {
+		check("agent.reserve", fmt.Errorf("%s leaves nothing of agent.memory %s", a.Reserve, a.Memory))
+	}
+	if a.Threads < 0 || a.Threads > 4096 {
+		check("agent.threads", fmt.Errorf("%d: want 1 to 4096, or 0 to choose by the host", a.Threads))
+	}
+	check("agent.cpu_isa", oneOf(a.CPUISA, "", "avx512bf16", "avx512", "avx2", "generic"))
+	check("agent.engine", oneOf(a.Engine, "native"))
+	_, err := a.LabelMap()
+	check("agent.labels", err)
+	for _, dir := range c.Models.Dirs {
+		check("models.dirs", notEmpty(dir))
+	}
+
+	t := &c.Transport
+	check("transport.handshake_timeout", between(t.HandshakeTimeout, 100*time.Millisecond, 5*time.Minute))
+	check("transport.redial_for", between(t.RedialFor, 0, time.Minute))
+	check("transport.heartbeat", between(t.Heartbeat, 10*time.Millisecond, 10*time.Second))
+	if t.SilenceLimit < 2*t.Heartbeat {
+		check("transport.silence_limit", fmt.Errorf("%s: want at least two heartbeats of %s", t.SilenceLimit, t.Heartbeat))
+	}
+	check("client.coordinator", dialAddress(c.Client.Coordinator))
+	check("client.timeout", between(c.Client.Timeout, time.Millisecond, time.Hour))
+	return errors.Join(errs...)
+}
+
+// LabelMap is the agent's labels by key.
+func (a *Agent) LabelMap() (map[string]string, error) {
+	labels := make(map[string]string, len(a.Labels))
+	for _, l := range a.Labels {
+		key, value, ok := strings.Cut(l, "=")
+		if !ok || key == "" {
+			return nil, fmt.Errorf("%q: want key=value", l)
+		}
+		if _, ok := labels[key]; ok {
+			return nil, fmt.Errorf("%q is given twice", key)
+		}
+		labels[key] = value
+	}
+	return labels, nil
+}
+
+func notEmpty(s string) error {
+	if strings.TrimSpace(s) == "" {
+		return errors.New("must not be empty")
+	}
+	return nil
+}
+
+func oneOf(s string, allowed ...string) error {
+	if slices.Contains(allowed, s) {
+		return nil
+	}
+	return fmt.Errorf("%q: want one of %s", s, strings.Join(slices.DeleteFunc(allowed, func(a string) bool { return a == "" }), ", "))
+}
+
+func between(d, least, most time.Duration) error {
+	if d < least || d > most {
+		return fmt.Errorf("%s: want %s to %s", d, least, most)
+	}
+	return nil
+}
+
+func together(a, b, other string) error {
+	if (a == "") != (b == "") {
+		return fmt.Errorf("goes together with %s; give both or neither", other)
+	}
+	return nil
+}
+
+// listenAddress allows an empty host (every interface) and port 0 (a free one).
+func listenAddress(s string) error {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%q: want host:port, such as 127.0.0.1:7800", s)
+	}
+	if host != "" && host != "localhost" {
+		if _, err := netip.ParseAddr(host); err != nil {
+			return fmt.Errorf("%q: want an IP address of this host before the port", s)
+		}
+	}
+	return portNumber(s, port, 0)
+}
+
+func dialAddress(s string) error {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || host == "" {
+		return fmt.Errorf("%q: want host:port, such as 192.168.1.10:7801", s)
+	}
+	return portNumber(s, port, 1)
+}
+
+func portNumber(address, port string, least uint64) error {
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n < least {
+		return fmt.Errorf("%q: want a port from %d to 65535", address, least)
+	}
+	return nil
+}
+
+func endpoint(s string) error {
+	if strings.HasPrefix(s, "http://") {
+		return fmt.Errorf("%q: etcd is spoken to over TLS only; use https://", s)
+	}
+	return dialAddress(strings.TrimPrefix(s, "https://"))
+}
+
+// nodeName is what certificates, tables and pins can carry.
+func nodeName(s string) error {
+	if s == "" || regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`).MatchString(s) {
+		return nil
+	}
+	return fmt.Errorf("%q: want 1 to 63 letters, digits, dots, dashes or underscores, beginning and ending with a letter or digit", s)
+}
