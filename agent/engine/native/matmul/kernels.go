@@ -1,0 +1,163 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package matmul
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/distorch/distorch/agent/engine/native/isa"
+)
+
+// DType is the type of a matrix's elements.
+type DType uint8
+
+// The element types of matrices.
+const (
+	F32 DType = iota
+	BF16
+)
+
+// Size is the bytes of one element.
+func (d DType) Size() int {
+	if d == BF16 {
+		return 2
+	}
+	return 4
+}
+
+func (d DType) String() string {
+	if d == BF16 {
+		return "bf16"
+	}
+	return "f32"
+}
+
+// steps is the number of 4-byte slots of k: floats, or pairs of bf16.
+func (d DType) steps(k int) int {
+	if d == BF16 {
+		return (k + 1) / 2
+	}
+	return k
+}
+
+// Par runs n independent pieces of work and returns when all are done. worker
+// is below Workers() and no two pieces run at once with the same one.
+type Par interface {
+	Workers() int
+	Do(n int, f func(worker, i int))
+}
+
+const (
+	// PanelColumns is the number of outputs of a packed panel; weights are
+	// padded with zeros to a multiple of it.
+	PanelColumns = 32
+
+	panelBytes = PanelColumns * 4
+)
+
+// tileFunc extends the chains of a tile by kc steps. A step's left factors lie
+// lda bytes after the last one's, side by side; its right factors ldb bytes;
+// rows of sums ldc bytes. resume 0 starts the chains at +0.
+type tileFunc func(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
+
+// storeFunc finishes rows of a panel of sums (panelBytes each).
+type storeFunc func(rows int, c *float32, bias *float32, out *byte, ldo int)
+
+type tile struct {
+	rows      int
+	f32, bf16 tileFunc
+}
+
+// Kernels are the routines of one instruction set. They hold no state.
+type Kernels struct {
+	set       isa.ISA
+	tiles     []tile // fewer rows later; the last one has 1
+	columns   int    // of a tile; divides PanelColumns
+	expand    bool   // the left factors of bf16 are two floats for each pair
+	sliceF32  int    // steps of k that stay in the first-level cache
+	sliceBF16 int
+	storeF32  storeFunc
+	storeBF16 storeFunc
+}
+
+// New gives the kernels of set. It fails when this CPU lacks the set.
+func New(set isa.ISA) (*Kernels, error) {
+	for _, s := range isa.Supported() {
+		if s != set {
+			continue
+		}
+		if set == isa.Generic {
+			return generic(), nil
+		}
+		return native(set)
+	}
+	return nil, fmt.Errorf("matrix kernels for %s: this CPU lacks it; force another one with agent.cpu_isa", set)
+}
+
+// ISA is the instruction set of the kernels.
+func (k *Kernels) ISA() isa.ISA { return k.set }
+
+// LeftWords is the number of 4-byte slots that the packed left factor of one
+// row takes for k elements.
+func (k *Kernels) LeftWords(d DType, n int) int { return d.steps(n) * k.leftPerStep(d) }
+
+func (k *Kernels) leftPerStep(d DType) int {
+	if d == BF16 && k.expand {
+		return 2
+	}
+	return 1
+}
+
+// tileFor is the largest tile of at most rows rows.
+func (k *Kernels) tileFor(rows int) *tile {
+	for i := range k.tiles {
+		if k.tiles[i].rows <= rows {
+			return &k.tiles[i]
+		}
+	}
+	return &k.tiles[len(k.tiles)-1]
+}
+
+// Left is a left factor. Packed by tiles (PackLeft), row r's tile begins at
+// Base + r*RowBytes and Step is 0; otherwise the rows lie 4 bytes apart
+// (RowBytes 4) and steps lie Step bytes apart.
+type Left struct {
+	Base     *byte
+	RowBytes int
+	Step     int
+}
+
+// Extend extends the chains of rows×PanelColumns sums at c (rows ldc bytes
+// apart) by steps steps of k: left factors a, a panel's right factors b (steps
+// ldb bytes apart). With resume false the chains start at +0.
+func (k *Kernels) Extend(d DType, rows, steps int, a Left, b *byte, ldb int, c *float32, ldc int, resume bool) {
+	if steps == 0 {
+		return
+	}
+	r := 0
+	if resume {
+		r = 1
+	}
+	for col := 0; col < PanelColumns; col += k.columns {
+		bc := add(b, col*4)
+		for row := 0; row < rows; {
+			t := k.tileFor(rows - row)
+			f, lda := t.f32, a.Step
+			if d == BF16 {
+				f = t.bf16
+			}
+			at := add(a.Base, row*a.RowBytes)
+			if lda == 0 {
+				lda = t.rows * 4
+			}
+			f(steps, at, lda, bc, ldb, addF32(c, row*ldc+col*4), ldc, r)
+			row += t.rows
+		}
+	}
+}
+
+func add(p *byte, n int) *byte { return (*byte)(unsafe.Add(unsafe.Pointer(p), n)) }
+
+func addF32(p *float32, n int) *float32 { return (*float32)(unsafe.Add(unsafe.Pointer(p), n)) }
