@@ -23,7 +23,10 @@ func FMA32(a, b, c float32) float32 {
 	return float32(s)
 }
 
-// fma32Odd rounds p+c, whose float64 sum is s, by way of round to odd.
+// fma32Odd rounds p+c, whose float64 sum is s, by way of round to odd. It is
+// kept out of line so that FMA32 itself can be inlined.
+//
+//go:noinline
 func fma32Odd(p, c, s float64) float32 {
 	t := s - p
 	e := (p - (s - t)) + (c - t)

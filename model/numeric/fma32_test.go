@@ -47,15 +47,18 @@ func TestFMA32NearTies(t *testing.T) {
 	r := rand.New(rand.NewPCG(2, 2))
 	twice := 0
 	for range 200_000 {
-		a := math.Float32frombits(r.Uint32()&0x007fffff | 0x3f800000)
-		b := float32(math.Ldexp(float64(r.Uint32()>>uint(8+r.IntN(24))|1), -r.IntN(60)-20))
-		c := math.Float32frombits(r.Uint32()&^uint32(1<<uint(r.IntN(24))-1)&0x007fffff | 0x3f800000)
+		// a*b = 2^-24 * (1 +- k^2 * 2^-46): half an ulp of c and a little more or less.
+		k := float64(r.IntN(512))
+		a, b := float32(1+k*0x1p-23), float32(math.Ldexp(1-k*0x1p-23, -24))
 		if r.IntN(2) == 0 {
-			b = -b
+			b = float32(math.Ldexp(1+float64(r.IntN(3))*0x1p-23, -24))
 		}
-		if r.IntN(4) == 0 {
-			a = math.Float32frombits(math.Float32bits(a) &^ 0x7ffff8)
-			b = float32(math.Copysign(float64(float32(0x1p-24)+float32(math.Ldexp(1, -24-r.IntN(24)))), float64(b)))
+		c := math.Float32frombits(r.Uint32()&0x007fffff | 0x3f800000)
+		if r.IntN(2) == 0 {
+			a = -a
+		}
+		if r.IntN(2) == 0 {
+			c = -c
 		}
 		checkFMA(t, a, b, c)
 		if float32(float64(a)*float64(b)+float64(c)) != fmaOracle(a, b, c) {
