@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/model/numeric"
 )
 
 func generic() *Kernels {
@@ -24,7 +25,7 @@ func generic() *Kernels {
 func stepF32(c *[PanelColumns]float32, a uint32, b *[PanelColumns]uint32) {
 	x := math.Float32frombits(a)
 	for j, w := range b {
-		c[j] = fma32(x, math.Float32frombits(w), c[j])
+		c[j] = numeric.FMA32(x, math.Float32frombits(w), c[j])
 	}
 }
 

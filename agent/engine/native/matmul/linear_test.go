@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/model/numeric"
 )
 
 // naive is the rule in one line per dtype, on unpacked weights.
@@ -19,7 +20,7 @@ func naive(d DType, x, w []float32) float32 {
 	var s float32
 	if d == F32 {
 		for k := range x {
-			s = fma32(x[k], w[k], s)
+			s = numeric.FMA32(x[k], w[k], s)
 		}
 		return s
 	}
