@@ -34,8 +34,8 @@ func (d DType) String() string {
 	return "f32"
 }
 
-// steps is the number of 4-byte slots of k: floats, or pairs of bf16.
-func (d DType) steps(k int) int {
+// Steps is the number of 4-byte slots of k: floats, or pairs of bf16.
+func (d DType) Steps(k int) int {
 	if d == BF16 {
 		return (k + 1) / 2
 	}
@@ -101,7 +101,7 @@ func (k *Kernels) ISA() isa.ISA { return k.set }
 
 // LeftWords is the number of 4-byte slots that the packed left factor of one
 // row takes for k elements.
-func (k *Kernels) LeftWords(d DType, n int) int { return d.steps(n) * k.leftPerStep(d) }
+func (k *Kernels) LeftWords(d DType, n int) int { return d.Steps(n) * k.leftPerStep(d) }
 
 func (k *Kernels) leftPerStep(d DType) int {
 	if d == BF16 && k.expand {
@@ -120,39 +120,32 @@ func (k *Kernels) tileFor(rows int) *tile {
 	return &k.tiles[len(k.tiles)-1]
 }
 
-// Left is a left factor. Packed by tiles (PackLeft), row r's tile begins at
-// Base + r*RowBytes and Step is 0; otherwise the rows lie 4 bytes apart
-// (RowBytes 4) and steps lie Step bytes apart.
+// Left is a left factor packed by tiles (PackLeft), RowBytes for each row;
+// From is the number of steps of k to pass over.
 type Left struct {
 	Base     *byte
 	RowBytes int
-	Step     int
+	From     int
 }
 
 // Extend extends the chains of rows×PanelColumns sums at c (rows ldc bytes
-// apart) by steps steps of k: left factors a, a panel's right factors b (steps
-// ldb bytes apart). With resume false the chains start at +0.
-func (k *Kernels) Extend(d DType, rows, steps int, a Left, b *byte, ldb int, c *float32, ldc int, resume bool) {
-	if steps == 0 {
-		return
-	}
+// apart) by steps > 0 steps of k: left factor a, a panel b. With resume false
+// the chains start at +0.
+func (k *Kernels) Extend(d DType, rows, steps int, a Left, b *byte, c *float32, ldc int, resume bool) {
 	r := 0
 	if resume {
 		r = 1
 	}
-	for col := 0; col < PanelColumns; col += k.columns {
-		bc := add(b, col*4)
+	skip := a.From * k.leftPerStep(d) * 4
+	for col := 0; col < panelBytes; col += k.columns * 4 {
 		for row := 0; row < rows; {
 			t := k.tileFor(rows - row)
-			f, lda := t.f32, a.Step
+			f := t.f32
 			if d == BF16 {
 				f = t.bf16
 			}
-			at := add(a.Base, row*a.RowBytes)
-			if lda == 0 {
-				lda = t.rows * 4
-			}
-			f(steps, at, lda, bc, ldb, addF32(c, row*ldc+col*4), ldc, r)
+			f(steps, add(a.Base, row*a.RowBytes+skip*t.rows), t.rows*4,
+				add(b, col), panelBytes, addF32(c, row*ldc+col), ldc, r)
 			row += t.rows
 		}
 	}

@@ -105,7 +105,7 @@ func (k *Kernels) Run(par Par, l *Linear, scratch []byte) error {
 	}
 	base := unsafe.SliceData(scratch)
 	base = add(base, int(-uintptr(unsafe.Pointer(base))&(align-1)))
-	r := &run{Linear: l, k: k, steps: l.Type.steps(l.K), rowByte: 4 * k.LeftWords(l.Type, l.K), packed: base}
+	r := &run{Linear: l, k: k, steps: l.Type.Steps(l.K), rowByte: 4 * k.LeftWords(l.Type, l.K), packed: base}
 	held := (min(l.M, maxRows)*r.rowByte + align - 1) / align * align
 	r.worker = add(base, held)
 	parts := (l.M + maxRows - 1) / maxRows
@@ -152,13 +152,12 @@ func (r *run) compute(worker, rowBlock, panelBlock int) {
 	if r.Type == BF16 {
 		slice = r.k.sliceBF16
 	}
-	per := r.k.leftPerStep(r.Type)
 	for at := 0; at < r.steps; at += slice {
 		n := min(slice, r.steps-at)
 		for p := range panels {
 			sums := (*float32)(unsafe.Pointer(add(own, p*rows*panelBytes)))
 			b := add(unsafe.SliceData(r.W), ((first+p)*r.steps+at)*panelBytes)
-			r.k.extendSlice(r.Type, rows, n, add(r.packed, row*r.rowByte), r.rowByte, at*per*4, b, sums, at > 0)
+			r.k.Extend(r.Type, rows, n, Left{add(r.packed, row*r.rowByte), r.rowByte, at}, b, sums, panelBytes, at > 0)
 		}
 	}
 	bias := add(own, blockRows*blockPanels*panelBytes)
@@ -168,27 +167,6 @@ func (r *run) compute(worker, rowBlock, panelBlock int) {
 			clear(unsafe.Slice(sums, rows*PanelColumns))
 		}
 		r.store(r.row0+row, rows, (first+p)*PanelColumns, sums, bias)
-	}
-}
-
-// extendSlice is Extend over a slice of k of a left factor packed by tiles:
-// step bytes·rows of a tile lie before the slice.
-func (k *Kernels) extendSlice(d DType, rows, steps int, a *byte, rowBytes, skip int, b *byte, c *float32, resume bool) {
-	r := 0
-	if resume {
-		r = 1
-	}
-	for col := 0; col < PanelColumns; col += k.columns {
-		bc := add(b, col*4)
-		for row := 0; row < rows; {
-			t := k.tileFor(rows - row)
-			f := t.f32
-			if d == BF16 {
-				f = t.bf16
-			}
-			f(steps, add(a, row*rowBytes+skip*t.rows), t.rows*4, bc, panelBytes, addF32(c, row*panelBytes+col*4), panelBytes, r)
-			row += t.rows
-		}
 	}
 }
 

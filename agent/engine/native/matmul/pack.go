@@ -12,7 +12,7 @@ import (
 // of PanelColumns and, in bf16, k to an even number. It is the same on every
 // instruction set.
 func PackedLen(d DType, n, k int) int {
-	return (n + PanelColumns - 1) / PanelColumns * panelBytes * d.steps(k)
+	return (n + PanelColumns - 1) / PanelColumns * panelBytes * d.Steps(k)
 }
 
 // Pack packs rows rowFrom to rowTo of the [n,k] row-major weights into dst,
@@ -32,12 +32,15 @@ func Pack(d DType, dst, src []byte, n, k, rowFrom, rowTo int) error {
 	case rows == 0 || k == 0:
 		return nil
 	}
-	steps := d.steps(k)
-	for r := 0; r < rows; r += PanelColumns {
-		at := (rowFrom + r) / PanelColumns * panelBytes * steps
-		packWords(d, &dst[at], PanelColumns, &src[r*k*d.Size()], k*d.Size(), min(PanelColumns, rows-r), k)
-	}
+	PackRight(d, &dst[rowFrom/PanelColumns*panelBytes*d.Steps(k)], &src[0], k*d.Size(), rows, k)
 	return nil
+}
+
+// PackRight packs rows of k elements, rowBytes apart, into panels at dst.
+func PackRight(d DType, dst, src *byte, rowBytes, rows, k int) {
+	for r := 0; r < rows; r += PanelColumns {
+		packWords(d, add(dst, r*4*d.Steps(k)), PanelColumns, add(src, r*rowBytes), rowBytes, min(PanelColumns, rows-r), k)
+	}
 }
 
 // packChunk is the number of steps that are transposed at once, so that the
@@ -47,7 +50,7 @@ const packChunk = 64
 // packWords transposes rows of k elements (rowBytes apart) to dst[step][width]
 // in 4-byte slots; slots of missing rows and of an odd k are zero.
 func packWords(d DType, dst *byte, width int, src *byte, rowBytes, rows, k int) {
-	steps := d.steps(k)
+	steps := d.Steps(k)
 	whole := k * d.Size() / 4
 	for p := 0; p < whole; p += packChunk {
 		n := min(packChunk, whole-p)
