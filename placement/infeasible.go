@@ -1,0 +1,237 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package placement
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// InfeasibleError says that no cut fits, by how much, and what would make it fit.
+type InfeasibleError struct {
+	Label     string   // "deployment flux"
+	Needs     Bytes    // all weights as stored
+	Offers    []Offer  // usable nodes, largest first
+	Total     Bytes    // of Offers
+	Short     Bytes    // extra memory on ShortNode that would do
+	ShortNode string   // empty when no node can be used
+	Why       string   // when the sum of the offers is not the cause
+	Barred    []Unused // nodes that cannot be used
+	Advice    []string // each makes it fit by itself
+}
+
+// Offer is what a node can hold of weights, after its reserve, staging slot and scratch.
+type Offer struct {
+	Node  NodeID
+	Name  string
+	Bytes Bytes
+}
+
+const maxNamed = 8
+
+func (e *InfeasibleError) Error() string {
+	div, unit := unitFor(max(e.Needs, e.Total))
+	show := func(b Bytes) string { return fmt.Sprintf("%.1f", float64(b)/div) }
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: needs %s %s, nodes offer %s %s", e.Label, show(e.Needs), unit, show(e.Total), unit)
+	if len(e.Offers) > 0 {
+		parts := make([]string, 0, maxNamed+1)
+		for i, o := range e.Offers {
+			if i == maxNamed {
+				parts = append(parts, fmt.Sprintf("%d more", len(e.Offers)-i))
+				break
+			}
+			parts = append(parts, o.Name+": "+show(o.Bytes))
+		}
+		b.WriteString(" (" + strings.Join(parts, ", ") + ")")
+	}
+	if e.Why != "" {
+		b.WriteString(", but " + e.Why)
+	}
+	for i, u := range e.Barred {
+		if i == maxNamed {
+			fmt.Fprintf(&b, "; %d more cannot be used", len(e.Barred)-i)
+			break
+		}
+		fmt.Fprintf(&b, "; %s cannot be used (%s)", u.Name, u.Reason)
+	}
+	if len(e.Advice) > 0 {
+		b.WriteString("; " + joinOr(e.Advice))
+	}
+	if e.ShortNode != "" && e.Short > 0 {
+		fmt.Fprintf(&b, " (%s more on %s would do)", e.Short, e.ShortNode)
+	}
+	return b.String()
+}
+
+func unitFor(b Bytes) (float64, string) {
+	switch {
+	case b >= 1e8:
+		return 1e9, "GB"
+	case b >= 1e5:
+		return 1e6, "MB"
+	default:
+		return 1, "B"
+	}
+}
+
+func joinOr(items []string) string {
+	if len(items) < 2 {
+		return strings.Join(items, "")
+	}
+	return strings.Join(items[:len(items)-1], ", ") + " or " + items[len(items)-1]
+}
+
+// offer is what node i can hold of weights.
+func (f *field) offer(i int) Bytes {
+	d := f.nodes[i].cpu()
+	if d == nil {
+		return 0
+	}
+	var scratch, slot Bytes
+	for _, r := range f.problem.Model.Runs {
+		scratch, slot = max(scratch, r.Block.Scratch), max(slot, r.Block.Staging)
+	}
+	return max(0, d.available()-slot-scratch*Bytes(f.problem.Constraints.inFlight()))
+}
+
+// memories lists what each usable node has, those too small for a block included, with their node indices.
+func (f *field) memories() (available []Bytes, nodes []int) {
+	present := make(map[int]bool, len(f.hosts))
+	for _, h := range f.hosts {
+		present[h.node] = true
+	}
+	for i := range f.nodes {
+		if present[i] || f.barred[i].Kind == ReasonMemory {
+			available, nodes = append(available, f.nodes[i].cpu().available()), append(nodes, i)
+		}
+	}
+	return available, nodes
+}
+
+func (f *field) infeasible() *InfeasibleError {
+	p := f.problem
+	available, nodes := f.memories()
+	e := f.shortage(available, nodes)
+	if len(nodes) == 0 {
+		e.Why = "no node can be used"
+	}
+	inFlight, limit := p.Constraints.inFlight(), p.Constraints.MaxNodes
+	if limit > 0 && p.Model.fits(available, inFlight, 0) {
+		least := p.Model.fewest(available, inFlight, len(available), true)
+		e.Why = fmt.Sprintf("it takes %d nodes and max nodes is %d", least, limit)
+		e.Advice = append(e.Advice, fmt.Sprintf("allow %d nodes", least))
+	} else if e.Why == "" && e.Total >= e.Needs {
+		e.Why = fmt.Sprintf("no cut into whole blocks of up to %s fits", f.largestBlock())
+	}
+	f.advise(e, available)
+	return e
+}
+
+func (f *field) largestBlock() Bytes {
+	var w Bytes
+	for _, r := range f.problem.Model.Runs {
+		w = max(w, r.Block.Weights)
+	}
+	return w
+}
+
+// shortage fills in who offers what.
+func (f *field) shortage(available []Bytes, nodes []int) *InfeasibleError {
+	p := f.problem
+	e := &InfeasibleError{Label: p.label(), Needs: p.Model.Weights()}
+	for _, i := range nodes {
+		o := f.offer(i)
+		e.Offers = append(e.Offers, Offer{f.nodes[i].ID, f.nodes[i].Label(), o})
+		e.Total += o
+	}
+	slices.SortStableFunc(e.Offers, func(a, b Offer) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	for i, r := range f.barred {
+		if r.Kind != "" && r.Kind != ReasonMemory {
+			e.Barred = append(e.Barred, Unused{f.nodes[i].ID, f.nodes[i].Label(), r})
+		}
+	}
+	var at int
+	if e.Short, at = p.Model.short(available, p.Constraints.inFlight(), p.Constraints.MaxNodes); at >= 0 {
+		e.ShortNode = f.nodes[nodes[at]].Label()
+	}
+	return e
+}
+
+// advise lists single changes that were checked to make the model fit, and a donor, which always can.
+func (f *field) advise(e *InfeasibleError, available []Bytes) {
+	p := f.problem
+	inFlight, limit := p.Constraints.inFlight(), p.Constraints.MaxNodes
+	for i, r := range f.barred {
+		d := f.nodes[i].cpu()
+		if d == nil || (r.Kind != ReasonNoFile && r.Kind != ReasonExcluded) || len(e.Advice) > 3 {
+			continue
+		}
+		if _, ok := d.rate(p.Model.ComputeDType); !ok || !p.Model.fits(append(slices.Clone(available), d.available()), inFlight, limit) {
+			continue
+		}
+		if r.Kind == ReasonNoFile {
+			e.Advice = append(e.Advice, "copy the file to "+f.nodes[i].Label())
+		} else {
+			e.Advice = append(e.Advice, "stop excluding "+f.nodes[i].Label())
+		}
+	}
+	e.Advice = append(e.Advice, "add a donor")
+	if inFlight > 1 && p.Model.fits(available, 1, limit) {
+		e.Advice = append(e.Advice, "keep one forward in flight")
+	}
+	if eight, ok := p.Model.eightBit(); ok && eight.fits(available, inFlight, limit) {
+		e.Advice = append(e.Advice, "use fp8")
+	}
+}
+
+// eightBit is the model stored in one byte per weight and expanded into a slot; false when it already is.
+func (m Model) eightBit() (Model, bool) {
+	width := map[DType]Bytes{"f32": 4, "f16": 2, "bf16": 2}[m.StoredDType]
+	if width == 0 {
+		return m, false
+	}
+	shrink := func(c Cost) Cost {
+		c.Staging = max(c.Staging, c.Weights)
+		c.Weights = (c.Weights + width - 1) / width
+		c.Expansion = c.Weights
+		return c
+	}
+	m.Runs = slices.Clone(m.Runs)
+	for i := range m.Runs {
+		m.Runs[i].Block = shrink(m.Runs[i].Block)
+	}
+	m.Head, m.Tail = shrink(m.Head), shrink(m.Tail)
+	return m, true
+}
+
+// misfit is the error for a forced stage that is larger than its node.
+func (f *field) misfit(s *Stage) error {
+	return &MisfitError{Label: f.problem.label(), Stage: *s}
+}
+
+// MisfitError says that a stage of a given cut is larger than its node.
+type MisfitError struct {
+	Label string
+	Stage Stage // Peak is what it needs with at most one slot
+}
+
+func (e *MisfitError) Error() string {
+	s := e.Stage
+	return fmt.Sprintf("%s: blocks %d-%d need %s on %s, which offers %s: pin fewer blocks to it or free %s", e.Label, s.First, s.First+s.Blocks-1, s.Peak, s.Name, max(0, s.Available), s.Peak-s.Available)
+}
+
+// explainShort says why the remaining nodes cannot take over.
+func (f *field) explainShort(l *Loss) {
+	p := f.problem
+	available, _ := f.memories()
+	limit := p.Constraints.MaxNodes
+	if limit > 0 && p.Model.fits(available, p.Constraints.inFlight(), 0) {
+		l.Why = fmt.Sprintf("the others fit it only on more than %d nodes", limit)
+		return
+	}
+	l.Short, _ = p.Model.short(available, p.Constraints.inFlight(), limit)
+}
