@@ -1,0 +1,92 @@
+# make help lists the targets. Go, git and make are all that a fresh clone needs.
+
+SHELL := /bin/sh
+GO ?= go
+BIN := bin
+CACHE := $(CURDIR)/.cache
+
+# The version is the nearest tag, or the commit, or "devel" outside a clone.
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# cgo is off: one static binary that runs wherever the kernel does. The race
+# detector is the exception and needs a C compiler (see internal/testsum).
+export CGO_ENABLED := 0
+
+# Packages whose tests are arithmetic: minutes under the race detector, seconds
+# without. Their concurrency is tested on other packages' terms (equal bits at
+# every thread count).
+PLAIN := agent/engine,model,placement,bench
+
+# The golden folders that this build answers for.
+GOLDEN_FLUX := dev dev-no-guidance schnell dev-bf16 head128 head128-fp8 prefixed fp8-e4m3 fp8-e5m2 sampling sampling-bf16 schedules
+GOLDEN_CASES := $(addprefix flux/,$(GOLDEN_FLUX)) tables safetensors bad/safetensors bad/model
+
+# A golangci-lint of this version is built once into the cache.
+LINT_VERSION := $(shell sed -n 's|^.*golangci/golangci-lint/v2 \(v[0-9.]*\).*|\1|p' tools/lint/go.mod)
+LINT := $(CACHE)/bin/golangci-lint-$(LINT_VERSION)
+
+CROSS := windows/amd64 darwin/arm64 linux/arm64
+
+.PHONY: help build quickstart test test-golden lint bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+build: $(BIN)/distorch ## build bin/distorch
+
+$(BIN)/distorch: # always asked: go build knows best what is up to date
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/distorch
+
+quickstart: $(BIN)/distorch ## one picture on three agents, then on one; NETNS=1: each in a network namespace
+	./$(BIN)/distorch demo $(if $(filter 1,$(NETNS)),--netns) $(DEMOFLAGS)
+
+test: ## vet and all tests; closes with the slowest packages and what was skipped
+	$(GO) vet ./...
+	$(GO) run ./internal/testsum -plain $(PLAIN) -args '-shuffle=on -timeout=20m $(TESTFLAGS)' $(if $(PKG),$(PKG),./...)
+
+test-golden: $(BIN)/distorch ## GOLDEN=DIR: compare with tensors that ComfyUI's own classes made
+	@test -n "$(GOLDEN)" || { echo 'make test-golden GOLDEN=DIR: DIR holds the golden folders (flux, tables, ...)' >&2; exit 2; }
+	@for c in $(GOLDEN_CASES); do test -e "$(GOLDEN)/$$c" || { echo "there is no $(GOLDEN)/$$c" >&2; exit 2; }; done
+	./$(BIN)/distorch verify $(addprefix $(GOLDEN)/,$(GOLDEN_CASES)) $(VERIFYFLAGS)
+
+lint: $(LINT) ## golangci-lint; the first time builds it (two minutes)
+	$(LINT) run ./...
+	cd tools && $(LINT) run --config ../.golangci.yml ./...
+
+$(LINT): tools/lint/go.mod tools/lint/go.sum
+	$(GO) -C tools/lint build -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+bench: $(BIN)/distorch ## figures as ratios against PyTorch, dd and one agent
+	$(GO) run ./bench $(BENCHFLAGS)
+
+bench-real: $(BIN)/distorch ## a checkpoint of FLUX.1-dev's size on three agents of 6 GB
+	$(GO) run ./bench real $(BENCHFLAGS)
+
+bench-venv: $(CACHE)/venv/.done ## PyTorch from PyPI for `make bench` (5.4 GB)
+
+$(CACHE)/venv/.done:
+	python3 -m venv $(CACHE)/venv
+	$(CACHE)/venv/bin/pip install --disable-pip-version-check --quiet torch numpy
+	@touch $@
+
+proto: ## generate the Go code of proto/
+	$(GO) -C tools run ./protogen
+
+generate: ## generate the assembly of the kernels
+	$(GO) generate ./agent/...
+
+check-generated: proto generate ## fail if generated code differs from what is committed
+	@out=$$(git status --porcelain -- proto agent/engine); \
+	test -z "$$out" || { echo "generated code is not up to date; run make proto generate and commit:"; echo "$$out"; exit 1; }
+
+cross: ## compile and vet for the systems that are built but not run
+	@for t in $(CROSS); do \
+		echo "cross $$t"; \
+		GOOS=$${t%/*} GOARCH=$${t#*/} $(GO) build ./... || exit 1; \
+		GOOS=$${t%/*} GOARCH=$${t#*/} $(GO) vet ./... || exit 1; \
+	done
+
+clean: ## remove what was built; the caches stay (rm -r .cache for those)
+	rm -rf $(BIN) out
