@@ -364,15 +364,14 @@ func TestSilentClientsDelayNobody(t *testing.T) {
 	for _, c := range silent {
 		c.Close()
 	}
-	if ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second); true {
-		defer cancel()
-		for {
-			if got, err := greeting(ctx, address, me); err == nil && got == ALPNBulk {
-				break
-			}
-			if ctx.Err() != nil {
-				t.Fatal("slots were not freed")
-			}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		if got, err := greeting(ctx, address, me); err == nil && got == ALPNBulk {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal("slots were not freed")
 		}
 	}
 }
