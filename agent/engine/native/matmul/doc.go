@@ -24,4 +24,4 @@
 // nothing of distorch but agent/engine/native/isa and model/numeric.
 package matmul
 
-//go:generate go -C ../../../../tools run ./kernelgen/matmul -kernels matmul -pkg matmul -out ../agent/engine/native/matmul/tiles_amd64.s -stubs ../agent/engine/native/matmul/tiles_amd64.go
+//go:generate go -C ../../../../tools run ./kernelgen/matmul -pkg matmul -out ../agent/engine/native/matmul/tiles_amd64.s -stubs ../agent/engine/native/matmul/tiles_amd64.go

@@ -13,7 +13,7 @@ func native(set isa.ISA) (*Kernels, error) {
 	switch set {
 	case isa.AVX2:
 		return &Kernels{
-			set: set, columns: 16, expand: true, sliceF32: 256, sliceBF16: 256,
+			set: set, columns: 16, expand: true, sliceF32: 256, sliceBF16: 384,
 			storeF32: storeF32AVX2, storeBF16: storeBF16AVX2,
 			tiles: []tile{
 				{6, tileF32AVX2x6, tileBF16AVX2x6},
@@ -24,7 +24,7 @@ func native(set isa.ISA) (*Kernels, error) {
 		}, nil
 	case isa.AVX512, isa.AVX512BF16:
 		k := &Kernels{
-			set: set, columns: 32, expand: true, sliceF32: 256, sliceBF16: 256,
+			set: set, columns: 32, expand: true, sliceF32: 384, sliceBF16: 384,
 			storeF32: storeF32AVX512, storeBF16: storeBF16AVX512,
 			tiles: []tile{
 				{14, tileF32AVX512x14, tileBF16AVX512x14},
