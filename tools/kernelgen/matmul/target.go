@@ -17,13 +17,12 @@ type target struct {
 	v        []reg.VecPhysical
 	half     []reg.VecPhysical // the same registers, half as wide
 	width    int               // bytes of a vector
-	tileVecs int               // vectors of a tile's row
 	tileRows []int
 }
 
 func avx2() *target {
 	return &target{
-		suffix: "AVX2", width: 32, tileVecs: 2, tileRows: []int{6, 4, 2, 1},
+		suffix: "AVX2", width: 32, tileRows: []int{6, 4, 2, 1},
 		v: []reg.VecPhysical{
 			reg.Y0, reg.Y1, reg.Y2, reg.Y3, reg.Y4, reg.Y5, reg.Y6, reg.Y7,
 			reg.Y8, reg.Y9, reg.Y10, reg.Y11, reg.Y12, reg.Y13, reg.Y14, reg.Y15,
@@ -37,7 +36,7 @@ func avx2() *target {
 
 func avx512() *target {
 	return &target{
-		suffix: "AVX512", width: 64, tileVecs: 2, tileRows: []int{14, 8, 4, 2, 1},
+		suffix: "AVX512", width: 64, tileRows: []int{14, 8, 4, 2, 1},
 		v: []reg.VecPhysical{
 			reg.Z0, reg.Z1, reg.Z2, reg.Z3, reg.Z4, reg.Z5, reg.Z6, reg.Z7,
 			reg.Z8, reg.Z9, reg.Z10, reg.Z11, reg.Z12, reg.Z13, reg.Z14, reg.Z15,
@@ -49,6 +48,15 @@ func avx512() *target {
 			reg.Y8, reg.Y9, reg.Y10, reg.Y11, reg.Y12, reg.Y13, reg.Y14, reg.Y15,
 		},
 	}
+}
+
+// vecs is the number of vectors of a row of a tile: a whole panel where the
+// registers suffice, half of one otherwise.
+func (t *target) vecs(rows int) int {
+	if t.wide() || rows > 2 {
+		return 2
+	}
+	return 4
 }
 
 func (t *target) wide() bool { return t.width == 64 }

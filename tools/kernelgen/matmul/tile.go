@@ -11,25 +11,30 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
+// streamAhead is how many bytes early a tile asks for right factors when it has
+// so few rows that these come from memory.
+const streamAhead = 2048
+
 const tileSignature = "func(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)"
 
-// tile emits the frame of a matrix tile of rows×tileVecs accumulators: it
+// tile emits the frame of a matrix tile of rows×vecs accumulators: it
 // loads them from c when resume is not 0, runs step kc times and stores them.
 type tile struct {
 	t    *target
 	rows int
+	vecs int // of a row
 	kc   reg.Register
 	a, b reg.Register
 	lda  reg.Register
 	ldb  reg.Register
 }
 
-func (g *tile) acc(i, j int) int { return i*g.t.tileVecs + j }
-func (g *tile) vecB(j int) int   { return g.rows*g.t.tileVecs + j }
+func (g *tile) acc(i, j int) int { return i*g.vecs + j }
+func (g *tile) vecB(j int) int   { return g.rows*g.vecs + j }
 
 // vecA is a register for row i's broadcast; where there are two they alternate.
 func (g *tile) vecA(i, free int) int {
-	first := g.vecB(g.t.tileVecs)
+	first := g.vecB(g.vecs)
 	return first + i%(free-first)
 }
 
@@ -37,7 +42,8 @@ func newTile(name, doc string, t *target, rows int, before, step, after func(g *
 	TEXT(name, NOSPLIT, tileSignature)
 	Pragma("noescape")
 	Doc(name + " " + doc)
-	g := &tile{t: t, rows: rows}
+	vecs := t.vecs(rows)
+	g := &tile{t: t, rows: rows, vecs: vecs}
 	g.kc = Load(Param("kc"), reg.RCX)
 	g.a = Load(Param("a"), reg.RSI)
 	g.lda = Load(Param("lda"), reg.R11)
@@ -51,7 +57,7 @@ func newTile(name, doc string, t *target, rows int, before, step, after func(g *
 	JZ(LabelRef("fresh"))
 	MOVQ(c, reg.R10)
 	for i := range rows {
-		for j := range t.tileVecs {
+		for j := range vecs {
 			VMOVUPS(mem(reg.R10, j*t.width), t.v[g.acc(i, j)])
 		}
 		if i < rows-1 {
@@ -60,15 +66,20 @@ func newTile(name, doc string, t *target, rows int, before, step, after func(g *
 	}
 	JMP(LabelRef("loop"))
 	Label("fresh")
-	for i := range rows * t.tileVecs {
+	for i := range rows * vecs {
 		t.zero(t.v[i])
 	}
 	Label("loop")
+	if rows < t.tileRows[0] {
+		for d := 0; d < panel*4; d += 64 {
+			PREFETCHT0(mem(g.b, streamAhead+d))
+		}
+	}
 	step(g)
 	DECQ(g.kc)
 	JNZ(LabelRef("loop"))
 	for i := range rows {
-		for j := range t.tileVecs {
+		for j := range vecs {
 			VMOVUPS(t.v[g.acc(i, j)], mem(c, j*t.width))
 		}
 		if i < rows-1 {
@@ -85,7 +96,7 @@ func tileF32(t *target, rows int) {
 		fmt.Sprintf("extends %d rows of f32 chains by kc steps of k.", rows), t, rows,
 		func(*tile) {},
 		func(g *tile) {
-			for j := range t.tileVecs {
+			for j := range g.vecs {
 				VMOVUPS(mem(g.b, j*t.width), t.v[g.vecB(j)])
 			}
 			g.multiply(len(t.v), 0)
@@ -100,7 +111,7 @@ func (g *tile) multiply(free, disp int) {
 	for i := range g.rows {
 		a := g.t.v[g.vecA(i, free)]
 		VBROADCASTSS(mem(g.a, disp+4*i), a)
-		for j := range g.t.tileVecs {
+		for j := range g.vecs {
 			VFMADD231PS(a, g.t.v[g.vecB(j)], g.t.v[g.acc(i, j)])
 		}
 	}
@@ -131,7 +142,7 @@ func tileBF16Pairs(t *target, rows int) {
 			VPSLLD(U8(16), t.v[free], t.v[free])
 		},
 		func(g *tile) {
-			for j := range t.tileVecs {
+			for j := range g.vecs {
 				if t.wide() {
 					VMOVDQU16_Z(mem(g.b, j*t.width), reg.K1, t.v[g.vecB(j)])
 				} else {
@@ -140,7 +151,7 @@ func tileBF16Pairs(t *target, rows int) {
 			}
 			g.multiply(free, 0)
 			ADDQ(g.lda, g.a)
-			for j := range t.tileVecs {
+			for j := range g.vecs {
 				if t.wide() {
 					VPSLLD(U8(16), mem(g.b, j*t.width), t.v[g.vecB(j)])
 				} else {
@@ -164,13 +175,13 @@ func tileBF16Dot(t *target, rows int) {
 		fmt.Sprintf("extends %d rows of bf16 chains by kc pairs of k, with VDPBF16PS.", rows), t, rows,
 		func(*tile) {},
 		func(g *tile) {
-			for j := range t.tileVecs {
+			for j := range g.vecs {
 				VMOVUPS(mem(g.b, j*t.width), t.v[g.vecB(j)])
 			}
 			for i := range rows {
 				a := g.vecA(i, len(t.v))
 				VPBROADCASTD(mem(g.a, 4*i), t.v[a])
-				for j := range t.tileVecs {
+				for j := range g.vecs {
 					dotBF16(g.acc(i, j), g.vecB(j), a)
 				}
 			}

@@ -42,7 +42,7 @@ func BenchmarkTile(b *testing.B) {
 					}
 					wg.Wait()
 				}
-				flops := 2 * float64(threads*calls*steps*t.rows*k.columns) * float64(4/d.Size())
+				flops := 2 * float64(threads*calls*steps*t.rows*t.columns) * float64(4/d.Size())
 				b.ReportMetric(flops*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
 			})
 		}

@@ -13,11 +13,11 @@ import (
 
 func generic() *Kernels {
 	k := &Kernels{
-		set: isa.Generic, columns: PanelColumns, sliceF32: 256, sliceBF16: 256,
+		set: isa.Generic, sliceF32: 256, sliceBF16: 256,
 		storeF32: storeF32Generic, storeBF16: storeBF16Generic,
 	}
 	for _, rows := range []int{6, 1} {
-		k.tiles = append(k.tiles, tile{rows, genericTile(rows, stepF32), genericTile(rows, stepBF16)})
+		k.tiles = append(k.tiles, tile{rows, PanelColumns, genericTile(rows, stepF32), genericTile(rows, stepBF16)})
 	}
 	return k
 }

@@ -67,6 +67,7 @@ type storeFunc func(rows int, c *float32, bias *float32, out *byte, ldo int)
 
 type tile struct {
 	rows      int
+	columns   int // divides PanelColumns
 	f32, bf16 tileFunc
 }
 
@@ -74,7 +75,6 @@ type tile struct {
 type Kernels struct {
 	set       isa.ISA
 	tiles     []tile // fewer rows later; the last one has 1
-	columns   int    // of a tile; divides PanelColumns
 	expand    bool   // the left factors of bf16 are two floats for each pair
 	sliceF32  int    // steps of k that stay in the first-level cache
 	sliceBF16 int
@@ -137,15 +137,17 @@ func (k *Kernels) Extend(d DType, rows, steps int, a Left, b *byte, c *float32, 
 		r = 1
 	}
 	skip := a.From * k.leftPerStep(d) * 4
-	for col := 0; col < panelBytes; col += k.columns * 4 {
+	for col := 0; col < PanelColumns; col += k.tiles[0].columns {
 		for row := 0; row < rows; {
 			t := k.tileFor(rows - row)
 			f := t.f32
 			if d == BF16 {
 				f = t.bf16
 			}
-			f(steps, add(a.Base, row*a.RowBytes+skip*t.rows), t.rows*4,
-				add(b, col), panelBytes, addF32(c, row*ldc+col), ldc, r)
+			if col%t.columns == 0 {
+				f(steps, add(a.Base, row*a.RowBytes+skip*t.rows), t.rows*4,
+					add(b, col*4), panelBytes, addF32(c, row*ldc+col*4), ldc, r)
+			}
 			row += t.rows
 		}
 	}

@@ -13,25 +13,25 @@ func native(set isa.ISA) (*Kernels, error) {
 	switch set {
 	case isa.AVX2:
 		return &Kernels{
-			set: set, columns: 16, expand: true, sliceF32: 256, sliceBF16: 384,
+			set: set, expand: true, sliceF32: 256, sliceBF16: 384,
 			storeF32: storeF32AVX2, storeBF16: storeBF16AVX2,
 			tiles: []tile{
-				{6, tileF32AVX2x6, tileBF16AVX2x6},
-				{4, tileF32AVX2x4, tileBF16AVX2x4},
-				{2, tileF32AVX2x2, tileBF16AVX2x2},
-				{1, tileF32AVX2x1, tileBF16AVX2x1},
+				{6, 16, tileF32AVX2x6, tileBF16AVX2x6},
+				{4, 16, tileF32AVX2x4, tileBF16AVX2x4},
+				{2, 32, tileF32AVX2x2, tileBF16AVX2x2},
+				{1, 32, tileF32AVX2x1, tileBF16AVX2x1},
 			},
 		}, nil
 	case isa.AVX512, isa.AVX512BF16:
 		k := &Kernels{
-			set: set, columns: 32, expand: true, sliceF32: 384, sliceBF16: 384,
+			set: set, expand: true, sliceF32: 384, sliceBF16: 384,
 			storeF32: storeF32AVX512, storeBF16: storeBF16AVX512,
 			tiles: []tile{
-				{14, tileF32AVX512x14, tileBF16AVX512x14},
-				{8, tileF32AVX512x8, tileBF16AVX512x8},
-				{4, tileF32AVX512x4, tileBF16AVX512x4},
-				{2, tileF32AVX512x2, tileBF16AVX512x2},
-				{1, tileF32AVX512x1, tileBF16AVX512x1},
+				{14, 32, tileF32AVX512x14, tileBF16AVX512x14},
+				{8, 32, tileF32AVX512x8, tileBF16AVX512x8},
+				{4, 32, tileF32AVX512x4, tileBF16AVX512x4},
+				{2, 32, tileF32AVX512x2, tileBF16AVX512x2},
+				{1, 32, tileF32AVX512x1, tileBF16AVX512x1},
 			},
 		}
 		if set == isa.AVX512BF16 {

@@ -152,6 +152,9 @@ func (r *run) compute(worker, rowBlock, panelBlock int) {
 	if r.Type == BF16 {
 		slice = r.k.sliceBF16
 	}
+	if r.rows <= 2*r.k.TileRows() {
+		slice = r.steps // weights are read once or twice: the longer the run, the better
+	}
 	for at := 0; at < r.steps; at += slice {
 		n := min(slice, r.steps-at)
 		for p := range panels {

@@ -97,7 +97,7 @@ loop:
 	RET
 
 // func tileF32AVX2x4(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·tileF32AVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -134,6 +134,8 @@ fresh:
 	VXORPS Y7, Y7, Y7
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVUPS      (DI), Y8
 	VMOVUPS      32(DI), Y9
 	VBROADCASTSS (SI), Y10
@@ -167,7 +169,7 @@ loop:
 	RET
 
 // func tileF32AVX2x2(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·tileF32AVX2x2(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -182,9 +184,13 @@ TEXT ·tileF32AVX2x2(SB), NOSPLIT, $0-64
 	MOVQ    DX, R10
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
+	VMOVUPS 64(R10), Y2
+	VMOVUPS 96(R10), Y3
 	ADDQ    R8, R10
-	VMOVUPS (R10), Y2
-	VMOVUPS 32(R10), Y3
+	VMOVUPS (R10), Y4
+	VMOVUPS 32(R10), Y5
+	VMOVUPS 64(R10), Y6
+	VMOVUPS 96(R10), Y7
 	JMP     loop
 
 fresh:
@@ -192,30 +198,46 @@ fresh:
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
 
 loop:
-	VMOVUPS      (DI), Y4
-	VMOVUPS      32(DI), Y5
-	VBROADCASTSS (SI), Y6
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y1
-	VBROADCASTSS 4(SI), Y7
-	VFMADD231PS  Y7, Y4, Y2
-	VFMADD231PS  Y7, Y5, Y3
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
+	VMOVUPS      (DI), Y8
+	VMOVUPS      32(DI), Y9
+	VMOVUPS      64(DI), Y10
+	VMOVUPS      96(DI), Y11
+	VBROADCASTSS (SI), Y12
+	VFMADD231PS  Y12, Y8, Y0
+	VFMADD231PS  Y12, Y9, Y1
+	VFMADD231PS  Y12, Y10, Y2
+	VFMADD231PS  Y12, Y11, Y3
+	VBROADCASTSS 4(SI), Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VFMADD231PS  Y13, Y9, Y5
+	VFMADD231PS  Y13, Y10, Y6
+	VFMADD231PS  Y13, Y11, Y7
 	ADDQ         R11, SI
 	ADDQ         R12, DI
 	DECQ         CX
 	JNZ          loop
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
 	ADDQ         R8, DX
-	VMOVUPS      Y2, (DX)
-	VMOVUPS      Y3, 32(DX)
+	VMOVUPS      Y4, (DX)
+	VMOVUPS      Y5, 32(DX)
+	VMOVUPS      Y6, 64(DX)
+	VMOVUPS      Y7, 96(DX)
 	VZEROUPPER
 	RET
 
 // func tileF32AVX2x1(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, FMA3
+// Requires: AVX, FMA3, MMX+
 TEXT ·tileF32AVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -230,24 +252,36 @@ TEXT ·tileF32AVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    DX, R10
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
+	VMOVUPS 64(R10), Y2
+	VMOVUPS 96(R10), Y3
 	JMP     loop
 
 fresh:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
 
 loop:
-	VMOVUPS      (DI), Y2
-	VMOVUPS      32(DI), Y3
-	VBROADCASTSS (SI), Y4
-	VFMADD231PS  Y4, Y2, Y0
-	VFMADD231PS  Y4, Y3, Y1
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
+	VMOVUPS      (DI), Y4
+	VMOVUPS      32(DI), Y5
+	VMOVUPS      64(DI), Y6
+	VMOVUPS      96(DI), Y7
+	VBROADCASTSS (SI), Y8
+	VFMADD231PS  Y8, Y4, Y0
+	VFMADD231PS  Y8, Y5, Y1
+	VFMADD231PS  Y8, Y6, Y2
+	VFMADD231PS  Y8, Y7, Y3
 	ADDQ         R11, SI
 	ADDQ         R12, DI
 	DECQ         CX
 	JNZ          loop
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
 	VZEROUPPER
 	RET
 
@@ -432,7 +466,7 @@ loop:
 	RET
 
 // func tileF32AVX512x8(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·tileF32AVX512x8(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -489,6 +523,8 @@ fresh:
 	VPXORD Z15, Z15, Z15
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVUPS      (DI), Z16
 	VMOVUPS      64(DI), Z17
 	VBROADCASTSS (SI), Z18
@@ -546,7 +582,7 @@ loop:
 	RET
 
 // func tileF32AVX512x4(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·tileF32AVX512x4(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -583,6 +619,8 @@ fresh:
 	VPXORD Z7, Z7, Z7
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVUPS      (DI), Z8
 	VMOVUPS      64(DI), Z9
 	VBROADCASTSS (SI), Z10
@@ -616,7 +654,7 @@ loop:
 	RET
 
 // func tileF32AVX512x2(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·tileF32AVX512x2(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -643,6 +681,8 @@ fresh:
 	VPXORD Z3, Z3, Z3
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVUPS      (DI), Z4
 	VMOVUPS      64(DI), Z5
 	VBROADCASTSS (SI), Z6
@@ -664,7 +704,7 @@ loop:
 	RET
 
 // func tileF32AVX512x1(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·tileF32AVX512x1(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -686,6 +726,8 @@ fresh:
 	VPXORD Z1, Z1, Z1
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVUPS      (DI), Z2
 	VMOVUPS      64(DI), Z3
 	VBROADCASTSS (SI), Z4
@@ -824,7 +866,7 @@ loop:
 	RET
 
 // func tileBF16AVX2x4(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX2, FMA3, SSE
+// Requires: AVX, AVX2, FMA3, MMX+, SSE
 TEXT ·tileBF16AVX2x4(SB), NOSPLIT, $8-64
 	MOVQ     kc+0(FP), CX
 	MOVQ     a+8(FP), SI
@@ -868,6 +910,8 @@ fresh:
 	VXORPS Y7, Y7, Y7
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VPAND        (DI), Y15, Y8
 	VPAND        32(DI), Y15, Y9
 	VBROADCASTSS (SI), Y10
@@ -919,7 +963,7 @@ loop:
 	RET
 
 // func tileBF16AVX2x2(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX2, FMA3, SSE
+// Requires: AVX, AVX2, FMA3, MMX+, SSE
 TEXT ·tileBF16AVX2x2(SB), NOSPLIT, $8-64
 	MOVQ     kc+0(FP), CX
 	MOVQ     a+8(FP), SI
@@ -941,9 +985,13 @@ TEXT ·tileBF16AVX2x2(SB), NOSPLIT, $8-64
 	MOVQ     DX, R10
 	VMOVUPS  (R10), Y0
 	VMOVUPS  32(R10), Y1
+	VMOVUPS  64(R10), Y2
+	VMOVUPS  96(R10), Y3
 	ADDQ     R8, R10
-	VMOVUPS  (R10), Y2
-	VMOVUPS  32(R10), Y3
+	VMOVUPS  (R10), Y4
+	VMOVUPS  32(R10), Y5
+	VMOVUPS  64(R10), Y6
+	VMOVUPS  96(R10), Y7
 	JMP      loop
 
 fresh:
@@ -951,42 +999,66 @@ fresh:
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
 
 loop:
-	VPAND        (DI), Y15, Y4
-	VPAND        32(DI), Y15, Y5
-	VBROADCASTSS (SI), Y6
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y1
-	VBROADCASTSS 4(SI), Y7
-	VFMADD231PS  Y7, Y4, Y2
-	VFMADD231PS  Y7, Y5, Y3
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
+	VPAND        (DI), Y15, Y8
+	VPAND        32(DI), Y15, Y9
+	VPAND        64(DI), Y15, Y10
+	VPAND        96(DI), Y15, Y11
+	VBROADCASTSS (SI), Y12
+	VFMADD231PS  Y12, Y8, Y0
+	VFMADD231PS  Y12, Y9, Y1
+	VFMADD231PS  Y12, Y10, Y2
+	VFMADD231PS  Y12, Y11, Y3
+	VBROADCASTSS 4(SI), Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VFMADD231PS  Y13, Y9, Y5
+	VFMADD231PS  Y13, Y10, Y6
+	VFMADD231PS  Y13, Y11, Y7
 	ADDQ         R11, SI
-	VMOVDQU      (DI), Y4
-	VPSLLD       $0x10, Y4, Y4
-	VMOVDQU      32(DI), Y5
-	VPSLLD       $0x10, Y5, Y5
-	VBROADCASTSS (SI), Y6
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y1
-	VBROADCASTSS 4(SI), Y7
-	VFMADD231PS  Y7, Y4, Y2
-	VFMADD231PS  Y7, Y5, Y3
+	VMOVDQU      (DI), Y8
+	VPSLLD       $0x10, Y8, Y8
+	VMOVDQU      32(DI), Y9
+	VPSLLD       $0x10, Y9, Y9
+	VMOVDQU      64(DI), Y10
+	VPSLLD       $0x10, Y10, Y10
+	VMOVDQU      96(DI), Y11
+	VPSLLD       $0x10, Y11, Y11
+	VBROADCASTSS (SI), Y12
+	VFMADD231PS  Y12, Y8, Y0
+	VFMADD231PS  Y12, Y9, Y1
+	VFMADD231PS  Y12, Y10, Y2
+	VFMADD231PS  Y12, Y11, Y3
+	VBROADCASTSS 4(SI), Y13
+	VFMADD231PS  Y13, Y8, Y4
+	VFMADD231PS  Y13, Y9, Y5
+	VFMADD231PS  Y13, Y10, Y6
+	VFMADD231PS  Y13, Y11, Y7
 	ADDQ         R11, SI
 	ADDQ         R12, DI
 	DECQ         CX
 	JNZ          loop
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
 	ADDQ         R8, DX
-	VMOVUPS      Y2, (DX)
-	VMOVUPS      Y3, 32(DX)
+	VMOVUPS      Y4, (DX)
+	VMOVUPS      Y5, 32(DX)
+	VMOVUPS      Y6, 64(DX)
+	VMOVUPS      Y7, 96(DX)
 	LDMXCSR      (SP)
 	VZEROUPPER
 	RET
 
 // func tileBF16AVX2x1(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX2, FMA3, SSE
+// Requires: AVX, AVX2, FMA3, MMX+, SSE
 TEXT ·tileBF16AVX2x1(SB), NOSPLIT, $8-64
 	MOVQ     kc+0(FP), CX
 	MOVQ     a+8(FP), SI
@@ -1008,32 +1080,50 @@ TEXT ·tileBF16AVX2x1(SB), NOSPLIT, $8-64
 	MOVQ     DX, R10
 	VMOVUPS  (R10), Y0
 	VMOVUPS  32(R10), Y1
+	VMOVUPS  64(R10), Y2
+	VMOVUPS  96(R10), Y3
 	JMP      loop
 
 fresh:
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
 
 loop:
-	VPAND        (DI), Y15, Y2
-	VPAND        32(DI), Y15, Y3
-	VBROADCASTSS (SI), Y4
-	VFMADD231PS  Y4, Y2, Y0
-	VFMADD231PS  Y4, Y3, Y1
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
+	VPAND        (DI), Y15, Y4
+	VPAND        32(DI), Y15, Y5
+	VPAND        64(DI), Y15, Y6
+	VPAND        96(DI), Y15, Y7
+	VBROADCASTSS (SI), Y8
+	VFMADD231PS  Y8, Y4, Y0
+	VFMADD231PS  Y8, Y5, Y1
+	VFMADD231PS  Y8, Y6, Y2
+	VFMADD231PS  Y8, Y7, Y3
 	ADDQ         R11, SI
-	VMOVDQU      (DI), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VMOVDQU      32(DI), Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (SI), Y4
-	VFMADD231PS  Y4, Y2, Y0
-	VFMADD231PS  Y4, Y3, Y1
+	VMOVDQU      (DI), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VMOVDQU      32(DI), Y5
+	VPSLLD       $0x10, Y5, Y5
+	VMOVDQU      64(DI), Y6
+	VPSLLD       $0x10, Y6, Y6
+	VMOVDQU      96(DI), Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (SI), Y8
+	VFMADD231PS  Y8, Y4, Y0
+	VFMADD231PS  Y8, Y5, Y1
+	VFMADD231PS  Y8, Y6, Y2
+	VFMADD231PS  Y8, Y7, Y3
 	ADDQ         R11, SI
 	ADDQ         R12, DI
 	DECQ         CX
 	JNZ          loop
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
 	LDMXCSR      (SP)
 	VZEROUPPER
 	RET
@@ -1272,7 +1362,7 @@ loop:
 	RET
 
 // func tileBF16AVX512x8(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512BW, AVX512F, SSE
+// Requires: AVX, AVX512BW, AVX512F, MMX+, SSE
 TEXT ·tileBF16AVX512x8(SB), NOSPLIT, $8-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -1336,6 +1426,8 @@ fresh:
 	VPXORD Z15, Z15, Z15
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVDQU16.Z  (DI), K1, Z16
 	VMOVDQU16.Z  64(DI), K1, Z17
 	VBROADCASTSS (SI), Z18
@@ -1421,7 +1513,7 @@ loop:
 	RET
 
 // func tileBF16AVX512x4(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512BW, AVX512F, SSE
+// Requires: AVX, AVX512BW, AVX512F, MMX+, SSE
 TEXT ·tileBF16AVX512x4(SB), NOSPLIT, $8-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -1465,6 +1557,8 @@ fresh:
 	VPXORD Z7, Z7, Z7
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVDQU16.Z  (DI), K1, Z8
 	VMOVDQU16.Z  64(DI), K1, Z9
 	VBROADCASTSS (SI), Z10
@@ -1514,7 +1608,7 @@ loop:
 	RET
 
 // func tileBF16AVX512x2(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512BW, AVX512F, SSE
+// Requires: AVX, AVX512BW, AVX512F, MMX+, SSE
 TEXT ·tileBF16AVX512x2(SB), NOSPLIT, $8-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -1548,6 +1642,8 @@ fresh:
 	VPXORD Z3, Z3, Z3
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVDQU16.Z  (DI), K1, Z4
 	VMOVDQU16.Z  64(DI), K1, Z5
 	VBROADCASTSS (SI), Z6
@@ -1579,7 +1675,7 @@ loop:
 	RET
 
 // func tileBF16AVX512x1(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512BW, AVX512F, SSE
+// Requires: AVX, AVX512BW, AVX512F, MMX+, SSE
 TEXT ·tileBF16AVX512x1(SB), NOSPLIT, $8-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -1608,6 +1704,8 @@ fresh:
 	VPXORD Z1, Z1, Z1
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVDQU16.Z  (DI), K1, Z2
 	VMOVDQU16.Z  64(DI), K1, Z3
 	VBROADCASTSS (SI), Z4
@@ -1950,7 +2048,7 @@ loop:
 	RET
 
 // func tileDotAVX512x8(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·tileDotAVX512x8(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -2007,6 +2105,8 @@ fresh:
 	VPXORD Z15, Z15, Z15
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVUPS      (DI), Z16
 	VMOVUPS      64(DI), Z17
 	VPBROADCASTD (SI), Z18
@@ -2144,7 +2244,7 @@ loop:
 	RET
 
 // func tileDotAVX512x4(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·tileDotAVX512x4(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -2181,6 +2281,8 @@ fresh:
 	VPXORD Z7, Z7, Z7
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVUPS      (DI), Z8
 	VMOVUPS      64(DI), Z9
 	VPBROADCASTD (SI), Z10
@@ -2254,7 +2356,7 @@ loop:
 	RET
 
 // func tileDotAVX512x2(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·tileDotAVX512x2(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -2281,6 +2383,8 @@ fresh:
 	VPXORD Z3, Z3, Z3
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVUPS      (DI), Z4
 	VMOVUPS      64(DI), Z5
 	VPBROADCASTD (SI), Z6
@@ -2322,7 +2426,7 @@ loop:
 	RET
 
 // func tileDotAVX512x1(kc int, a *byte, lda int, b *byte, ldb int, c *float32, ldc int, resume int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512F, MMX+
 TEXT ·tileDotAVX512x1(SB), NOSPLIT, $0-64
 	MOVQ    kc+0(FP), CX
 	MOVQ    a+8(FP), SI
@@ -2344,6 +2448,8 @@ fresh:
 	VPXORD Z1, Z1, Z1
 
 loop:
+	PREFETCHT0   2048(DI)
+	PREFETCHT0   2112(DI)
 	VMOVUPS      (DI), Z2
 	VMOVUPS      64(DI), Z3
 	VPBROADCASTD (SI), Z4
