@@ -43,9 +43,16 @@ type Tensor struct {
 	Place Place
 }
 
-// Step is a node to execute. Views (reshape, split and the parts of a concat
-// made in place) need no work: View is set when nothing is to be done at all,
-// and InPlace[i] when input i of a concat already lies in its output.
+// Step is a node to execute. Views (reshape, split, a cast to the same dtype,
+// the parts of a concat made in place) need no work: View is set when nothing
+// is to be done at all, and InPlace[i] when input i of a concat already lies in
+// its output. A split, reshape or cast without View copies.
+//
+// The output of an element- or row-wise step (scale, silu, gelu_tanh, norms,
+// modulate, rope: In[0]; add, mul: either; gated_add: In[0] or In[2]) may lie
+// exactly on that input. Apart from that no output overlaps an input.
+// Values may have strides in any dimension but the last; those that patchify,
+// unpatchify, timestep_embedding and transpose make are contiguous.
 type Step struct {
 	Node
 	View    bool

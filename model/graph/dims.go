@@ -1,0 +1,98 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package graph
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// ErrTooLarge is in every error about a request beyond a bound: that of the
+// model or of the workload a deployment was placed for.
+var ErrTooLarge = errors.New("request too large")
+
+// DimError is a dimension that is missing or out of bounds.
+type DimError struct {
+	Dim      string
+	Got      int64
+	Min, Max int64
+	Missing  bool
+	Workload bool // the bound is the workload's, not the model's
+}
+
+func (e *DimError) Error() string {
+	switch {
+	case e.Missing:
+		return fmt.Sprintf("dimension %s is missing, must be %d to %d", e.Dim, e.Min, e.Max)
+	case e.Workload:
+		return fmt.Sprintf("%s %d is more than the %d that this deployment is placed for; deploy it again with a larger workload", e.Dim, e.Got, e.Max)
+	}
+	return fmt.Sprintf("dimension %s is %d, must be %d to %d", e.Dim, e.Got, e.Min, e.Max)
+}
+
+// Is reports a value above its bound as ErrTooLarge.
+func (e *DimError) Is(target error) bool {
+	return target == ErrTooLarge && !e.Missing && e.Got > e.Max
+}
+
+func sortedNames[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// Request turns a workload or request in a user's words (FLUX: width, height in
+// pixels, text_tokens, batch) into free dimensions. Words that are missing are
+// an error, unknown ones too.
+func (m *Model) Request(words map[string]int64) (Dims, error) {
+	dims := Dims{}
+	known := map[string]bool{}
+	for _, d := range m.Dims {
+		if d.Derived != nil {
+			continue
+		}
+		if d.Request == "" {
+			return nil, fmt.Errorf("%s: dimension %s cannot be requested", m.Arch, d.Name)
+		}
+		known[d.Request] = true
+		v, ok := words[d.Request]
+		if !ok {
+			return nil, fmt.Errorf("%s needs %s", m.Arch, d.Request)
+		}
+		if v < 1 || v > MaxExtent {
+			return nil, &DimError{Dim: d.Request, Got: v, Min: d.Min, Max: satMul(d.Max, d.Unit)}
+		}
+		n := (v + d.Unit - 1) / d.Unit
+		if n < d.Min || n > d.Max {
+			return nil, &DimError{Dim: d.Request, Got: v, Min: satMul(d.Min, d.Unit), Max: satMul(d.Max, d.Unit)}
+		}
+		dims[d.Name] = n
+	}
+	for _, w := range sortedNames(words) {
+		if !known[w] {
+			return nil, fmt.Errorf("%s does not know %s; it takes %v", m.Arch, quote(w), sortedNames(known))
+		}
+	}
+	return dims, nil
+}
+
+func satMul(a, b int64) int64 {
+	if b != 0 && a > MaxExtent/b {
+		return MaxExtent
+	}
+	return a * b
+}
+
+// Within says whether a request fits a workload: every free dimension at most
+// the workload's. The error is a *DimError that is ErrTooLarge.
+func (m *Model) Within(request, workload Dims) error {
+	for _, d := range m.Dims {
+		if d.Derived == nil && request[d.Name] > workload[d.Name] {
+			e := &DimError{Dim: d.Name, Got: request[d.Name], Max: workload[d.Name], Workload: true}
+			if d.Request != "" {
+				e.Dim, e.Got, e.Max = d.Request, satMul(e.Got, d.Unit), satMul(e.Max, d.Unit)
+			}
+			return e
+		}
+	}
+	return nil
+}

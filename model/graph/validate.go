@@ -1,0 +1,614 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package graph
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/distorch/distorch/model/tensor"
+)
+
+// Bounds of a valid Model.
+const (
+	maxDims      = 64
+	maxRuns      = 16
+	maxBlocks    = 1 << 12
+	maxValues    = 1 << 12
+	maxNodes     = 1 << 12
+	maxNameBytes = 256
+	maxRank      = 8
+	maxParts     = 64
+	maxElements  = 1 << 42 // of a value at the largest dimensions
+	maxWeight    = 1 << 36 // elements of one weight
+)
+
+// Validate says whether m is sound: known operations with the right arity,
+// parameters, kinds and shapes (checked at the smallest, the largest and two
+// mixed choices of the free dimensions, and again at each specialisation),
+// every value made once and before its use, runs that fit together, unique
+// names, bounded sizes. The error names the place and the fault. Nothing is
+// allocated by an announced size.
+func Validate(m *Model) error {
+	if m == nil {
+		return fmt.Errorf("no model")
+	}
+	if m.OpSet == 0 || m.OpSet > OpSet {
+		return fmt.Errorf("model %s needs op set %d, this build has %d", quote(m.Arch), m.OpSet, OpSet)
+	}
+	if err := checkName("architecture", m.Arch); err != nil {
+		return err
+	}
+	if err := m.validateDims(); err != nil {
+		return err
+	}
+	if err := m.validateStructure(); err != nil {
+		return err
+	}
+	for _, dims := range m.samplePoints() {
+		if err := m.validateAt(dims); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func quote(s string) string {
+	if len(s) > maxNameBytes {
+		s = s[:maxNameBytes] + "…"
+	}
+	return fmt.Sprintf("%q", s)
+}
+
+func checkName(what, name string) error {
+	if name == "" || len(name) > maxNameBytes || !utf8.ValidString(name) || strings.ContainsAny(name, "\x00\n\r") {
+		return fmt.Errorf("%s has the name %s: must be 1 to %d bytes of text", what, quote(name), maxNameBytes)
+	}
+	return nil
+}
+
+func (m *Model) validateDims() error {
+	if len(m.Dims) == 0 || len(m.Dims) > maxDims {
+		return fmt.Errorf("model %s has %d dimensions, must be 1 to %d", m.Arch, len(m.Dims), maxDims)
+	}
+	known := Dims{}
+	for _, d := range m.Dims {
+		if err := checkName("dimension", d.Name); err != nil {
+			return err
+		}
+		if _, dup := known[d.Name]; dup {
+			return fmt.Errorf("dimension %q is defined twice", d.Name)
+		}
+		if d.Derived != nil {
+			v, err := d.Derived.Eval(known)
+			if err != nil {
+				return fmt.Errorf("dimension %q: %w", d.Name, err)
+			}
+			if d.Request != "" || d.Unit != 0 {
+				return fmt.Errorf("dimension %q is derived and cannot be requested", d.Name)
+			}
+			known[d.Name] = v
+			continue
+		}
+		if d.Min < 1 || d.Max < d.Min || d.Max > MaxExtent {
+			return fmt.Errorf("dimension %q has bounds %d..%d", d.Name, d.Min, d.Max)
+		}
+		if len(d.Request) > maxNameBytes || d.Unit < 0 || d.Unit > MaxExtent || (d.Request == "") != (d.Unit == 0) {
+			return fmt.Errorf("dimension %q has a bad request rule", d.Name)
+		}
+		known[d.Name] = d.Max
+	}
+	return nil
+}
+
+// validateStructure checks everything that does not depend on dimensions.
+func (m *Model) validateStructure() error {
+	if len(m.Runs) == 0 || len(m.Runs) > maxRuns {
+		return fmt.Errorf("model %s has %d runs of blocks, must be 1 to %d", m.Arch, len(m.Runs), maxRuns)
+	}
+	if err := m.validateInterface(); err != nil {
+		return err
+	}
+	blocks := int64(0)
+	for i := range m.Runs {
+		r := &m.Runs[i]
+		if err := checkName("run", r.Name); err != nil {
+			return err
+		}
+		if r.Count < 1 || r.Count > maxBlocks {
+			return fmt.Errorf("run %s has %d blocks, must be 1 to %d", r.Name, r.Count, maxBlocks)
+		}
+		blocks += r.Count
+		for j := range i {
+			if m.Runs[j].Name == r.Name {
+				return fmt.Errorf("run %s is defined twice", r.Name)
+			}
+		}
+		if err := checkValues("state of "+r.Name, r.State); err != nil {
+			return err
+		}
+	}
+	if blocks > maxBlocks {
+		return fmt.Errorf("model %s has %d blocks, at most %d", m.Arch, blocks, maxBlocks)
+	}
+	weights := map[string]bool{}
+	return m.eachGraph(func(p part) error {
+		if err := p.graph.validate(p.reads, p.outputs, m.Constants); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		for _, w := range p.graph.Weights {
+			if strings.Contains(w.Name, "{i}") != p.block {
+				return fmt.Errorf("%s: weight %q: the block number {i} belongs in the weights of blocks and nowhere else", p.name, w.Name)
+			}
+			if weights[w.Name] {
+				return fmt.Errorf("%s: weight %q is used by two parts of the model", p.name, w.Name)
+			}
+			weights[w.Name] = true
+		}
+		return nil
+	})
+}
+
+func (m *Model) validateInterface() error {
+	if err := checkValues("inputs", m.Inputs); err != nil {
+		return err
+	}
+	if err := checkValues("output", []Value{m.Output}); err != nil {
+		return err
+	}
+	if len(m.Travel) > 0 {
+		if err := checkValues("travelling values", m.Travel); err != nil {
+			return err
+		}
+	}
+	if len(m.Constants) > maxDims {
+		return fmt.Errorf("%d constants, at most %d", len(m.Constants), maxDims)
+	}
+	seen := map[string]bool{}
+	for _, c := range m.Constants {
+		if err := checkName("constant", c.Name); err != nil {
+			return err
+		}
+		if seen[c.Name] {
+			return fmt.Errorf("constant %q is defined twice", c.Name)
+		}
+		seen[c.Name] = true
+		if err := c.validate(); err != nil {
+			return fmt.Errorf("constant %q: %w", c.Name, err)
+		}
+	}
+	for _, v := range slices.Concat(m.Inputs, m.Travel) {
+		if seen[v.Name] {
+			return fmt.Errorf("%q names both a constant and a value", v.Name)
+		}
+	}
+	return nil
+}
+
+func checkValues(what string, vs []Value) error {
+	if len(vs) == 0 || len(vs) > maxDims {
+		return fmt.Errorf("%s: %d values, must be 1 to %d", what, len(vs), maxDims)
+	}
+	seen := map[string]bool{}
+	for _, v := range vs {
+		if err := checkValue(v); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		if seen[v.Name] {
+			return fmt.Errorf("%s: value %q is defined twice", what, v.Name)
+		}
+		seen[v.Name] = true
+	}
+	return nil
+}
+
+func checkValue(v Value) error {
+	if err := checkName("value", v.Name); err != nil {
+		return err
+	}
+	if v.Kind != Compute && v.Kind != F32 {
+		return fmt.Errorf("value %q has an unknown kind", v.Name)
+	}
+	if len(v.Shape) == 0 || len(v.Shape) > maxRank {
+		return fmt.Errorf("value %q has %d dimensions, must be 1 to %d", v.Name, len(v.Shape), maxRank)
+	}
+	return nil
+}
+
+// part is one graph of a model with what it may read and must make.
+type part struct {
+	name    string
+	graph   *Graph
+	reads   []Value
+	outputs []Value
+	block   bool
+}
+
+// eachGraph visits head, entries, blocks and tail in order.
+func (m *Model) eachGraph(visit func(part) error) error {
+	first := &m.Runs[0]
+	head := slices.Concat(first.State, m.Travel)
+	if first.Entry != nil {
+		return fmt.Errorf("run %s is the first and cannot have an entry: the head makes its state", first.Name)
+	}
+	if err := visit(part{name: "head", graph: &m.Head, reads: m.Inputs, outputs: head}); err != nil {
+		return err
+	}
+	state := first.State
+	for i := range m.Runs {
+		r := &m.Runs[i]
+		if r.Entry != nil {
+			p := part{name: r.Name + ".entry", graph: r.Entry, reads: slices.Concat(state, m.Travel), outputs: r.State}
+			if err := visit(p); err != nil {
+				return err
+			}
+		} else if i > 0 && !sameValues(state, r.State) {
+			return fmt.Errorf("run %s has another state than the run before it and no entry", r.Name)
+		}
+		p := part{name: r.Name, graph: &r.Block, reads: slices.Concat(r.State, m.Travel), outputs: r.State, block: true}
+		if err := visit(p); err != nil {
+			return err
+		}
+		state = r.State
+	}
+	return visit(part{name: "tail", graph: &m.Tail, reads: slices.Concat(state, m.Travel), outputs: []Value{m.Output}})
+}
+
+func sameValues(a, b []Value) bool {
+	return slices.EqualFunc(a, b, func(x, y Value) bool { return x.Name == y.Name && sameDeclared(x, y) })
+}
+
+// sameDeclared compares kinds and shapes as written.
+func sameDeclared(a, b Value) bool {
+	return a.Kind == b.Kind && slices.EqualFunc(a.Shape, b.Shape, func(x, y Expr) bool { return x.String() == y.String() })
+}
+
+// validate checks a graph's structure: bounds, names, references, single
+// assignment, order, arity and bindings.
+func (g *Graph) validate(reads, outputs []Value, constants []Constant) error {
+	if len(g.Values) > maxValues || len(g.Nodes) > maxNodes || len(g.Weights) > maxValues || len(g.Taps) > maxValues {
+		return fmt.Errorf("%d values, %d nodes, %d weights, %d taps: beyond the bounds", len(g.Values), len(g.Nodes), len(g.Weights), len(g.Taps))
+	}
+	seen := make(map[string]bool, len(g.Values))
+	for _, v := range g.Values {
+		if err := checkValue(v); err != nil {
+			return err
+		}
+		if seen[v.Name] {
+			return fmt.Errorf("value %q is defined twice", v.Name)
+		}
+		seen[v.Name] = true
+	}
+	if err := g.validateWeights(); err != nil {
+		return err
+	}
+	made := make([]bool, len(g.Values))
+	if err := g.bindInputs(made, reads, constants); err != nil {
+		return err
+	}
+	bound := slices.Clone(made)
+	used := make([]bool, len(g.Weights))
+	for i := range g.Nodes {
+		if err := g.validateNode(&g.Nodes[i], made, used); err != nil {
+			return fmt.Errorf("node %d (%s): %w", i, quote(string(g.Nodes[i].Op)), err)
+		}
+	}
+	for i, ok := range made {
+		if !ok {
+			return fmt.Errorf("value %q is never made", g.Values[i].Name)
+		}
+	}
+	for i, ok := range used {
+		if !ok {
+			return fmt.Errorf("weight %q is never used", g.Weights[i].Name)
+		}
+	}
+	if err := g.validateOutputs(bound, outputs); err != nil {
+		return err
+	}
+	return g.validateTaps()
+}
+
+func (g *Graph) validateWeights() error {
+	seen := make(map[string]bool, len(g.Weights))
+	for _, w := range g.Weights {
+		if err := checkName("weight", w.Name); err != nil {
+			return err
+		}
+		if seen[w.Name] {
+			return fmt.Errorf("weight %q is defined twice", w.Name)
+		}
+		seen[w.Name] = true
+		n, err := w.Shape.Elements()
+		if err != nil {
+			return fmt.Errorf("weight %q: %w", w.Name, err)
+		}
+		if n == 0 || n > maxWeight || len(w.Shape) > maxRank {
+			return fmt.Errorf("weight %q has shape %v: empty or beyond the bounds", w.Name, w.Shape)
+		}
+	}
+	return nil
+}
+
+func (g *Graph) bindInputs(made []bool, reads []Value, constants []Constant) error {
+	for _, id := range g.Inputs {
+		v, err := g.take(id, made)
+		if err != nil {
+			return fmt.Errorf("input: %w", err)
+		}
+		i := slices.IndexFunc(reads, func(r Value) bool { return r.Name == v.Name })
+		if i < 0 {
+			return fmt.Errorf("input %q is nothing that this part may read", v.Name)
+		}
+		if !sameDeclared(*v, reads[i]) {
+			return fmt.Errorf("input %q has another kind or shape than where it comes from", v.Name)
+		}
+	}
+	for _, id := range g.Constants {
+		v, err := g.take(id, made)
+		if err != nil {
+			return fmt.Errorf("constant: %w", err)
+		}
+		i := slices.IndexFunc(constants, func(c Constant) bool { return c.Name == v.Name })
+		if i < 0 {
+			return fmt.Errorf("constant %q is unknown", v.Name)
+		}
+		if !sameDeclared(*v, Value{Name: v.Name, Shape: constants[i].Shape, Kind: F32}) {
+			return fmt.Errorf("constant %q has another kind or shape than its definition", v.Name)
+		}
+	}
+	return nil
+}
+
+// take marks a value as made.
+func (g *Graph) take(id ValueID, made []bool) (*Value, error) {
+	if id < 0 || int(id) >= len(g.Values) {
+		return nil, fmt.Errorf("value %d does not exist", id)
+	}
+	if made[id] {
+		return nil, fmt.Errorf("value %q is made twice", g.Values[id].Name)
+	}
+	made[id] = true
+	return &g.Values[id], nil
+}
+
+func (g *Graph) validateNode(n *Node, made, used []bool) error {
+	a, ok := n.Op.arity()
+	if !ok {
+		return fmt.Errorf("unknown operation: op set %d does not have it", OpSet)
+	}
+	if n.Op == OpAllReduce {
+		return fmt.Errorf("reserved for tensor parallelism, which op set %d does not have", OpSet)
+	}
+	if !within(len(n.In), a.minIn, a.maxIn) || !within(len(n.Out), a.minOut, a.maxOut) || !within(len(n.Weights), a.minW, a.maxW) ||
+		len(n.In) > maxParts || len(n.Out) > maxParts {
+		return fmt.Errorf("%d inputs, %d outputs, %d weights: not what it takes", len(n.In), len(n.Out), len(n.Weights))
+	}
+	if len(n.Attrs.Perm) > maxRank {
+		return fmt.Errorf("permutation of %d dimensions", len(n.Attrs.Perm))
+	}
+	if err := checkAttrs(n.Op, n.Attrs); err != nil {
+		return err
+	}
+	for _, id := range n.In {
+		if id < 0 || int(id) >= len(g.Values) {
+			return fmt.Errorf("input value %d does not exist", id)
+		}
+		if !made[id] {
+			return fmt.Errorf("value %q is used before it is made", g.Values[id].Name)
+		}
+	}
+	for _, id := range n.Weights {
+		if id < 0 || int(id) >= len(g.Weights) {
+			return fmt.Errorf("weight %d does not exist", id)
+		}
+		if used[id] {
+			return fmt.Errorf("weight %q is used twice", g.Weights[id].Name)
+		}
+		used[id] = true
+	}
+	for _, id := range n.Out {
+		if _, err := g.take(id, made); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *Graph) validateOutputs(bound []bool, outputs []Value) error {
+	if len(g.Outputs) != len(outputs) {
+		return fmt.Errorf("%d outputs, must be %d", len(g.Outputs), len(outputs))
+	}
+	for i, id := range g.Outputs {
+		if id < 0 || int(id) >= len(g.Values) {
+			return fmt.Errorf("output value %d does not exist", id)
+		}
+		v := g.Values[id]
+		if bound[id] {
+			return fmt.Errorf("output %q is an input or a constant, must be made by a node", v.Name)
+		}
+		if slices.Contains(g.Outputs[:i], id) {
+			return fmt.Errorf("output %q stands twice", v.Name)
+		}
+		if !sameDeclared(v, outputs[i]) {
+			return fmt.Errorf("output %q has another kind or shape than %q, which it becomes", v.Name, outputs[i].Name)
+		}
+	}
+	return nil
+}
+
+func (g *Graph) validateTaps() error {
+	for _, t := range g.Taps {
+		if err := checkName("tap", t.Name); err != nil {
+			return err
+		}
+		want, dims := 1, 0
+		switch t.Layout {
+		case TapAsIs:
+		case TapHeadsFirst:
+			dims = 4
+		case TapRotation:
+			want, dims = 2, 2
+		default:
+			return fmt.Errorf("tap %q has an unknown layout", t.Name)
+		}
+		if len(t.Values) != want {
+			return fmt.Errorf("tap %q shows %d values, must be %d", t.Name, len(t.Values), want)
+		}
+		for _, id := range t.Values {
+			if id < 0 || int(id) >= len(g.Values) {
+				return fmt.Errorf("tap %q shows value %d, which does not exist", t.Name, id)
+			}
+			if dims > 0 && len(g.Values[id].Shape) != dims {
+				return fmt.Errorf("tap %q shows %q, which does not have %d dimensions", t.Name, g.Values[id].Name, dims)
+			}
+		}
+	}
+	return nil
+}
+
+// samplePoints are choices of the free dimensions: smallest, largest, and two
+// in which no two dimensions agree unless their bounds force them to.
+func (m *Model) samplePoints() []Dims {
+	points := []Dims{{}, {}, {}, {}}
+	k := int64(0)
+	for _, d := range m.Dims {
+		if d.Derived != nil {
+			continue
+		}
+		k++
+		points[0][d.Name] = d.Min
+		points[1][d.Name] = d.Max
+		points[2][d.Name] = min(d.Max, d.Min+2*k+1)
+		points[3][d.Name] = min(d.Max, d.Min+17*k)
+	}
+	return points
+}
+
+// validateAt checks every shape at one choice of the free dimensions.
+func (m *Model) validateAt(free Dims) error {
+	dims, err := m.Resolve(free)
+	if err != nil {
+		return err
+	}
+	for _, c := range m.Constants {
+		if err := c.validateAt(dims); err != nil {
+			return fmt.Errorf("constant %q at %v: %w", c.Name, free, err)
+		}
+	}
+	return m.eachGraph(func(p part) error {
+		shapes, err := p.graph.shapes(dims)
+		if err == nil {
+			err = p.graph.checkShapes(shapes)
+		}
+		if err != nil {
+			return fmt.Errorf("%s at %v: %w", p.name, free, err)
+		}
+		return nil
+	})
+}
+
+// Resolve gives every dimension its value, derived ones included. Free ones
+// that are missing, unknown or out of bounds give a *DimError.
+func (m *Model) Resolve(free Dims) (Dims, error) {
+	dims := make(Dims, len(m.Dims))
+	taken := 0
+	for _, d := range m.Dims {
+		if d.Derived != nil {
+			v, err := d.Derived.Eval(dims)
+			if err != nil {
+				return nil, fmt.Errorf("dimension %q: %w", d.Name, err)
+			}
+			dims[d.Name] = v
+			if given, ok := free[d.Name]; ok {
+				if given != v {
+					return nil, &DimError{Dim: d.Name, Got: given, Min: v, Max: v}
+				}
+				taken++
+			}
+			continue
+		}
+		v, ok := free[d.Name]
+		if !ok {
+			return nil, &DimError{Dim: d.Name, Min: d.Min, Max: d.Max, Missing: true}
+		}
+		if v < d.Min || v > d.Max {
+			return nil, &DimError{Dim: d.Name, Got: v, Min: d.Min, Max: d.Max}
+		}
+		taken++
+		dims[d.Name] = v
+	}
+	if taken != len(free) {
+		for _, name := range sortedNames(free) {
+			if _, ok := dims[name]; !ok {
+				return nil, fmt.Errorf("%s has no dimension %s", m.Arch, quote(name))
+			}
+		}
+	}
+	return dims, nil
+}
+
+// shapes evaluates every value's shape, each bounded.
+func (g *Graph) shapes(dims Dims) ([]tensor.Shape, error) {
+	out := make([]tensor.Shape, len(g.Values))
+	for i, v := range g.Values {
+		s, err := v.at(dims)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = s
+	}
+	return out, nil
+}
+
+// at is the shape of v at these dimensions.
+func (v Value) at(dims Dims) (tensor.Shape, error) {
+	s, err := evalShape(v.Shape, dims)
+	if err != nil {
+		return nil, fmt.Errorf("value %q: %w", v.Name, err)
+	}
+	return s, nil
+}
+
+func evalShape(exprs []Expr, dims Dims) (tensor.Shape, error) {
+	s := make(tensor.Shape, len(exprs))
+	for i, e := range exprs {
+		n, err := e.Eval(dims)
+		if err != nil {
+			return nil, err
+		}
+		s[i] = n
+	}
+	n, err := s.Elements()
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 || n > maxElements {
+		return nil, fmt.Errorf("shape %v is empty or has more than %d elements", s, int64(maxElements))
+	}
+	return s, nil
+}
+
+func (g *Graph) checkShapes(shapes []tensor.Shape) error {
+	typedOf := func(ids []ValueID) []typed {
+		ts := make([]typed, len(ids))
+		for i, id := range ids {
+			ts[i] = typed{g.Values[id].Name, shapes[id], g.Values[id].Kind}
+		}
+		return ts
+	}
+	for i := range g.Nodes {
+		n := &g.Nodes[i]
+		w := make([]Weight, len(n.Weights))
+		for j, id := range n.Weights {
+			w[j] = g.Weights[id]
+		}
+		if err := checkNode(n.Op, n.Attrs, typedOf(n.In), typedOf(n.Out), w); err != nil {
+			return fmt.Errorf("node %d (%s): %w", i, n.Op, err)
+		}
+	}
+	return nil
+}
