@@ -28,6 +28,9 @@ type Tensor struct {
 	Size   tensor.Bytes // of the data
 }
 
+// minEntry is the length of {"dtype":"I8","shape":[],"data_offsets":[0,1]}.
+const minEntry = 49
+
 // header is a parsed and validated header; tensors are sorted by offset.
 type header struct {
 	tensors  []Tensor
@@ -73,7 +76,7 @@ func parseHeader(raw []byte) (*header, error) {
 		return nil, refuse(HeaderNotUTF8, "", "")
 	}
 	p := headerParser{dec: jsontext.NewDecoder(bytes.NewBuffer(raw))}
-	h := &header{}
+	h := &header{tensors: make([]Tensor, 0, len(raw)/minEntry+1)}
 	if kind := p.dec.PeekKind(); kind != '{' {
 		if kind == 0 {
 			_, err := p.dec.ReadToken()
@@ -207,7 +210,7 @@ func (p *headerParser) dtype(t *Tensor) error {
 }
 
 func (p *headerParser) shape(t *Tensor) error {
-	t.Shape = tensor.Shape{}
+	t.Shape = make(tensor.Shape, 0, 4)
 	return p.integers(t.Name, "shape", func(raw jsontext.Value) error {
 		if len(t.Shape) == maxRank {
 			return refuse(ShapeTooLong, t.Name, "")
@@ -289,12 +292,19 @@ func (t *Tensor) check() error {
 	return nil
 }
 
+func byOffset(a, b Tensor) int {
+	if c := cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Size, b.Size)); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Name, b.Name)
+}
+
 // place sorts the tensors by offset, checks that they fill the data of a file
 // of the given size, and makes their offsets absolute.
 func (h *header) place(size int64) error {
-	slices.SortFunc(h.tensors, func(a, b Tensor) int {
-		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Size, b.Size), strings.Compare(a.Name, b.Name))
-	})
+	if !slices.IsSortedFunc(h.tensors, byOffset) {
+		slices.SortFunc(h.tensors, byOffset)
+	}
 	data := size - h.data
 	end := int64(0)
 	for i := range h.tensors {
