@@ -1,0 +1,98 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package engine is the contract between the stage runtime and whatever
+// computes: one device, one compute queue, one copy queue, accounted memory,
+// and programs made from graphs.
+//
+// Imported by the stage runtime (its user) and by the engines below it. An
+// engine never calls back, opens a socket or knows an architecture; nothing
+// here imports the wire, the store or placement. Buffers are owned by the
+// Session that made them and are freed once by Free or Close.
+package engine
+
+import (
+	"context"
+
+	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/tensor"
+)
+
+// DeviceID names a device within its node: "cpu", "cuda:0".
+type DeviceID string
+
+// Device is what an engine offers.
+type Device struct {
+	ID      DeviceID
+	UUID    string
+	Model   string       // what the vendor calls it
+	Memory  tensor.Bytes // total
+	Threads int
+	ISA     string
+	DTypes  []tensor.DType            // compute dtypes
+	Class   func(tensor.DType) string `json:"-"` // numerics class of a compute dtype, "native/1/bf16"
+}
+
+// Engine opens sessions on devices.
+type Engine interface {
+	Devices(ctx context.Context) ([]Device, error)
+	Open(ctx context.Context, id DeviceID) (Session, error)
+}
+
+// Event is a point on a queue; the zero Event has passed.
+type Event uint64
+
+// Buffer is memory of the device's account. Host returns its bytes where the
+// host can see them (always, on a CPU), nil otherwise.
+type Buffer interface {
+	Bytes() tensor.Bytes
+	Host() []byte
+	Free()
+}
+
+// Weight is one tensor of a block as it is stored in a source buffer.
+type Weight struct {
+	Name   string // resolved, without the checkpoint's prefix
+	DType  tensor.DType
+	Shape  tensor.Shape
+	Offset tensor.Bytes // in the source buffer, row-major little-endian
+}
+
+// Program is a compiled segment. It states what it needs before anything is
+// allocated.
+type Program interface {
+	Segment() *graph.Segment
+	// Scratch is the arena that one Run uses (liveness peak, 64-byte aligned).
+	Scratch() tensor.Bytes
+	// PackedBytes is the size of one block's weights in the engine's layout.
+	PackedBytes() tensor.Bytes
+}
+
+// Binding gives one argument of a Run.
+type Binding struct {
+	Name   string // a segment input, constant or output; "" with Weights set binds the packed weights
+	Buffer Buffer
+	Offset tensor.Bytes
+}
+
+// Session is one open device.
+type Session interface {
+	// Compile checks the segment against the op set and states its needs.
+	Compile(ctx context.Context, s *graph.Segment) (Program, error)
+	// Buffer takes n bytes from the device's account; ErrNoMemory names what
+	// was asked, used and allowed.
+	Buffer(n tensor.Bytes) (Buffer, error)
+	// Pack lays the weights of one block out for the program, expanding stored
+	// dtypes exactly: src holds weights as in the file, dst PackedBytes.
+	Pack(p Program, dst Buffer, dstOffset tensor.Bytes, src Buffer, weights []Weight, after ...Event) Event
+	// Copy moves bytes; equal sizes are the caller's duty.
+	Copy(dst Buffer, dstOffset tensor.Bytes, src Buffer, srcOffset, n tensor.Bytes, after ...Event) Event
+	// Run executes the program once on the compute queue. Weights is the packed
+	// block, scratch at least Scratch() bytes.
+	Run(p Program, weights Buffer, weightsOffset tensor.Bytes, scratch Buffer, bindings []Binding, after ...Event) Event
+	// Wait returns when the event has passed; every error surfaces here.
+	Wait(ctx context.Context, e Event) error
+	// Account says what is in use and the peak since Open.
+	Account() (used, peak, limit tensor.Bytes)
+	Close() error
+}
