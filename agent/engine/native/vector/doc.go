@@ -27,3 +27,6 @@
 // Imported by the native engine and its attention. It must not import the
 // graph, the engine or anything that does I/O.
 package vector
+
+//go:generate go -C ../../../../tools run ./kernelgen/vector -isa avx2 -pkg vector -out ../agent/engine/native/vector/avx2_amd64.s -stubs ../agent/engine/native/vector/avx2_amd64.go
+//go:generate go -C ../../../../tools run ./kernelgen/vector -isa avx512 -pkg vector -out ../agent/engine/native/vector/avx512_amd64.s -stubs ../agent/engine/native/vector/avx512_amd64.go
