@@ -96,7 +96,8 @@ func (f *fill) extend(k, flags, x, y int, c capacity) {
 		if flags&int(r) != 0 {
 			continue
 		}
-		if got := c.most[r][0]; got > 0 && (r&first == 0 || n1 == 0) {
+		alone := r == first|last
+		if got := c.most[r][0]; got > 0 && (r&first == 0 || n1 == 0) && (!alone || got == n2) {
 			put(r, 0, x, y+got)
 		}
 		for dx := 1; x+dx <= n1; dx++ {

@@ -67,17 +67,6 @@ func (e *InfeasibleError) Error() string {
 	return b.String()
 }
 
-func unitFor(b Bytes) (float64, string) {
-	switch {
-	case b >= 1e8:
-		return 1e9, "GB"
-	case b >= 1e5:
-		return 1e6, "MB"
-	default:
-		return 1, "B"
-	}
-}
-
 func joinOr(items []string) string {
 	if len(items) < 2 {
 		return strings.Join(items, "")

@@ -10,13 +10,23 @@ type Bytes int64
 
 // String shows the size as "23.8 GB", "31.0 MB" or "512 B".
 func (b Bytes) String() string {
-	switch {
-	case b >= 1e8 || b <= -1e8:
-		return fmt.Sprintf("%.1f GB", float64(b)/1e9)
-	case b >= 1e5 || b <= -1e5:
-		return fmt.Sprintf("%.1f MB", float64(b)/1e6)
-	default:
+	div, unit := unitFor(max(b, -b))
+	if div == 1 {
 		return fmt.Sprintf("%d B", int64(b))
+	}
+	return fmt.Sprintf("%.1f %s", float64(b)/div, unit)
+}
+
+func unitFor(b Bytes) (float64, string) {
+	switch {
+	case b >= 1e9:
+		return 1e9, "GB"
+	case b >= 1e6:
+		return 1e6, "MB"
+	case b >= 1e3:
+		return 1e3, "kB"
+	default:
+		return 1, "B"
 	}
 }
 
