@@ -61,7 +61,7 @@ func TestDependencies(t *testing.T) {
 	var want []string
 	for _, p := range packages(t) {
 		for _, imported := range append(slices.Clone(p.imports), p.tests...) {
-			if relative(imported) != imported || !strings.Contains(strings.SplitN(imported, "/", 2)[0], ".") {
+			if host, _, _ := strings.Cut(imported, "/"); relative(imported) != imported || !strings.Contains(host, ".") {
 				continue
 			}
 			m := owner(imported, append(slices.Clone(direct), indirect...))

@@ -56,7 +56,7 @@ func ruleOf(pkg string) (rule string) {
 
 func allowed(pkg, imported string, test bool) bool {
 	rule := ruleOf(pkg)
-	own := strings.SplitN(pkg, "/", 2)[0]
+	own, _, _ := strings.Cut(pkg, "/")
 	if rule == own && within(imported, own) || within(imported, rule) {
 		return true
 	}
