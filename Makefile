@@ -35,7 +35,7 @@ GENERATED := grep -rlE '^// Code generated .* DO NOT EDIT' proto agent --include
 
 CROSS := windows/amd64 darwin/arm64 linux/arm64
 
-.PHONY: help build quickstart test test-golden lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
+.PHONY: help build quickstart test fuzz test-golden lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,6 +51,13 @@ quickstart: $(BIN)/distorch ## one picture on three agents, then on one; NETNS=1
 test: ## vet and all tests; closes with the slowest packages and what was skipped
 	$(GO) vet ./...
 	$(GO) run ./internal/testsum -plain $(PLAIN) -args '-shuffle=on -timeout=20m $(TESTFLAGS)' $(if $(PKG),$(PKG),./...)
+
+FUZZTIME ?= 10s
+fuzz: ## each fuzz target for FUZZTIME (10s)
+	@grep -rn --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's|^\(.*\)/[^/]*:[0-9]*:func \(.*\)$$|\1 \2|' | while read -r dir name; do \
+		echo "fuzz $$dir $$name"; \
+		$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null || exit 1; \
+	done
 
 test-golden: $(BIN)/distorch ## GOLDEN=DIR: compare with tensors that ComfyUI's own classes made
 	@test -n "$(GOLDEN)" || { echo 'make test-golden GOLDEN=DIR: DIR holds the golden folders (flux, tables, ...)' >&2; exit 2; }
