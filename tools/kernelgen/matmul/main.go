@@ -26,5 +26,10 @@ func main() {
 		storeF32(t)
 		storeBF16(t)
 	}
+	for _, rows := range []int{8, 6} {
+		transpose(rows, false)
+		transpose(rows, true)
+	}
+	pairRows()
 	build.Generate()
 }

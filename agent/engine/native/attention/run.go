@@ -107,8 +107,8 @@ func (w *worker) run(batch, head, from, rows int) {
 	w.state.Start(rows)
 	for key := 0; key < w.Keys; key += KeyTile {
 		w.columns = min(KeyTile, w.Keys-key)
-		matmul.PackRight(w.Type, add(w.base, w.keys), w.at(&w.K, batch, key, head), w.K.Row*w.size, w.columns, w.Dim)
-		packValues(w.Type, add(w.base, w.values), w.at(&w.V, batch, key, head), w.V.Row*w.size, w.columns, w.Dim)
+		w.k.mat.PackRight(w.Type, add(w.base, w.keys), w.at(&w.K, batch, key, head), w.K.Row*w.size, w.columns, w.Dim)
+		w.k.mat.PackRightRows(w.Type, add(w.base, w.values), w.at(&w.V, batch, key, head), w.V.Row*w.size, w.columns, w.Dim)
 		for row := 0; row < rows; row += blockRows {
 			w.tile(row, min(blockRows, rows-row), key > 0)
 		}
@@ -165,43 +165,6 @@ func (w *worker) floats(at int) *float32 { return (*float32)(unsafe.Pointer(add(
 
 func (w *worker) sumRows(row, n int) vector.Rows[float32] {
 	return vector.Rows[float32]{Data: unsafe.Slice(w.floats(w.sums+row*w.padded*4), n*w.padded), Stride: w.padded}
-}
-
-// packValues lays keys rows of dim elements out as panels of dim with the keys
-// as k: floats, or pairs of neighbouring keys.
-func packValues(d matmul.DType, dst, src *byte, rowBytes, keys, dim int) {
-	steps := d.Steps(keys)
-	for c := 0; c < dim; c += panel {
-		n := min(panel, dim-c)
-		for s := range steps {
-			to := unsafe.Slice((*uint32)(unsafe.Pointer(add(dst, (c*steps+s*panel)*4))), panel)
-			if d == matmul.F32 {
-				copy(to, unsafe.Slice((*uint32)(unsafe.Pointer(add(src, s*rowBytes+c*4))), n))
-			} else {
-				even := unsafe.Slice((*uint16)(unsafe.Pointer(add(src, 2*s*rowBytes+c*2))), n)
-				odd := even
-				if 2*s+1 < keys {
-					odd = unsafe.Slice((*uint16)(unsafe.Pointer(add(src, (2*s+1)*rowBytes+c*2))), n)
-				}
-				interleave(to, even, odd, 2*s+1 < keys)
-			}
-			clear(to[n:])
-		}
-	}
-}
-
-func interleave(to []uint32, even, odd []uint16, both bool) {
-	odd = odd[:len(even)]
-	to = to[:len(even)]
-	if !both {
-		for i, v := range even {
-			to[i] = uint32(v)
-		}
-		return
-	}
-	for i, v := range even {
-		to[i] = uint32(v) | uint32(odd[i])<<16
-	}
 }
 
 func add(p *byte, n int) *byte { return (*byte)(unsafe.Add(unsafe.Pointer(p), n)) }

@@ -80,6 +80,7 @@ type Kernels struct {
 	sliceBF16 int
 	storeF32  storeFunc
 	storeBF16 storeFunc
+	mover     mover
 }
 
 // New gives the kernels of set. It fails when this CPU lacks the set.

@@ -9,12 +9,21 @@ import (
 	"github.com/distorch/distorch/agent/engine/native/isa"
 )
 
+// moverAVX2 serves every set from AVX2 on.
+func moverAVX2() mover {
+	return mover{
+		words8: transposeWordsx8, words6: transposeWordsx6,
+		pairs8: transposePairsx8, pairs6: transposePairsx6,
+		pairRows: pairRowsAVX2,
+	}
+}
+
 func native(set isa.ISA) (*Kernels, error) {
 	switch set {
 	case isa.AVX2:
 		return &Kernels{
 			set: set, expand: true, sliceF32: 256, sliceBF16: 384,
-			storeF32: storeF32AVX2, storeBF16: storeBF16AVX2,
+			mover: moverAVX2(), storeF32: storeF32AVX2, storeBF16: storeBF16AVX2,
 			tiles: []tile{
 				{6, 16, tileF32AVX2x6, tileBF16AVX2x6},
 				{4, 16, tileF32AVX2x4, tileBF16AVX2x4},
@@ -25,7 +34,7 @@ func native(set isa.ISA) (*Kernels, error) {
 	case isa.AVX512, isa.AVX512BF16:
 		k := &Kernels{
 			set: set, expand: true, sliceF32: 384, sliceBF16: 384,
-			storeF32: storeF32AVX512, storeBF16: storeBF16AVX512,
+			mover: moverAVX2(), storeF32: storeF32AVX512, storeBF16: storeBF16AVX512,
 			tiles: []tile{
 				{14, 32, tileF32AVX512x14, tileBF16AVX512x14},
 				{8, 32, tileF32AVX512x8, tileBF16AVX512x8},

@@ -138,3 +138,28 @@ func storeF32AVX512(rows int, c *float32, bias *float32, out *byte, ldo int)
 //
 //go:noescape
 func storeBF16AVX512(rows int, c *float32, bias *float32, out *byte, ldo int)
+
+// transposeWordsx8 moves blocks of 8 words of 8 rows, rowBytes apart, to steps, stepBytes apart.
+//
+//go:noescape
+func transposeWordsx8(blocks int, src *byte, rowBytes int, dst *byte, stepBytes int)
+
+// transposePairsx8 moves blocks of 8 words of 8 rows, rowBytes apart, to steps, stepBytes apart.
+//
+//go:noescape
+func transposePairsx8(blocks int, src *byte, rowBytes int, dst *byte, stepBytes int)
+
+// transposeWordsx6 moves blocks of 8 words of 6 rows, rowBytes apart, to steps, stepBytes apart.
+//
+//go:noescape
+func transposeWordsx6(blocks int, src *byte, rowBytes int, dst *byte, stepBytes int)
+
+// transposePairsx6 moves blocks of 8 words of 6 rows, rowBytes apart, to steps, stepBytes apart.
+//
+//go:noescape
+func transposePairsx6(blocks int, src *byte, rowBytes int, dst *byte, stepBytes int)
+
+// pairRowsAVX2 makes steps of pairs of a panel from rows of bf16, 2·rowBytes apart.
+//
+//go:noescape
+func pairRowsAVX2(steps int, even *byte, odd *byte, rowBytes int, dst *byte)

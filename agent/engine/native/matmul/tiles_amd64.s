@@ -2687,3 +2687,418 @@ store:
 	JNZ       row
 	VZEROUPPER
 	RET
+
+// func transposeWordsx8(blocks int, src *byte, rowBytes int, dst *byte, stepBytes int)
+// Requires: AVX
+TEXT ·transposeWordsx8(SB), NOSPLIT, $0-40
+	MOVQ blocks+0(FP), CX
+	MOVQ src+8(FP), SI
+	MOVQ rowBytes+16(FP), R8
+	MOVQ dst+24(FP), DI
+	MOVQ stepBytes+32(FP), R9
+	LEAQ (R8)(R8*2), R10
+	LEAQ (SI)(R8*4), R11
+
+block:
+	VMOVUPS     (SI), X0
+	VINSERTF128 $0x01, (R11), Y0, Y0
+	VMOVUPS     (SI)(R8*1), X1
+	VINSERTF128 $0x01, (R11)(R8*1), Y1, Y1
+	VMOVUPS     (SI)(R8*2), X2
+	VINSERTF128 $0x01, (R11)(R8*2), Y2, Y2
+	VMOVUPS     (SI)(R10*1), X3
+	VINSERTF128 $0x01, (R11)(R10*1), Y3, Y3
+	VUNPCKLPS   Y1, Y0, Y4
+	VUNPCKHPS   Y1, Y0, Y5
+	VUNPCKLPS   Y3, Y2, Y6
+	VUNPCKHPS   Y3, Y2, Y7
+	VUNPCKLPD   Y6, Y4, Y0
+	VUNPCKHPD   Y6, Y4, Y1
+	VUNPCKLPD   Y7, Y5, Y2
+	VUNPCKHPD   Y7, Y5, Y3
+	VMOVUPS     Y0, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y1, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y2, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y3, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     16(SI), X0
+	VINSERTF128 $0x01, 16(R11), Y0, Y0
+	VMOVUPS     16(SI)(R8*1), X1
+	VINSERTF128 $0x01, 16(R11)(R8*1), Y1, Y1
+	VMOVUPS     16(SI)(R8*2), X2
+	VINSERTF128 $0x01, 16(R11)(R8*2), Y2, Y2
+	VMOVUPS     16(SI)(R10*1), X3
+	VINSERTF128 $0x01, 16(R11)(R10*1), Y3, Y3
+	VUNPCKLPS   Y1, Y0, Y4
+	VUNPCKHPS   Y1, Y0, Y5
+	VUNPCKLPS   Y3, Y2, Y6
+	VUNPCKHPS   Y3, Y2, Y7
+	VUNPCKLPD   Y6, Y4, Y0
+	VUNPCKHPD   Y6, Y4, Y1
+	VUNPCKLPD   Y7, Y5, Y2
+	VUNPCKHPD   Y7, Y5, Y3
+	VMOVUPS     Y0, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y1, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y2, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y3, (DI)
+	ADDQ        R9, DI
+	ADDQ        $0x20, SI
+	ADDQ        $0x20, R11
+	DECQ        CX
+	JNZ         block
+	VZEROUPPER
+	RET
+
+// func transposePairsx8(blocks int, src *byte, rowBytes int, dst *byte, stepBytes int)
+// Requires: AVX, AVX2
+TEXT ·transposePairsx8(SB), NOSPLIT, $0-40
+	MOVQ     blocks+0(FP), CX
+	MOVQ     src+8(FP), SI
+	MOVQ     rowBytes+16(FP), R8
+	MOVQ     dst+24(FP), DI
+	MOVQ     stepBytes+32(FP), R9
+	LEAQ     (R8)(R8*2), R10
+	LEAQ     (SI)(R8*4), R11
+	VPCMPEQD Y15, Y15, Y15
+	VPSLLD   $0x10, Y15, Y15
+
+block:
+	VMOVUPS     (SI), X0
+	VINSERTF128 $0x01, (R11), Y0, Y0
+	VMOVUPS     (SI)(R8*1), X1
+	VINSERTF128 $0x01, (R11)(R8*1), Y1, Y1
+	VMOVUPS     (SI)(R8*2), X2
+	VINSERTF128 $0x01, (R11)(R8*2), Y2, Y2
+	VMOVUPS     (SI)(R10*1), X3
+	VINSERTF128 $0x01, (R11)(R10*1), Y3, Y3
+	VUNPCKLPS   Y1, Y0, Y4
+	VUNPCKHPS   Y1, Y0, Y5
+	VUNPCKLPS   Y3, Y2, Y6
+	VUNPCKHPS   Y3, Y2, Y7
+	VUNPCKLPD   Y6, Y4, Y0
+	VUNPCKHPD   Y6, Y4, Y1
+	VUNPCKLPD   Y7, Y5, Y2
+	VUNPCKHPD   Y7, Y5, Y3
+	VPAND       Y15, Y0, Y8
+	VPSLLD      $0x10, Y0, Y9
+	VMOVUPS     Y8, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y9, (DI)
+	ADDQ        R9, DI
+	VPAND       Y15, Y1, Y8
+	VPSLLD      $0x10, Y1, Y9
+	VMOVUPS     Y8, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y9, (DI)
+	ADDQ        R9, DI
+	VPAND       Y15, Y2, Y8
+	VPSLLD      $0x10, Y2, Y9
+	VMOVUPS     Y8, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y9, (DI)
+	ADDQ        R9, DI
+	VPAND       Y15, Y3, Y8
+	VPSLLD      $0x10, Y3, Y9
+	VMOVUPS     Y8, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y9, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     16(SI), X0
+	VINSERTF128 $0x01, 16(R11), Y0, Y0
+	VMOVUPS     16(SI)(R8*1), X1
+	VINSERTF128 $0x01, 16(R11)(R8*1), Y1, Y1
+	VMOVUPS     16(SI)(R8*2), X2
+	VINSERTF128 $0x01, 16(R11)(R8*2), Y2, Y2
+	VMOVUPS     16(SI)(R10*1), X3
+	VINSERTF128 $0x01, 16(R11)(R10*1), Y3, Y3
+	VUNPCKLPS   Y1, Y0, Y4
+	VUNPCKHPS   Y1, Y0, Y5
+	VUNPCKLPS   Y3, Y2, Y6
+	VUNPCKHPS   Y3, Y2, Y7
+	VUNPCKLPD   Y6, Y4, Y0
+	VUNPCKHPD   Y6, Y4, Y1
+	VUNPCKLPD   Y7, Y5, Y2
+	VUNPCKHPD   Y7, Y5, Y3
+	VPAND       Y15, Y0, Y8
+	VPSLLD      $0x10, Y0, Y9
+	VMOVUPS     Y8, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y9, (DI)
+	ADDQ        R9, DI
+	VPAND       Y15, Y1, Y8
+	VPSLLD      $0x10, Y1, Y9
+	VMOVUPS     Y8, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y9, (DI)
+	ADDQ        R9, DI
+	VPAND       Y15, Y2, Y8
+	VPSLLD      $0x10, Y2, Y9
+	VMOVUPS     Y8, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y9, (DI)
+	ADDQ        R9, DI
+	VPAND       Y15, Y3, Y8
+	VPSLLD      $0x10, Y3, Y9
+	VMOVUPS     Y8, (DI)
+	ADDQ        R9, DI
+	VMOVUPS     Y9, (DI)
+	ADDQ        R9, DI
+	ADDQ        $0x20, SI
+	ADDQ        $0x20, R11
+	DECQ        CX
+	JNZ         block
+	VZEROUPPER
+	RET
+
+// func transposeWordsx6(blocks int, src *byte, rowBytes int, dst *byte, stepBytes int)
+// Requires: AVX
+TEXT ·transposeWordsx6(SB), NOSPLIT, $0-40
+	MOVQ blocks+0(FP), CX
+	MOVQ src+8(FP), SI
+	MOVQ rowBytes+16(FP), R8
+	MOVQ dst+24(FP), DI
+	MOVQ stepBytes+32(FP), R9
+	LEAQ (R8)(R8*2), R10
+	LEAQ (SI)(R8*4), R11
+
+block:
+	VMOVUPS      (SI), X0
+	VINSERTF128  $0x01, (R11), Y0, Y0
+	VMOVUPS      (SI)(R8*1), X1
+	VINSERTF128  $0x01, (R11)(R8*1), Y1, Y1
+	VMOVUPS      (SI)(R8*2), X2
+	VMOVUPS      (SI)(R10*1), X3
+	VUNPCKLPS    Y1, Y0, Y4
+	VUNPCKHPS    Y1, Y0, Y5
+	VUNPCKLPS    Y3, Y2, Y6
+	VUNPCKHPS    Y3, Y2, Y7
+	VUNPCKLPD    Y6, Y4, Y0
+	VUNPCKHPD    Y6, Y4, Y1
+	VUNPCKLPD    Y7, Y5, Y2
+	VUNPCKHPD    Y7, Y5, Y3
+	VMOVUPS      X0, (DI)
+	VEXTRACTF128 $0x01, Y0, X0
+	VMOVQ        X0, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X1, (DI)
+	VEXTRACTF128 $0x01, Y1, X1
+	VMOVQ        X1, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X2, (DI)
+	VEXTRACTF128 $0x01, Y2, X2
+	VMOVQ        X2, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X3, (DI)
+	VEXTRACTF128 $0x01, Y3, X3
+	VMOVQ        X3, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      16(SI), X0
+	VINSERTF128  $0x01, 16(R11), Y0, Y0
+	VMOVUPS      16(SI)(R8*1), X1
+	VINSERTF128  $0x01, 16(R11)(R8*1), Y1, Y1
+	VMOVUPS      16(SI)(R8*2), X2
+	VMOVUPS      16(SI)(R10*1), X3
+	VUNPCKLPS    Y1, Y0, Y4
+	VUNPCKHPS    Y1, Y0, Y5
+	VUNPCKLPS    Y3, Y2, Y6
+	VUNPCKHPS    Y3, Y2, Y7
+	VUNPCKLPD    Y6, Y4, Y0
+	VUNPCKHPD    Y6, Y4, Y1
+	VUNPCKLPD    Y7, Y5, Y2
+	VUNPCKHPD    Y7, Y5, Y3
+	VMOVUPS      X0, (DI)
+	VEXTRACTF128 $0x01, Y0, X0
+	VMOVQ        X0, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X1, (DI)
+	VEXTRACTF128 $0x01, Y1, X1
+	VMOVQ        X1, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X2, (DI)
+	VEXTRACTF128 $0x01, Y2, X2
+	VMOVQ        X2, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X3, (DI)
+	VEXTRACTF128 $0x01, Y3, X3
+	VMOVQ        X3, 16(DI)
+	ADDQ         R9, DI
+	ADDQ         $0x20, SI
+	ADDQ         $0x20, R11
+	DECQ         CX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func transposePairsx6(blocks int, src *byte, rowBytes int, dst *byte, stepBytes int)
+// Requires: AVX, AVX2
+TEXT ·transposePairsx6(SB), NOSPLIT, $0-40
+	MOVQ     blocks+0(FP), CX
+	MOVQ     src+8(FP), SI
+	MOVQ     rowBytes+16(FP), R8
+	MOVQ     dst+24(FP), DI
+	MOVQ     stepBytes+32(FP), R9
+	LEAQ     (R8)(R8*2), R10
+	LEAQ     (SI)(R8*4), R11
+	VPCMPEQD Y15, Y15, Y15
+	VPSLLD   $0x10, Y15, Y15
+
+block:
+	VMOVUPS      (SI), X0
+	VINSERTF128  $0x01, (R11), Y0, Y0
+	VMOVUPS      (SI)(R8*1), X1
+	VINSERTF128  $0x01, (R11)(R8*1), Y1, Y1
+	VMOVUPS      (SI)(R8*2), X2
+	VMOVUPS      (SI)(R10*1), X3
+	VUNPCKLPS    Y1, Y0, Y4
+	VUNPCKHPS    Y1, Y0, Y5
+	VUNPCKLPS    Y3, Y2, Y6
+	VUNPCKHPS    Y3, Y2, Y7
+	VUNPCKLPD    Y6, Y4, Y0
+	VUNPCKHPD    Y6, Y4, Y1
+	VUNPCKLPD    Y7, Y5, Y2
+	VUNPCKHPD    Y7, Y5, Y3
+	VPAND        Y15, Y0, Y8
+	VPSLLD       $0x10, Y0, Y9
+	VMOVUPS      X8, (DI)
+	VEXTRACTF128 $0x01, Y8, X8
+	VMOVQ        X8, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X9, (DI)
+	VEXTRACTF128 $0x01, Y9, X9
+	VMOVQ        X9, 16(DI)
+	ADDQ         R9, DI
+	VPAND        Y15, Y1, Y8
+	VPSLLD       $0x10, Y1, Y9
+	VMOVUPS      X8, (DI)
+	VEXTRACTF128 $0x01, Y8, X8
+	VMOVQ        X8, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X9, (DI)
+	VEXTRACTF128 $0x01, Y9, X9
+	VMOVQ        X9, 16(DI)
+	ADDQ         R9, DI
+	VPAND        Y15, Y2, Y8
+	VPSLLD       $0x10, Y2, Y9
+	VMOVUPS      X8, (DI)
+	VEXTRACTF128 $0x01, Y8, X8
+	VMOVQ        X8, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X9, (DI)
+	VEXTRACTF128 $0x01, Y9, X9
+	VMOVQ        X9, 16(DI)
+	ADDQ         R9, DI
+	VPAND        Y15, Y3, Y8
+	VPSLLD       $0x10, Y3, Y9
+	VMOVUPS      X8, (DI)
+	VEXTRACTF128 $0x01, Y8, X8
+	VMOVQ        X8, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X9, (DI)
+	VEXTRACTF128 $0x01, Y9, X9
+	VMOVQ        X9, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      16(SI), X0
+	VINSERTF128  $0x01, 16(R11), Y0, Y0
+	VMOVUPS      16(SI)(R8*1), X1
+	VINSERTF128  $0x01, 16(R11)(R8*1), Y1, Y1
+	VMOVUPS      16(SI)(R8*2), X2
+	VMOVUPS      16(SI)(R10*1), X3
+	VUNPCKLPS    Y1, Y0, Y4
+	VUNPCKHPS    Y1, Y0, Y5
+	VUNPCKLPS    Y3, Y2, Y6
+	VUNPCKHPS    Y3, Y2, Y7
+	VUNPCKLPD    Y6, Y4, Y0
+	VUNPCKHPD    Y6, Y4, Y1
+	VUNPCKLPD    Y7, Y5, Y2
+	VUNPCKHPD    Y7, Y5, Y3
+	VPAND        Y15, Y0, Y8
+	VPSLLD       $0x10, Y0, Y9
+	VMOVUPS      X8, (DI)
+	VEXTRACTF128 $0x01, Y8, X8
+	VMOVQ        X8, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X9, (DI)
+	VEXTRACTF128 $0x01, Y9, X9
+	VMOVQ        X9, 16(DI)
+	ADDQ         R9, DI
+	VPAND        Y15, Y1, Y8
+	VPSLLD       $0x10, Y1, Y9
+	VMOVUPS      X8, (DI)
+	VEXTRACTF128 $0x01, Y8, X8
+	VMOVQ        X8, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X9, (DI)
+	VEXTRACTF128 $0x01, Y9, X9
+	VMOVQ        X9, 16(DI)
+	ADDQ         R9, DI
+	VPAND        Y15, Y2, Y8
+	VPSLLD       $0x10, Y2, Y9
+	VMOVUPS      X8, (DI)
+	VEXTRACTF128 $0x01, Y8, X8
+	VMOVQ        X8, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X9, (DI)
+	VEXTRACTF128 $0x01, Y9, X9
+	VMOVQ        X9, 16(DI)
+	ADDQ         R9, DI
+	VPAND        Y15, Y3, Y8
+	VPSLLD       $0x10, Y3, Y9
+	VMOVUPS      X8, (DI)
+	VEXTRACTF128 $0x01, Y8, X8
+	VMOVQ        X8, 16(DI)
+	ADDQ         R9, DI
+	VMOVUPS      X9, (DI)
+	VEXTRACTF128 $0x01, Y9, X9
+	VMOVQ        X9, 16(DI)
+	ADDQ         R9, DI
+	ADDQ         $0x20, SI
+	ADDQ         $0x20, R11
+	DECQ         CX
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func pairRowsAVX2(steps int, even *byte, odd *byte, rowBytes int, dst *byte)
+// Requires: AVX, AVX2
+TEXT ·pairRowsAVX2(SB), NOSPLIT, $0-40
+	MOVQ steps+0(FP), CX
+	MOVQ even+8(FP), SI
+	MOVQ odd+16(FP), DX
+	MOVQ rowBytes+24(FP), R8
+	MOVQ dst+32(FP), DI
+	SHLQ $0x01, R8
+
+step:
+	VPMOVZXWD (SI), Y0
+	VPMOVZXWD (DX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VPOR      Y0, Y1, Y0
+	VMOVDQU   Y0, (DI)
+	VPMOVZXWD 16(SI), Y0
+	VPMOVZXWD 16(DX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VPOR      Y0, Y1, Y0
+	VMOVDQU   Y0, 32(DI)
+	VPMOVZXWD 32(SI), Y0
+	VPMOVZXWD 32(DX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VPOR      Y0, Y1, Y0
+	VMOVDQU   Y0, 64(DI)
+	VPMOVZXWD 48(SI), Y0
+	VPMOVZXWD 48(DX), Y1
+	VPSLLD    $0x10, Y1, Y1
+	VPOR      Y0, Y1, Y0
+	VMOVDQU   Y0, 96(DI)
+	ADDQ      R8, SI
+	ADDQ      R8, DX
+	ADDQ      $0x80, DI
+	DECQ      CX
+	JNZ       step
+	VZEROUPPER
+	RET
