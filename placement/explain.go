@@ -5,6 +5,7 @@ package placement
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -53,13 +54,34 @@ func (p *Plan) Explain() string {
 	for _, l := range p.IfLost {
 		fmt.Fprintf(&b, "if %s is lost: %s\n", l.Name, l)
 	}
-	for _, u := range p.Unused {
-		fmt.Fprintf(&b, "not used: %s (%s)\n", u.Name, u.Reason)
+	for _, line := range p.unusedLines() {
+		fmt.Fprintf(&b, "not used: %s\n", line)
 	}
 	for _, n := range p.Notes {
 		fmt.Fprintf(&b, "note: %s\n", n)
 	}
 	return b.String()
+}
+
+// unusedLines is one line per reason, in the order of its first node.
+func (p *Plan) unusedLines() []string {
+	var reasons []Reason
+	names := make(map[Reason][]string)
+	for _, u := range p.Unused {
+		if names[u.Reason] == nil {
+			reasons = append(reasons, u.Reason)
+		}
+		names[u.Reason] = append(names[u.Reason], u.Name)
+	}
+	lines := make([]string, len(reasons))
+	for i, r := range reasons {
+		who := names[r]
+		if len(who) > maxNamed {
+			who = append(slices.Clone(who[:maxNamed]), fmt.Sprintf("%d more", len(who)-maxNamed))
+		}
+		lines[i] = fmt.Sprintf("%s (%s)", strings.Join(who, ", "), r)
+	}
+	return lines
 }
 
 func (s Stage) span() string {

@@ -44,6 +44,7 @@ type field struct {
 	barred  []Reason // per node
 	hosts   []*host  // usable nodes, priced with the largest boundary
 	auto    *automaton
+	bound   bool // the limit on nodes changed the plan
 }
 
 func newField(p Problem, nodes []Node) *field {
@@ -105,7 +106,7 @@ func (f *field) cheapest(hosts []*host) (*Plan, error) {
 		return nil, err
 	}
 	if limit := f.problem.Constraints.MaxNodes; limit > 0 && len(choices) > limit {
-		s.limit = limit
+		s.limit, f.bound = limit, true
 		if value, choices, err = s.run(); err != nil || choices == nil {
 			return nil, err
 		}
@@ -205,13 +206,12 @@ func (f *field) unused(plan *Plan) []Unused {
 			continue
 		}
 		r := f.barred[i]
-		limit := f.problem.Constraints.MaxNodes
 		switch {
 		case r.Kind != "":
 		case plan.Forced:
 			r = Reason{ReasonPinned, "the pins give it no blocks"}
-		case limit > 0 && len(plan.Stages) == limit:
-			r = Reason{ReasonMaxNodes, fmt.Sprintf("the plan already has %d nodes", limit)}
+		case f.bound:
+			r = Reason{ReasonMaxNodes, fmt.Sprintf("with more than %d nodes it could be faster", f.problem.Constraints.MaxNodes)}
 		default:
 			r = Reason{ReasonSlower, "no plan with it has a faster step"}
 		}
