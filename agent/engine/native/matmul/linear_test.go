@@ -15,9 +15,8 @@ import (
 	"github.com/distorch/distorch/model/numeric"
 )
 
-// naive is the rule in one line per dtype, on unpacked weights.
-func naive(d DType, x, w []float32) float32 {
-	var s float32
+// chain is the rule for each dtype, on factors that are not packed.
+func chain(d DType, s float32, x, w []float32) float32 {
 	if d == F32 {
 		for k := range x {
 			s = numeric.FMA32(x[k], w[k], s)
@@ -124,7 +123,7 @@ func (p *problem) expect() []byte {
 	for i := range l.M {
 		row := make([]float32, l.N)
 		for j := range row {
-			row[j] = naive(l.Type, p.x[i*l.X.Stride:][:l.K], p.w[j*l.K:][:l.K])
+			row[j] = chain(l.Type, 0, p.x[i*l.X.Stride:][:l.K], p.w[j*l.K:][:l.K])
 			if p.bias != nil {
 				row[j] += p.bias[j]
 			}

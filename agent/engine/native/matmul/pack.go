@@ -84,9 +84,9 @@ type mover struct {
 	pairRows func(steps int, even, odd *byte, rowBytes int, dst *byte)
 }
 
-// packChunk is the number of words of a row that are moved at once, so that
-// the lines written stay in the first-level cache.
-const packChunk = 64
+// packChunk is the number of words of a row that are moved at once: a page of
+// the source, and what is written stays in the second-level cache.
+const packChunk = 1024
 
 // pack transposes rows of k elements (rowBytes apart) to dst[step][width] in
 // 4-byte slots; slots of missing rows and of an odd k are zero. With expand
