@@ -1,0 +1,275 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/tensor"
+)
+
+// ErrStopped is the error of a forward that was cancelled between segments.
+var ErrStopped = errors.New("the forward was cancelled")
+
+// Run is a stage at the dimensions of one request.
+type Run struct {
+	stage     *Stage
+	program   *graph.Program
+	input     graph.Layout
+	output    graph.Layout
+	launches  []graph.Launch
+	programs  []engine.Program
+	constants map[string]engine.Buffer
+}
+
+// NewRun specialises the stage for a request that fits its workload. The
+// constants are computed here, once.
+func (st *Stage) NewRun(ctx context.Context, dims graph.Dims) (_ *Run, err error) {
+	p, err := st.cfg.Program.Within(dims)
+	if err != nil {
+		return nil, err
+	}
+	r := &Run{stage: st, program: p, constants: map[string]engine.Buffer{}}
+	defer func() {
+		if err != nil {
+			r.Close()
+		}
+	}()
+	if r.launches, err = p.Stage(st.cfg.FirstBlock, st.cfg.Blocks, st.cfg.Head, st.cfg.Tail); err != nil {
+		return nil, err
+	}
+	compiled := map[*graph.Segment]engine.Program{}
+	for _, l := range r.launches {
+		if compiled[l.Segment] == nil {
+			if compiled[l.Segment], err = st.session.Compile(ctx, l.Segment); err != nil {
+				return nil, err
+			}
+		}
+		c := compiled[l.Segment]
+		if c.Scratch() > st.scratch.Bytes() {
+			return nil, fmt.Errorf("segment %s needs %v of scratch at these dimensions, the stage has %v", l.Segment.Name, c.Scratch(), st.scratch.Bytes())
+		}
+		r.programs = append(r.programs, c)
+		if err := r.makeConstants(l.Segment); err != nil {
+			return nil, err
+		}
+	}
+	if r.input, err = st.inputLayout(p); err != nil {
+		return nil, err
+	}
+	if r.output, err = st.outputLayout(p); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Run) makeConstants(s *graph.Segment) error {
+	for _, id := range s.Constants {
+		name := s.Values[id].Name
+		if r.constants[name] != nil {
+			continue
+		}
+		values, err := r.program.Constant(name)
+		if err != nil {
+			return err
+		}
+		b, err := r.stage.session.Buffer(tensor.Bytes(4 * len(values)))
+		if err != nil {
+			return fmt.Errorf("memory for constant %s: %w", name, err)
+		}
+		r.constants[name] = b
+		copy(b.Host(), unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values)))
+	}
+	return nil
+}
+
+// Close gives the run's memory back.
+func (r *Run) Close() {
+	for _, b := range r.constants {
+		b.Free()
+	}
+	r.constants = nil
+}
+
+// Program is the specialisation.
+func (r *Run) Program() *graph.Program { return r.program }
+
+// InputBytes and OutputBytes are the lengths of what arrives and leaves.
+func (r *Run) InputBytes() tensor.Bytes { return r.input.Bytes }
+
+// OutputBytes is the length of what leaves.
+func (r *Run) OutputBytes() tensor.Bytes { return r.output.Bytes }
+
+// Output is how what leaves is laid out.
+func (r *Run) Output() graph.Layout { return r.output }
+
+// Forward is one execution of the stage.
+type Forward struct {
+	Slot         int
+	Conditioning engine.Buffer // of the first stage, laid out as ConditioningLayout
+	// Stop is asked before each segment; true ends the forward with ErrStopped.
+	Stop func() bool
+	// Tap sees the scratch memory after each segment; may be nil.
+	Tap func(l graph.Launch, arena []byte) error
+}
+
+// Result says what a forward did.
+type Result struct {
+	Blocks  uint64 // executed
+	Compute time.Duration
+}
+
+// Do runs one forward: from the slot's input to the slot's output. When ctx
+// ends the caller is released at once; the segment that is running ends by
+// itself, and the next call waits for it.
+func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
+	var res Result
+	began := time.Now()
+	env := r.environment(f)
+	var last engine.Event
+	for i := range r.launches {
+		if f.Stop != nil && f.Stop() {
+			return res, ErrStopped
+		}
+		e, err := r.issue(i, env)
+		if err != nil {
+			return res, err
+		}
+		if err := r.stage.session.Wait(ctx, e); err != nil {
+			return res, err
+		}
+		last = e
+		if f.Tap != nil {
+			if err := f.Tap(r.launches[i], r.stage.scratch.Host()); err != nil {
+				return res, err
+			}
+		}
+		if r.launches[i].Block >= 0 {
+			res.Blocks++
+		}
+	}
+	if err := r.passOn(ctx, f, env, last); err != nil {
+		return res, err
+	}
+	res.Compute = time.Since(began)
+	return res, nil
+}
+
+// environment maps value names to where they lie now.
+type environment map[string]engine.Binding
+
+func (r *Run) environment(f Forward) environment {
+	env := environment{}
+	put := func(l graph.Layout, b engine.Buffer) {
+		for _, v := range l.Values {
+			env[v.Name] = engine.Binding{Name: v.Name, Buffer: b, Offset: v.Place.Offset}
+		}
+	}
+	put(r.input, r.stage.Inputs[f.Slot])
+	if r.stage.cfg.Head {
+		put(graph.ConditioningLayout(r.program), f.Conditioning)
+	}
+	for name, b := range r.constants {
+		env[name] = engine.Binding{Name: name, Buffer: b}
+	}
+	return env.withOutput(r.stage.Outputs[f.Slot])
+}
+
+// outputKey is where the environment keeps the output region; no value has
+// this name.
+const outputKey = ""
+
+func (e environment) withOutput(b engine.Buffer) environment {
+	e[outputKey] = engine.Binding{Buffer: b}
+	return e
+}
+
+// issue starts launch i and records where its outputs lie.
+func (r *Run) issue(i int, env environment) (engine.Event, error) {
+	st, l, own := r.stage, r.launches[i], &r.stage.launches[i]
+	seg := l.Segment
+	var bindings []engine.Binding
+	for _, ids := range [][]graph.ValueID{seg.Inputs, seg.Constants} {
+		for _, id := range ids {
+			b, ok := env[seg.Values[id].Name]
+			if !ok || b.Buffer == nil {
+				return 0, fmt.Errorf("segment %s: nothing made its input %s", seg.Name, seg.Values[id].Name)
+			}
+			bindings = append(bindings, b)
+		}
+	}
+	made := r.outputs(i, env)
+	for k, id := range seg.Outputs {
+		bindings = append(bindings, engine.Binding{Name: seg.Values[id].Name, Buffer: made[k].Buffer, Offset: made[k].Offset})
+	}
+	weights := own.resident
+	var after []engine.Event
+	slot := -1
+	if st.cfg.Stored && len(seg.Weights) > 0 {
+		slot = st.nextSlot
+		st.nextSlot = (slot + 1) % len(st.slots)
+		weights = st.slots[slot]
+		after = append(after, st.session.Pack(r.programs[i], weights, 0, own.resident, own.weights, st.slotUse[slot]))
+	}
+	e := st.session.Run(r.programs[i], weights, 0, st.scratch, bindings, after...)
+	if slot >= 0 {
+		st.slotUse[slot] = e
+	}
+	for _, b := range made {
+		env[b.Name] = b
+	}
+	return e, nil
+}
+
+// outputs places what launch i makes: state in the two state buffers by turns,
+// travelling values in theirs, and what leaves the stage in the slot's output.
+func (r *Run) outputs(i int, env environment) []engine.Binding {
+	l := r.launches[i]
+	var out []engine.Binding
+	if i == len(r.launches)-1 {
+		for k, v := range l.State {
+			out = append(out, engine.Binding{Name: v.Name, Buffer: env[outputKey].Buffer, Offset: r.output.Values[k].Place.Offset})
+		}
+		return out
+	}
+	travel := map[string]tensor.Bytes{}
+	if l.Run < 0 {
+		for _, v := range layoutOf(r.program.Travel).Values {
+			travel[v.Name] = v.Place.Offset
+		}
+	}
+	for _, v := range layoutOf(l.State).Values {
+		if at, ok := travel[v.Name]; ok {
+			out = append(out, engine.Binding{Name: v.Name, Buffer: r.stage.travel, Offset: at})
+			continue
+		}
+		out = append(out, engine.Binding{Name: v.Name, Buffer: r.stage.state[i%2], Offset: v.Place.Offset})
+	}
+	return out
+}
+
+// passOn copies the travelling values behind the state that leaves.
+func (r *Run) passOn(ctx context.Context, f Forward, env environment, after engine.Event) error {
+	if r.stage.cfg.Tail {
+		return nil
+	}
+	travel := map[string]bool{}
+	for _, v := range r.program.Travel {
+		travel[v.Name] = true
+	}
+	for _, v := range r.output.Values {
+		from := env[v.Name]
+		if !travel[v.Name] || from.Buffer == r.stage.Outputs[f.Slot] {
+			continue
+		}
+		after = r.stage.session.Copy(r.stage.Outputs[f.Slot], v.Place.Offset, from.Buffer, from.Offset, v.Bytes, after)
+	}
+	return r.stage.session.Wait(ctx, after)
+}
