@@ -54,6 +54,10 @@ func expConstants() []uint32 {
 	return floats(roundMagic, log2e, ln2Hi, ln2Lo, exp2, exp3, exp4, exp5, exp6, 1)
 }
 
+func geluConstants() []uint32 {
+	return floats(geluMin, geluAHi, geluALo, geluA, geluBHi, geluBLo, roundMagic, base1, base2, base3, base4, base5, base6, 1)
+}
+
 // modulate is fma(x, round(1+scale), shift); it overwrites x.
 func (m *machine) modulate(t element, x, scale, shift vec) vec {
 	m.mulAdd(x, m.round(t, m.add(scale, m.f(1))), shift)
@@ -66,8 +70,11 @@ func elementwise(m *machine, t element) {
 	m.pointwise("mul", t, nil, func(v []vec) vec { return m.mul(v[0], v[1]) }, "a", "b")
 	m.pointwise("silu", t, append(expConstants(), signBit, bitsOf(siluMin)),
 		func(v []vec) vec { return m.silu(v[0]) }, "x")
-	m.pointwise("gelu", t, append(expConstants(), append(floats(geluMin, geluAHi, geluALo, geluBHi, geluBLo), signBit)...),
-		func(v []vec) vec { return m.gelu(v[0]) }, "x")
+	gelu := m.gelu
+	if t == bf16 {
+		gelu = m.geluBF16
+	}
+	m.pointwise("gelu", t, append(geluConstants(), signBit), func(v []vec) vec { return gelu(v[0]) }, "x")
 	m.pointwise("modulate", t, one,
 		func(v []vec) vec { return m.modulate(t, v[0], v[1], v[2]) }, "x", "scale", "shift")
 	m.pointwise("gatedAdd", t, nil,

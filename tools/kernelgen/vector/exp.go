@@ -24,10 +24,17 @@ const (
 	softmaxMax = 88
 	siluMin    = -126
 	geluMin    = -11.5
-	geluAHi    = 0x1.98845p+0
-	geluALo    = 0x1.9ea1b2p-23
-	geluBHi    = 0x1.2444f2p-4
-	geluBLo    = 0x1.49b16ap-29
+	geluAHi    = 0x1.26aecp+1
+	geluALo    = 0x1.0de73ap-22
+	geluA      = 0x1.26aec2p+1
+	geluBHi    = 0x1.a5a7dp-4
+	geluBLo    = -0x1.151aaep-29
+	base1      = 0x1.62e43p-1
+	base2      = 0x1.ebfbdcp-3
+	base3      = 0x1.c6af78p-5
+	base4      = 0x1.3b2dd4p-7
+	base5      = 0x1.5f0a92p-10
+	base6      = 0x1.41795ep-13
 )
 
 const signBit = 1 << 31
@@ -104,6 +111,21 @@ func (m *machine) silu(x vec) vec {
 	return m.gateBySigmoid(x, v, m.expPoly(m.reduce(v, n)), m.power(z, n))
 }
 
+// pow2Poly is 2ʳ for |r| ≤ 1/2.
+func (m *machine) pow2Poly(r vec) vec {
+	p := m.copy(m.f(base6))
+	for _, c := range []float32{base5, base4, base3, base2, base1, 1} {
+		m.mulAdd(p, r, m.f(c))
+	}
+	return p
+}
+
+// whole returns t plus the magic number, and rounded to an integer.
+func (m *machine) whole(t vec) (z, n vec) {
+	z = m.add(t, m.f(roundMagic))
+	return z, m.sub(z, m.f(roundMagic))
+}
+
 func (m *machine) gelu(x vec) vec {
 	v := m.negative(x, geluMin)
 	s := m.mul(v, v)
@@ -120,9 +142,18 @@ func (m *machine) gelu(x vec) vec {
 	tl := m.copy(v)
 	m.mulSub(tl, w, t)
 	m.accumulate(tl, v, e)
-	z, n := m.nearest(t)
-	r := m.add(m.reduce(t, n), tl)
-	return m.gateBySigmoid(x, v, m.expPoly(r), m.power(z, n))
+	z, n := m.whole(t)
+	r := m.add(m.sub(t, n), tl)
+	return m.gateBySigmoid(x, v, m.pow2Poly(r), m.power(z, n))
+}
+
+func (m *machine) geluBF16(x vec) vec {
+	v := m.negative(x, geluMin)
+	w := m.copy(m.f(geluA))
+	m.accumulate(w, m.mul(v, v), m.f(geluBHi))
+	t := m.mul(v, w)
+	z, n := m.whole(t)
+	return m.gateBySigmoid(x, v, m.pow2Poly(m.sub(t, n)), m.power(z, n))
 }
 
 func minusInf() float32 { return float32(math.Inf(-1)) }

@@ -42,10 +42,14 @@ func siluRow[T Elem](dst, x []T) {
 
 func geluRow[T Elem](dst, x []T) {
 	var xb buffer
+	f := gelu
+	if _, bf16 := any(dst).([]uint16); bf16 {
+		f = geluBF16
+	}
 	for from, to := range pieces(len(dst)) {
 		v := load(&xb, x[from:to])
 		for i := range v {
-			v[i] = gelu(v[i])
+			v[i] = f(v[i])
 		}
 		store(dst[from:to], v)
 	}

@@ -11,23 +11,30 @@ import (
 
 // The constants of the functions below, each exactly as the assembly has it.
 const (
-	roundMagic = 12582912.0     // 1.5 · 2²³: adding it rounds to an integer
-	log2e      = 0x1.715476p+0  // 1/ln 2 in f32
-	ln2Hi      = 0x1.62e43p-1   // ln 2 in f32
-	ln2Lo      = -0x1.05c61p-29 // ln 2 − ln2Hi in f32
-	exp2       = 0x1.fffffcp-2  // exp's polynomial, of degree 6 in r:
-	exp3       = 0x1.55549p-3   // |error| < 3.2e-9 for |r| ≤ 0.3467
-	exp4       = 0x1.5558a6p-5  //
-	exp5       = 0x1.123ab6p-7  //
-	exp6       = 0x1.6a58fep-10 //
-	softmaxMin = -0x1.5d589ep+6 // ln 2⁻¹²⁶
-	softmaxMax = 88             // keeps 2ⁿ finite
-	siluMin    = -126           // below it x·exp(x) is −0
-	geluMin    = -11.5          // below it GELU is −0
-	geluAHi    = 0x1.98845p+0   // 2·√(2/π), a multiple of 2⁻²⁰
-	geluALo    = 0x1.9ea1b2p-23 // and the rest
-	geluBHi    = 0x1.2444f2p-4  // 0.044715 · 2·√(2/π) in f32
-	geluBLo    = 0x1.49b16ap-29 // and the rest
+	roundMagic = 12582912.0      // 1.5 · 2²³: adding it rounds to an integer
+	log2e      = 0x1.715476p+0   // 1/ln 2 in f32
+	ln2Hi      = 0x1.62e43p-1    // ln 2 in f32
+	ln2Lo      = -0x1.05c61p-29  // ln 2 − ln2Hi in f32
+	exp2       = 0x1.fffffcp-2   // exp's polynomial, of degree 6 in r:
+	exp3       = 0x1.55549p-3    // |error| < 3.2e-9 for |r| ≤ 0.3467
+	exp4       = 0x1.5558a6p-5   //
+	exp5       = 0x1.123ab6p-7   //
+	exp6       = 0x1.6a58fep-10  //
+	softmaxMin = -0x1.5d589ep+6  // ln 2⁻¹²⁶
+	softmaxMax = 88              // keeps 2ⁿ finite
+	siluMin    = -126            // below it x·exp(x) is −0
+	geluMin    = -11.5           // below it GELU is −0
+	geluAHi    = 0x1.26aecp+1    // 2·√(2/π)/ln 2, a multiple of 2⁻²⁰
+	geluALo    = 0x1.0de73ap-22  // and the rest
+	geluA      = 0x1.26aec2p+1   // their sum in f32
+	geluBHi    = 0x1.a5a7dp-4    // 0.044715 times that, in f32
+	geluBLo    = -0x1.151aaep-29 // and the rest
+	base1      = 0x1.62e43p-1    // the polynomial of 2ʳ, of degree 6 in r:
+	base2      = 0x1.ebfbdcp-3   // |error| < 3.1e-9 for |r| ≤ 0.5005
+	base3      = 0x1.c6af78p-5   //
+	base4      = 0x1.3b2dd4p-7   //
+	base5      = 0x1.5f0a92p-10  //
+	base6      = 0x1.41795ep-13  //
 )
 
 // expPoly is exp(r) for |r| ≤ ln(2)/2.
@@ -96,8 +103,24 @@ func silu(x float32) float32 {
 	return gateBySigmoid(x, v, expPoly(reduce(v, n)), i)
 }
 
-// gelu is x·sigmoid(2u), u = √(2/π)·(x + 0.044715·x³); 2u is held in two
-// floats, t + tl, since exp magnifies its error by |2u|.
+// pow2Poly is 2ʳ for |r| ≤ 1/2.
+func pow2Poly(r float32) float32 {
+	p := numeric.FMA32(base6, r, base5)
+	p = numeric.FMA32(p, r, base4)
+	p = numeric.FMA32(p, r, base3)
+	p = numeric.FMA32(p, r, base2)
+	p = numeric.FMA32(p, r, base1)
+	return numeric.FMA32(p, r, 1)
+}
+
+// whole rounds t to an integer, as a float and as an int.
+func whole(t float32) (float32, int32) {
+	z := t + roundMagic
+	return z - roundMagic, int32(math.Float32bits(z) - math.Float32bits(roundMagic))
+}
+
+// gelu is x·sigmoid(2u), u = √(2/π)·(x + 0.044715·x³). The exponent 2u/ln 2 is
+// held in two floats, t + tl, since 2ᵗ magnifies its error by t.
 func gelu(x float32) float32 {
 	v := negative(x, geluMin)
 	s := float32(v * v)
@@ -108,6 +131,15 @@ func gelu(x float32) float32 {
 	e = numeric.FMA32(geluBHi, sl, e)
 	t := float32(v * w)
 	tl := numeric.FMA32(v, e, numeric.FMA32(v, w, -t))
-	n, i := nearest(t)
-	return gateBySigmoid(x, v, expPoly(reduce(t, n)+tl), i)
+	n, i := whole(t)
+	return gateBySigmoid(x, v, pow2Poly((t-n)+tl), i)
+}
+
+// geluBF16 is gelu with its exponent in one float: far below the rounding of
+// the bf16 that takes the result.
+func geluBF16(x float32) float32 {
+	v := negative(x, geluMin)
+	t := float32(v * numeric.FMA32(geluBHi, float32(v*v), geluA))
+	n, i := whole(t)
+	return gateBySigmoid(x, v, pow2Poly(t-n), i)
 }
