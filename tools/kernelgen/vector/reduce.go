@@ -91,13 +91,25 @@ func norms(m *machine, t element) {
 	m.layerNorm("layerNormModulate", t,
 		func(h vec, v []vec) vec { return m.modulate(t, m.round(t, h), v[0], v[1]) }, "w", "b")
 
-	m.function("rmsNorm", fmt.Sprintf("func(dst, x, w []%s, eps float32)", t.goType()), t)
-	dst, x, w, n := m.param("dst", t), m.param("x", t), m.param("w", t), count("dst")
+	m.rmsNorm("rmsNorm", "func(dst, x, w []%s, eps float32)", t, true)
+	m.rmsNorm("rmsNormPlain", "func(dst, x []%s, eps float32)", t, false)
+}
+
+func (m *machine) rmsNorm(name, signature string, t element, weighted bool) {
+	m.function(name, fmt.Sprintf(signature, t.goType()), t)
+	dst, x, n := m.param("dst", t), m.param("x", t), count("dst")
+	var w array
+	if weighted {
+		w = m.param("w", t)
+	}
 	r := m.rms(x, n)
 	m.holdStore(t)
 	m.loop(n, func(i reg.Register, tail bool) {
 		v := m.mul(m.load(x, i, tail), r)
-		m.store(dst, i, tail, m.mul(v, m.load(w, i, tail)))
+		if weighted {
+			v = m.mul(v, m.load(w, i, tail))
+		}
+		m.store(dst, i, tail, v)
 	})
 	m.end()
 }
@@ -176,8 +188,13 @@ func softmax(m *machine, t element) {
 	result(m.fold(VADDPS, total))
 	m.end()
 
-	m.function("rowScale", fmt.Sprintf("func(dst []%s, x []float32, s float32)", t.goType()), t)
-	dst, x, n = m.param("dst", t), m.param("x", f32), count("dst")
+	m.scaled("rowScale", "func(dst []%s, x []float32, s float32)", t, f32)
+	m.scaled("scale", "func(dst, x []%s, s float32)", t, t)
+}
+
+func (m *machine) scaled(name, signature string, t, from element) {
+	m.function(name, fmt.Sprintf(signature, t.goType()), t)
+	dst, x, n := m.param("dst", t), m.param("x", from), count("dst")
 	s := m.scalar("s")
 	m.holdStore(t)
 	m.loop(n, func(i reg.Register, tail bool) {

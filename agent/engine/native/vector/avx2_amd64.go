@@ -38,6 +38,9 @@ func layerNormModulateF32AVX2(dst []float32, x []float32, w []float32, b []float
 func rmsNormF32AVX2(dst []float32, x []float32, w []float32, eps float32)
 
 //go:noescape
+func rmsNormPlainF32AVX2(dst []float32, x []float32, eps float32)
+
+//go:noescape
 func ropeF32AVX2(dst []float32, x []float32, cos []float32, sin []float32)
 
 //go:noescape
@@ -54,6 +57,9 @@ func expSubF32AVX2(dst []float32, x []float32, scale float32, ref float32) float
 
 //go:noescape
 func rowScaleF32AVX2(dst []float32, x []float32, s float32)
+
+//go:noescape
+func scaleF32AVX2(dst []float32, x []float32, s float32)
 
 //go:noescape
 func addBF16AVX2(dst []uint16, a []uint16, b []uint16)
@@ -89,6 +95,9 @@ func layerNormModulateBF16AVX2(dst []uint16, x []uint16, w []uint16, b []uint16,
 func rmsNormBF16AVX2(dst []uint16, x []uint16, w []uint16, eps float32)
 
 //go:noescape
+func rmsNormPlainBF16AVX2(dst []uint16, x []uint16, eps float32)
+
+//go:noescape
 func ropeBF16AVX2(dst []uint16, x []uint16, cos []float32, sin []float32)
 
 //go:noescape
@@ -105,6 +114,9 @@ func expSubBF16AVX2(dst []uint16, x []float32, scale float32, ref float32) float
 
 //go:noescape
 func rowScaleBF16AVX2(dst []uint16, x []float32, s float32)
+
+//go:noescape
+func scaleBF16AVX2(dst []uint16, x []uint16, s float32)
 
 //go:noescape
 func convertF32ToBF16AVX2(dst []uint16, src []float32)

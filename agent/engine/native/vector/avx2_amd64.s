@@ -2052,12 +2052,12 @@ done107:
 TEXT ·rmsNormF32AVX2(SB), NOSPLIT, $64-76
 	MOVQ   dst_base+0(FP), AX
 	MOVQ   x_base+24(FP), CX
-	MOVQ   w_base+48(FP), DX
-	MOVQ   dst_len+8(FP), BX
+	MOVQ   dst_len+8(FP), DX
+	MOVQ   w_base+48(FP), BX
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	XORQ   SI, SI
-	MOVQ   BX, DI
+	MOVQ   DX, DI
 	SUBQ   $0x10, DI
 	JLT    tail116
 
@@ -2071,7 +2071,7 @@ full115:
 	JLE         full115
 
 tail116:
-	MOVQ    BX, DI
+	MOVQ    DX, DI
 	SUBQ    SI, DI
 	JLE     done117
 	VXORPS  Y2, Y2, Y2
@@ -2103,7 +2103,7 @@ done117:
 	VPERMILPS    $0xb1, X0, X1
 	VADDPS       X0, X1, X0
 	VXORPS       X1, X1, X1
-	VCVTSI2SSQ   BX, X1, X1
+	VCVTSI2SSQ   DX, X1, X1
 	VDIVSS       X1, X0, X0
 	VADDSS       eps+72(FP), X0, X0
 	VSQRTSS      X0, X0, X0
@@ -2111,7 +2111,7 @@ done117:
 	VDIVSS       X0, X1, X0
 	VBROADCASTSS X0, Y0
 	XORQ         SI, SI
-	MOVQ         BX, DI
+	MOVQ         DX, DI
 	SUBQ         $0x10, DI
 	JLT          tail121
 
@@ -2120,8 +2120,8 @@ full120:
 	VMOVUPS   32(CX)(SI*4), Y2
 	VMULPS    Y0, Y1, Y1
 	VMULPS    Y0, Y2, Y2
-	VMOVUPS   (DX)(SI*4), Y3
-	VMOVUPS   32(DX)(SI*4), Y4
+	VMOVUPS   (BX)(SI*4), Y3
+	VMOVUPS   32(BX)(SI*4), Y4
 	VMULPS    Y3, Y1, Y1
 	VMULPS    Y4, Y2, Y2
 	VCMPPS    $0x03, Y1, Y1, Y3
@@ -2135,7 +2135,7 @@ full120:
 	JLE       full120
 
 tail121:
-	SUBQ    SI, BX
+	SUBQ    SI, DX
 	JLE     done122
 	VXORPS  Y1, Y1, Y1
 	VMOVUPS Y1, (SP)
@@ -2144,7 +2144,7 @@ tail121:
 	XORQ    DI, DI
 
 copy123:
-	CMPQ DI, BX
+	CMPQ DI, DX
 	JGE  copied124
 	MOVL (CX)(DI*4), R8
 	MOVL R8, (SP)(DI*4)
@@ -2159,15 +2159,15 @@ copied124:
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
-	LEAQ    (DX)(SI*4), CX
-	XORQ    DX, DX
+	LEAQ    (BX)(SI*4), CX
+	XORQ    BX, BX
 
 copy125:
-	CMPQ DX, BX
+	CMPQ BX, DX
 	JGE  copied126
-	MOVL (CX)(DX*4), DI
-	MOVL DI, (SP)(DX*4)
-	INCQ DX
+	MOVL (CX)(BX*4), DI
+	MOVL DI, (SP)(BX*4)
+	INCQ BX
 	JMP  copy125
 
 copied126:
@@ -2185,13 +2185,137 @@ copied126:
 	XORQ      CX, CX
 
 copy127:
-	MOVL (SP)(CX*4), DX
-	MOVL DX, (AX)(CX*4)
+	MOVL (SP)(CX*4), BX
+	MOVL BX, (AX)(CX*4)
 	INCQ CX
-	CMPQ CX, BX
+	CMPQ CX, DX
 	JLT  copy127
 
 done122:
+	VZEROUPPER
+	RET
+
+// func rmsNormPlainF32AVX2(dst []float32, x []float32, eps float32)
+// Requires: AVX, AVX2, FMA3
+TEXT ·rmsNormPlainF32AVX2(SB), NOSPLIT, $64-52
+	MOVQ   dst_base+0(FP), AX
+	MOVQ   x_base+24(FP), CX
+	MOVQ   dst_len+8(FP), DX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	XORQ   BX, BX
+	MOVQ   DX, SI
+	SUBQ   $0x10, SI
+	JLT    tail129
+
+full128:
+	VMOVUPS     (CX)(BX*4), Y2
+	VMOVUPS     32(CX)(BX*4), Y3
+	VFMADD231PS Y2, Y2, Y0
+	VFMADD231PS Y3, Y3, Y1
+	ADDQ        $0x10, BX
+	CMPQ        BX, SI
+	JLE         full128
+
+tail129:
+	MOVQ    DX, SI
+	SUBQ    BX, SI
+	JLE     done130
+	VXORPS  Y2, Y2, Y2
+	VMOVUPS Y2, (SP)
+	VMOVUPS Y2, 32(SP)
+	LEAQ    (CX)(BX*4), BX
+	XORQ    DI, DI
+
+copy131:
+	CMPQ DI, SI
+	JGE  copied132
+	MOVL (BX)(DI*4), R8
+	MOVL R8, (SP)(DI*4)
+	INCQ DI
+	JMP  copy131
+
+copied132:
+	VMOVUPS     (SP), Y2
+	VMOVUPS     32(SP), Y3
+	VFMADD231PS Y2, Y2, Y0
+	VFMADD231PS Y3, Y3, Y1
+
+done130:
+	VADDPS       Y0, Y1, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X0, X1, X0
+	VPERMILPS    $0x4e, X0, X1
+	VADDPS       X0, X1, X0
+	VPERMILPS    $0xb1, X0, X1
+	VADDPS       X0, X1, X0
+	VXORPS       X1, X1, X1
+	VCVTSI2SSQ   DX, X1, X1
+	VDIVSS       X1, X0, X0
+	VADDSS       eps+48(FP), X0, X0
+	VSQRTSS      X0, X0, X0
+	VMOVSS       c_3f800000<>+0(SB), X1
+	VDIVSS       X0, X1, X0
+	VBROADCASTSS X0, Y0
+	XORQ         BX, BX
+	MOVQ         DX, SI
+	SUBQ         $0x10, SI
+	JLT          tail134
+
+full133:
+	VMOVUPS   (CX)(BX*4), Y1
+	VMOVUPS   32(CX)(BX*4), Y2
+	VMULPS    Y0, Y1, Y1
+	VMULPS    Y0, Y2, Y2
+	VCMPPS    $0x03, Y1, Y1, Y3
+	VBLENDVPS Y3, c_7fc00000<>+0(SB), Y1, Y3
+	VCMPPS    $0x03, Y2, Y2, Y1
+	VBLENDVPS Y1, c_7fc00000<>+0(SB), Y2, Y1
+	VMOVUPS   Y3, (AX)(BX*4)
+	VMOVUPS   Y1, 32(AX)(BX*4)
+	ADDQ      $0x10, BX
+	CMPQ      BX, SI
+	JLE       full133
+
+tail134:
+	SUBQ    BX, DX
+	JLE     done135
+	VXORPS  Y1, Y1, Y1
+	VMOVUPS Y1, (SP)
+	VMOVUPS Y1, 32(SP)
+	LEAQ    (CX)(BX*4), CX
+	XORQ    SI, SI
+
+copy136:
+	CMPQ SI, DX
+	JGE  copied137
+	MOVL (CX)(SI*4), DI
+	MOVL DI, (SP)(SI*4)
+	INCQ SI
+	JMP  copy136
+
+copied137:
+	VMOVUPS   (SP), Y1
+	VMOVUPS   32(SP), Y2
+	VMULPS    Y0, Y1, Y1
+	VMULPS    Y0, Y2, Y0
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VBLENDVPS Y2, c_7fc00000<>+0(SB), Y1, Y2
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VBLENDVPS Y1, c_7fc00000<>+0(SB), Y0, Y1
+	VMOVUPS   Y2, (SP)
+	VMOVUPS   Y1, 32(SP)
+	LEAQ      (AX)(BX*4), AX
+	XORQ      CX, CX
+
+copy138:
+	MOVL (SP)(CX*4), BX
+	MOVL BX, (AX)(CX*4)
+	INCQ CX
+	CMPQ CX, DX
+	JLT  copy138
+
+done135:
 	VZEROUPPER
 	RET
 
@@ -2206,9 +2330,9 @@ TEXT ·ropeF32AVX2(SB), NOSPLIT, $64-96
 	XORQ DI, DI
 	MOVQ DX, R8
 	SUBQ $0x10, R8
-	JLT  tail129
+	JLT  tail140
 
-full128:
+full139:
 	VMOVUPS   (CX)(DI*4), Y0
 	VMOVUPS   32(CX)(DI*4), Y1
 	VPMOVZXDQ (BX)(DI*2), Y2
@@ -2237,26 +2361,26 @@ full128:
 	VMOVUPS   Y0, 32(AX)(DI*4)
 	ADDQ      $0x10, DI
 	CMPQ      DI, R8
-	JLE       full128
+	JLE       full139
 
-tail129:
+tail140:
 	SUBQ    DI, DX
-	JLE     done130
+	JLE     done141
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(DI*4), CX
 	XORQ    R8, R8
 
-copy131:
+copy142:
 	CMPQ R8, DX
-	JGE  copied132
+	JGE  copied143
 	MOVL (CX)(R8*4), R9
 	MOVL R9, (SP)(R8*4)
 	INCQ R8
-	JMP  copy131
+	JMP  copy142
 
-copied132:
+copied143:
 	VMOVUPS (SP), Y0
 	VMOVUPS 32(SP), Y1
 	MOVQ    DX, CX
@@ -2267,15 +2391,15 @@ copied132:
 	LEAQ    (BX)(DI*2), BX
 	XORQ    R8, R8
 
-copy133:
+copy144:
 	CMPQ R8, CX
-	JGE  copied134
+	JGE  copied145
 	MOVL (BX)(R8*4), R9
 	MOVL R9, (SP)(R8*4)
 	INCQ R8
-	JMP  copy133
+	JMP  copy144
 
-copied134:
+copied145:
 	VPMOVZXDQ (SP), Y2
 	VMOVSLDUP Y2, Y2
 	VPMOVZXDQ 16(SP), Y3
@@ -2288,15 +2412,15 @@ copied134:
 	LEAQ      (SI)(DI*2), BX
 	XORQ      SI, SI
 
-copy135:
+copy146:
 	CMPQ SI, CX
-	JGE  copied136
+	JGE  copied147
 	MOVL (BX)(SI*4), R8
 	MOVL R8, (SP)(SI*4)
 	INCQ SI
-	JMP  copy135
+	JMP  copy146
 
-copied136:
+copied147:
 	VPMOVZXDQ (SP), Y4
 	VMOVSLDUP Y4, Y4
 	VPMOVZXDQ 16(SP), Y5
@@ -2320,14 +2444,14 @@ copied136:
 	LEAQ      (AX)(DI*4), AX
 	XORQ      CX, CX
 
-copy137:
+copy148:
 	MOVL (SP)(CX*4), BX
 	MOVL BX, (AX)(CX*4)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy137
+	JLT  copy148
 
-done130:
+done141:
 	VZEROUPPER
 	RET
 
@@ -2363,42 +2487,42 @@ TEXT ·rmsNormRopeF32AVX2(SB), NOSPLIT, $64-124
 	XORQ   R8, R8
 	MOVQ   DX, R9
 	SUBQ   $0x10, R9
-	JLT    tail139
+	JLT    tail150
 
-full138:
+full149:
 	VMOVUPS     (CX)(R8*4), Y2
 	VMOVUPS     32(CX)(R8*4), Y3
 	VFMADD231PS Y2, Y2, Y0
 	VFMADD231PS Y3, Y3, Y1
 	ADDQ        $0x10, R8
 	CMPQ        R8, R9
-	JLE         full138
+	JLE         full149
 
-tail139:
+tail150:
 	MOVQ    DX, R9
 	SUBQ    R8, R9
-	JLE     done140
+	JLE     done151
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (CX)(R8*4), R8
 	XORQ    R10, R10
 
-copy141:
+copy152:
 	CMPQ R10, R9
-	JGE  copied142
+	JGE  copied153
 	MOVL (R8)(R10*4), R11
 	MOVL R11, (SP)(R10*4)
 	INCQ R10
-	JMP  copy141
+	JMP  copy152
 
-copied142:
+copied153:
 	VMOVUPS     (SP), Y2
 	VMOVUPS     32(SP), Y3
 	VFMADD231PS Y2, Y2, Y0
 	VFMADD231PS Y3, Y3, Y1
 
-done140:
+done151:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -2417,9 +2541,9 @@ done140:
 	XORQ         R8, R8
 	MOVQ         DX, R9
 	SUBQ         $0x10, R9
-	JLT          tail144
+	JLT          tail155
 
-full143:
+full154:
 	VMOVUPS   (CX)(R8*4), Y1
 	VMOVUPS   32(CX)(R8*4), Y2
 	VMULPS    Y0, Y1, Y1
@@ -2454,26 +2578,26 @@ full143:
 	VMOVUPS   Y1, 32(AX)(R8*4)
 	ADDQ      $0x10, R8
 	CMPQ      R8, R9
-	JLE       full143
+	JLE       full154
 
-tail144:
+tail155:
 	SUBQ    R8, DX
-	JLE     done145
+	JLE     done156
 	VXORPS  Y1, Y1, Y1
 	VMOVUPS Y1, (SP)
 	VMOVUPS Y1, 32(SP)
 	LEAQ    (CX)(R8*4), CX
 	XORQ    R9, R9
 
-copy146:
+copy157:
 	CMPQ R9, DX
-	JGE  copied147
+	JGE  copied158
 	MOVL (CX)(R9*4), R10
 	MOVL R10, (SP)(R9*4)
 	INCQ R9
-	JMP  copy146
+	JMP  copy157
 
-copied147:
+copied158:
 	VMOVUPS (SP), Y1
 	VMOVUPS 32(SP), Y2
 	VMULPS  Y0, Y1, Y1
@@ -2484,15 +2608,15 @@ copied147:
 	LEAQ    (BX)(R8*4), CX
 	XORQ    BX, BX
 
-copy148:
+copy159:
 	CMPQ BX, DX
-	JGE  copied149
+	JGE  copied160
 	MOVL (CX)(BX*4), R9
 	MOVL R9, (SP)(BX*4)
 	INCQ BX
-	JMP  copy148
+	JMP  copy159
 
-copied149:
+copied160:
 	VMOVUPS (SP), Y2
 	VMOVUPS 32(SP), Y3
 	VMULPS  Y2, Y1, Y1
@@ -2505,15 +2629,15 @@ copied149:
 	LEAQ    (SI)(R8*2), BX
 	XORQ    SI, SI
 
-copy150:
+copy161:
 	CMPQ SI, CX
-	JGE  copied151
+	JGE  copied162
 	MOVL (BX)(SI*4), R9
 	MOVL R9, (SP)(SI*4)
 	INCQ SI
-	JMP  copy150
+	JMP  copy161
 
-copied151:
+copied162:
 	VPMOVZXDQ (SP), Y2
 	VMOVSLDUP Y2, Y2
 	VPMOVZXDQ 16(SP), Y3
@@ -2526,15 +2650,15 @@ copied151:
 	LEAQ      (DI)(R8*2), BX
 	XORQ      SI, SI
 
-copy152:
+copy163:
 	CMPQ SI, CX
-	JGE  copied153
+	JGE  copied164
 	MOVL (BX)(SI*4), DI
 	MOVL DI, (SP)(SI*4)
 	INCQ SI
-	JMP  copy152
+	JMP  copy163
 
-copied153:
+copied164:
 	VPMOVZXDQ (SP), Y4
 	VMOVSLDUP Y4, Y4
 	VPMOVZXDQ 16(SP), Y5
@@ -2558,14 +2682,14 @@ copied153:
 	LEAQ      (AX)(R8*4), AX
 	XORQ      CX, CX
 
-copy154:
+copy165:
 	MOVL (SP)(CX*4), BX
 	MOVL BX, (AX)(CX*4)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy154
+	JLT  copy165
 
-done145:
+done156:
 	VZEROUPPER
 	RET
 
@@ -2579,41 +2703,41 @@ TEXT ·rowSumF32AVX2(SB), NOSPLIT, $64-28
 	XORQ   DX, DX
 	MOVQ   CX, BX
 	SUBQ   $0x10, BX
-	JLT    tail156
+	JLT    tail167
 
-full155:
+full166:
 	VMOVUPS (AX)(DX*4), Y2
 	VMOVUPS 32(AX)(DX*4), Y3
 	VADDPS  Y2, Y0, Y0
 	VADDPS  Y3, Y1, Y1
 	ADDQ    $0x10, DX
 	CMPQ    DX, BX
-	JLE     full155
+	JLE     full166
 
-tail156:
+tail167:
 	SUBQ    DX, CX
-	JLE     done157
+	JLE     done168
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (AX)(DX*4), AX
 	XORQ    DX, DX
 
-copy158:
+copy169:
 	CMPQ DX, CX
-	JGE  copied159
+	JGE  copied170
 	MOVL (AX)(DX*4), BX
 	MOVL BX, (SP)(DX*4)
 	INCQ DX
-	JMP  copy158
+	JMP  copy169
 
-copied159:
+copied170:
 	VMOVUPS (SP), Y2
 	VMOVUPS 32(SP), Y3
 	VADDPS  Y2, Y0, Y0
 	VADDPS  Y3, Y1, Y1
 
-done157:
+done168:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -2635,35 +2759,35 @@ TEXT ·rowMaxF32AVX2(SB), NOSPLIT, $64-28
 	XORQ    DX, DX
 	MOVQ    CX, BX
 	SUBQ    $0x10, BX
-	JLT     tail161
+	JLT     tail172
 
-full160:
+full171:
 	VMOVUPS (AX)(DX*4), Y2
 	VMOVUPS 32(AX)(DX*4), Y3
 	VMAXPS  Y0, Y2, Y0
 	VMAXPS  Y1, Y3, Y1
 	ADDQ    $0x10, DX
 	CMPQ    DX, BX
-	JLE     full160
+	JLE     full171
 
-tail161:
+tail172:
 	SUBQ    DX, CX
-	JLE     done162
+	JLE     done173
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (AX)(DX*4), AX
 	XORQ    DX, DX
 
-copy163:
+copy174:
 	CMPQ DX, CX
-	JGE  copied164
+	JGE  copied175
 	MOVL (AX)(DX*4), BX
 	MOVL BX, (SP)(DX*4)
 	INCQ DX
-	JMP  copy163
+	JMP  copy174
 
-copied164:
+copied175:
 	VMOVUPS   (SP), Y2
 	VMOVUPS   32(SP), Y3
 	LEAQ      lanes<>+0(SB), AX
@@ -2680,7 +2804,7 @@ copied164:
 	VMAXPS    Y0, Y4, Y0
 	VMAXPS    Y1, Y2, Y1
 
-done162:
+done173:
 	VMAXPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VMAXPS       X0, X1, X0
@@ -2723,9 +2847,9 @@ TEXT ·expSubF32AVX2(SB), NOSPLIT, $64-60
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail166
+	JLT          tail177
 
-full165:
+full176:
 	VMOVUPS      (CX)(BX*4), Y4
 	VMOVUPS      32(CX)(BX*4), Y5
 	VFMSUB213PS  Y1, Y0, Y4
@@ -2784,26 +2908,26 @@ full165:
 	VMOVUPS      Y4, 32(AX)(BX*4)
 	ADDQ         $0x10, BX
 	CMPQ         BX, SI
-	JLE          full165
+	JLE          full176
 
-tail166:
+tail177:
 	SUBQ    BX, DX
-	JLE     done167
+	JLE     done178
 	VXORPS  Y4, Y4, Y4
 	VMOVUPS Y4, (SP)
 	VMOVUPS Y4, 32(SP)
 	LEAQ    (CX)(BX*4), CX
 	XORQ    SI, SI
 
-copy168:
+copy179:
 	CMPQ SI, DX
-	JGE  copied169
+	JGE  copied180
 	MOVL (CX)(SI*4), DI
 	MOVL DI, (SP)(SI*4)
 	INCQ SI
-	JMP  copy168
+	JMP  copy179
 
-copied169:
+copied180:
 	VMOVUPS      (SP), Y4
 	VMOVUPS      32(SP), Y5
 	VFMSUB213PS  Y1, Y0, Y4
@@ -2869,14 +2993,14 @@ copied169:
 	LEAQ         (AX)(BX*4), AX
 	XORQ         CX, CX
 
-copy170:
+copy181:
 	MOVL (SP)(CX*4), BX
 	MOVL BX, (AX)(CX*4)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy170
+	JLT  copy181
 
-done167:
+done178:
 	VADDPS       Y2, Y3, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -2934,9 +3058,9 @@ TEXT ·rowScaleF32AVX2(SB), NOSPLIT, $64-52
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail172
+	JLT          tail183
 
-full171:
+full182:
 	VMOVUPS   (CX)(BX*4), Y1
 	VMOVUPS   32(CX)(BX*4), Y2
 	VMULPS    Y0, Y1, Y1
@@ -2949,26 +3073,26 @@ full171:
 	VMOVUPS   Y1, 32(AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full171
+	JLE       full182
 
-tail172:
+tail183:
 	SUBQ    BX, DX
-	JLE     done173
+	JLE     done184
 	VXORPS  Y1, Y1, Y1
 	VMOVUPS Y1, (SP)
 	VMOVUPS Y1, 32(SP)
 	LEAQ    (CX)(BX*4), CX
 	XORQ    SI, SI
 
-copy174:
+copy185:
 	CMPQ SI, DX
-	JGE  copied175
+	JGE  copied186
 	MOVL (CX)(SI*4), DI
 	MOVL DI, (SP)(SI*4)
 	INCQ SI
-	JMP  copy174
+	JMP  copy185
 
-copied175:
+copied186:
 	VMOVUPS   (SP), Y1
 	VMOVUPS   32(SP), Y2
 	VMULPS    Y0, Y1, Y1
@@ -2982,14 +3106,83 @@ copied175:
 	LEAQ      (AX)(BX*4), AX
 	XORQ      CX, CX
 
-copy176:
+copy187:
 	MOVL (SP)(CX*4), BX
 	MOVL BX, (AX)(CX*4)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy176
+	JLT  copy187
 
-done173:
+done184:
+	VZEROUPPER
+	RET
+
+// func scaleF32AVX2(dst []float32, x []float32, s float32)
+// Requires: AVX
+TEXT ·scaleF32AVX2(SB), NOSPLIT, $64-52
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         x_base+24(FP), CX
+	MOVQ         dst_len+8(FP), DX
+	VBROADCASTSS s+48(FP), Y0
+	XORQ         BX, BX
+	MOVQ         DX, SI
+	SUBQ         $0x10, SI
+	JLT          tail189
+
+full188:
+	VMOVUPS   (CX)(BX*4), Y1
+	VMOVUPS   32(CX)(BX*4), Y2
+	VMULPS    Y0, Y1, Y1
+	VMULPS    Y0, Y2, Y2
+	VCMPPS    $0x03, Y1, Y1, Y3
+	VBLENDVPS Y3, c_7fc00000<>+0(SB), Y1, Y3
+	VCMPPS    $0x03, Y2, Y2, Y1
+	VBLENDVPS Y1, c_7fc00000<>+0(SB), Y2, Y1
+	VMOVUPS   Y3, (AX)(BX*4)
+	VMOVUPS   Y1, 32(AX)(BX*4)
+	ADDQ      $0x10, BX
+	CMPQ      BX, SI
+	JLE       full188
+
+tail189:
+	SUBQ    BX, DX
+	JLE     done190
+	VXORPS  Y1, Y1, Y1
+	VMOVUPS Y1, (SP)
+	VMOVUPS Y1, 32(SP)
+	LEAQ    (CX)(BX*4), CX
+	XORQ    SI, SI
+
+copy191:
+	CMPQ SI, DX
+	JGE  copied192
+	MOVL (CX)(SI*4), DI
+	MOVL DI, (SP)(SI*4)
+	INCQ SI
+	JMP  copy191
+
+copied192:
+	VMOVUPS   (SP), Y1
+	VMOVUPS   32(SP), Y2
+	VMULPS    Y0, Y1, Y1
+	VMULPS    Y0, Y2, Y0
+	VCMPPS    $0x03, Y1, Y1, Y2
+	VBLENDVPS Y2, c_7fc00000<>+0(SB), Y1, Y2
+	VCMPPS    $0x03, Y0, Y0, Y1
+	VBLENDVPS Y1, c_7fc00000<>+0(SB), Y0, Y1
+	VMOVUPS   Y2, (SP)
+	VMOVUPS   Y1, 32(SP)
+	LEAQ      (AX)(BX*4), AX
+	XORQ      CX, CX
+
+copy193:
+	MOVL (SP)(CX*4), BX
+	MOVL BX, (AX)(CX*4)
+	INCQ CX
+	CMPQ CX, DX
+	JLT  copy193
+
+done190:
 	VZEROUPPER
 	RET
 
@@ -3003,9 +3196,9 @@ TEXT ·addBF16AVX2(SB), NOSPLIT, $64-72
 	XORQ SI, SI
 	MOVQ CX, DI
 	SUBQ $0x10, DI
-	JLT  tail178
+	JLT  tail195
 
-full177:
+full194:
 	VPMOVZXWD (DX)(SI*2), Y0
 	VPMOVZXWD 16(DX)(SI*2), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -3035,26 +3228,26 @@ full177:
 	VMOVDQU   Y0, (AX)(SI*2)
 	ADDQ      $0x10, SI
 	CMPQ      SI, DI
-	JLE       full177
+	JLE       full194
 
-tail178:
+tail195:
 	SUBQ    SI, CX
-	JLE     done179
+	JLE     done196
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (DX)(SI*2), DX
 	XORQ    DI, DI
 
-copy180:
+copy197:
 	CMPQ DI, CX
-	JGE  copied181
+	JGE  copied198
 	MOVW (DX)(DI*2), R8
 	MOVW R8, (SP)(DI*2)
 	INCQ DI
-	JMP  copy180
+	JMP  copy197
 
-copied181:
+copied198:
 	VPMOVZXWD (SP), Y0
 	VPMOVZXWD 16(SP), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -3065,15 +3258,15 @@ copied181:
 	LEAQ      (BX)(SI*2), DX
 	XORQ      BX, BX
 
-copy182:
+copy199:
 	CMPQ BX, CX
-	JGE  copied183
+	JGE  copied200
 	MOVW (DX)(BX*2), DI
 	MOVW DI, (SP)(BX*2)
 	INCQ BX
-	JMP  copy182
+	JMP  copy199
 
-copied183:
+copied200:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -3100,14 +3293,14 @@ copied183:
 	LEAQ      (AX)(SI*2), AX
 	XORQ      DX, DX
 
-copy184:
+copy201:
 	MOVW (SP)(DX*2), BX
 	MOVW BX, (AX)(DX*2)
 	INCQ DX
 	CMPQ DX, CX
-	JLT  copy184
+	JLT  copy201
 
-done179:
+done196:
 	VZEROUPPER
 	RET
 
@@ -3175,9 +3368,9 @@ TEXT ·mulBF16AVX2(SB), NOSPLIT, $64-72
 	XORQ SI, SI
 	MOVQ CX, DI
 	SUBQ $0x10, DI
-	JLT  tail186
+	JLT  tail203
 
-full185:
+full202:
 	VPMOVZXWD (DX)(SI*2), Y0
 	VPMOVZXWD 16(DX)(SI*2), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -3207,26 +3400,26 @@ full185:
 	VMOVDQU   Y0, (AX)(SI*2)
 	ADDQ      $0x10, SI
 	CMPQ      SI, DI
-	JLE       full185
+	JLE       full202
 
-tail186:
+tail203:
 	SUBQ    SI, CX
-	JLE     done187
+	JLE     done204
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (DX)(SI*2), DX
 	XORQ    DI, DI
 
-copy188:
+copy205:
 	CMPQ DI, CX
-	JGE  copied189
+	JGE  copied206
 	MOVW (DX)(DI*2), R8
 	MOVW R8, (SP)(DI*2)
 	INCQ DI
-	JMP  copy188
+	JMP  copy205
 
-copied189:
+copied206:
 	VPMOVZXWD (SP), Y0
 	VPMOVZXWD 16(SP), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -3237,15 +3430,15 @@ copied189:
 	LEAQ      (BX)(SI*2), DX
 	XORQ      BX, BX
 
-copy190:
+copy207:
 	CMPQ BX, CX
-	JGE  copied191
+	JGE  copied208
 	MOVW (DX)(BX*2), DI
 	MOVW DI, (SP)(BX*2)
 	INCQ BX
-	JMP  copy190
+	JMP  copy207
 
-copied191:
+copied208:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -3272,14 +3465,14 @@ copied191:
 	LEAQ      (AX)(SI*2), AX
 	XORQ      DX, DX
 
-copy192:
+copy209:
 	MOVW (SP)(DX*2), BX
 	MOVW BX, (AX)(DX*2)
 	INCQ DX
 	CMPQ DX, CX
-	JLT  copy192
+	JLT  copy209
 
-done187:
+done204:
 	VZEROUPPER
 	RET
 
@@ -3292,9 +3485,9 @@ TEXT ·siluBF16AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ CX, SI
 	SUBQ $0x10, SI
-	JLT  tail194
+	JLT  tail211
 
-full193:
+full210:
 	VPMOVZXWD    (DX)(BX*2), Y0
 	VPMOVZXWD    16(DX)(BX*2), Y1
 	VPSLLD       $0x10, Y0, Y0
@@ -3380,26 +3573,26 @@ full193:
 	VMOVDQU      Y0, (AX)(BX*2)
 	ADDQ         $0x10, BX
 	CMPQ         BX, SI
-	JLE          full193
+	JLE          full210
 
-tail194:
+tail211:
 	SUBQ    BX, CX
-	JLE     done195
+	JLE     done212
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (DX)(BX*2), DX
 	XORQ    SI, SI
 
-copy196:
+copy213:
 	CMPQ SI, CX
-	JGE  copied197
+	JGE  copied214
 	MOVW (DX)(SI*2), DI
 	MOVW DI, (SP)(SI*2)
 	INCQ SI
-	JMP  copy196
+	JMP  copy213
 
-copied197:
+copied214:
 	VPMOVZXWD    (SP), Y0
 	VPMOVZXWD    16(SP), Y1
 	VPSLLD       $0x10, Y0, Y0
@@ -3486,14 +3679,14 @@ copied197:
 	LEAQ         (AX)(BX*2), AX
 	XORQ         DX, DX
 
-copy198:
+copy215:
 	MOVW (SP)(DX*2), BX
 	MOVW BX, (AX)(DX*2)
 	INCQ DX
 	CMPQ DX, CX
-	JLT  copy198
+	JLT  copy215
 
-done195:
+done212:
 	VZEROUPPER
 	RET
 
@@ -3506,9 +3699,9 @@ TEXT ·geluBF16AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ CX, SI
 	SUBQ $0x10, SI
-	JLT  tail200
+	JLT  tail217
 
-full199:
+full216:
 	VPMOVZXWD   (DX)(BX*2), Y0
 	VPMOVZXWD   16(DX)(BX*2), Y1
 	VPSLLD      $0x10, Y0, Y0
@@ -3596,26 +3789,26 @@ full199:
 	VMOVDQU     Y0, (AX)(BX*2)
 	ADDQ        $0x10, BX
 	CMPQ        BX, SI
-	JLE         full199
+	JLE         full216
 
-tail200:
+tail217:
 	SUBQ    BX, CX
-	JLE     done201
+	JLE     done218
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (DX)(BX*2), DX
 	XORQ    SI, SI
 
-copy202:
+copy219:
 	CMPQ SI, CX
-	JGE  copied203
+	JGE  copied220
 	MOVW (DX)(SI*2), DI
 	MOVW DI, (SP)(SI*2)
 	INCQ SI
-	JMP  copy202
+	JMP  copy219
 
-copied203:
+copied220:
 	VPMOVZXWD   (SP), Y0
 	VPMOVZXWD   16(SP), Y1
 	VPSLLD      $0x10, Y0, Y0
@@ -3704,14 +3897,14 @@ copied203:
 	LEAQ        (AX)(BX*2), AX
 	XORQ        DX, DX
 
-copy204:
+copy221:
 	MOVW (SP)(DX*2), BX
 	MOVW BX, (AX)(DX*2)
 	INCQ DX
 	CMPQ DX, CX
-	JLT  copy204
+	JLT  copy221
 
-done201:
+done218:
 	VZEROUPPER
 	RET
 
@@ -3744,9 +3937,9 @@ TEXT ·modulateBF16AVX2(SB), NOSPLIT, $64-96
 	XORQ DI, DI
 	MOVQ CX, R8
 	SUBQ $0x10, R8
-	JLT  tail206
+	JLT  tail223
 
-full205:
+full222:
 	VPMOVZXWD   (DX)(DI*2), Y0
 	VPMOVZXWD   16(DX)(DI*2), Y1
 	VPSLLD      $0x10, Y0, Y0
@@ -3796,26 +3989,26 @@ full205:
 	VMOVDQU     Y0, (AX)(DI*2)
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
-	JLE         full205
+	JLE         full222
 
-tail206:
+tail223:
 	SUBQ    DI, CX
-	JLE     done207
+	JLE     done224
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (DX)(DI*2), DX
 	XORQ    R8, R8
 
-copy208:
+copy225:
 	CMPQ R8, CX
-	JGE  copied209
+	JGE  copied226
 	MOVW (DX)(R8*2), R9
 	MOVW R9, (SP)(R8*2)
 	INCQ R8
-	JMP  copy208
+	JMP  copy225
 
-copied209:
+copied226:
 	VPMOVZXWD (SP), Y0
 	VPMOVZXWD 16(SP), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -3826,15 +4019,15 @@ copied209:
 	LEAQ      (BX)(DI*2), DX
 	XORQ      BX, BX
 
-copy210:
+copy227:
 	CMPQ BX, CX
-	JGE  copied211
+	JGE  copied228
 	MOVW (DX)(BX*2), R8
 	MOVW R8, (SP)(BX*2)
 	INCQ BX
-	JMP  copy210
+	JMP  copy227
 
-copied211:
+copied228:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -3845,15 +4038,15 @@ copied211:
 	LEAQ      (SI)(DI*2), DX
 	XORQ      BX, BX
 
-copy212:
+copy229:
 	CMPQ BX, CX
-	JGE  copied213
+	JGE  copied230
 	MOVW (DX)(BX*2), SI
 	MOVW SI, (SP)(BX*2)
 	INCQ BX
-	JMP  copy212
+	JMP  copy229
 
-copied213:
+copied230:
 	VPMOVZXWD   (SP), Y4
 	VPMOVZXWD   16(SP), Y5
 	VPSLLD      $0x10, Y4, Y4
@@ -3896,14 +4089,14 @@ copied213:
 	LEAQ        (AX)(DI*2), AX
 	XORQ        DX, DX
 
-copy214:
+copy231:
 	MOVW (SP)(DX*2), BX
 	MOVW BX, (AX)(DX*2)
 	INCQ DX
 	CMPQ DX, CX
-	JLT  copy214
+	JLT  copy231
 
-done207:
+done224:
 	VZEROUPPER
 	RET
 
@@ -3936,9 +4129,9 @@ TEXT ·gatedAddBF16AVX2(SB), NOSPLIT, $64-96
 	XORQ DI, DI
 	MOVQ CX, R8
 	SUBQ $0x10, R8
-	JLT  tail216
+	JLT  tail233
 
-full215:
+full232:
 	VPMOVZXWD (DX)(DI*2), Y0
 	VPMOVZXWD 16(DX)(DI*2), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -3988,26 +4181,26 @@ full215:
 	VMOVDQU   Y0, (AX)(DI*2)
 	ADDQ      $0x10, DI
 	CMPQ      DI, R8
-	JLE       full215
+	JLE       full232
 
-tail216:
+tail233:
 	SUBQ    DI, CX
-	JLE     done217
+	JLE     done234
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (DX)(DI*2), DX
 	XORQ    R8, R8
 
-copy218:
+copy235:
 	CMPQ R8, CX
-	JGE  copied219
+	JGE  copied236
 	MOVW (DX)(R8*2), R9
 	MOVW R9, (SP)(R8*2)
 	INCQ R8
-	JMP  copy218
+	JMP  copy235
 
-copied219:
+copied236:
 	VPMOVZXWD (SP), Y0
 	VPMOVZXWD 16(SP), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -4018,15 +4211,15 @@ copied219:
 	LEAQ      (BX)(DI*2), DX
 	XORQ      BX, BX
 
-copy220:
+copy237:
 	CMPQ BX, CX
-	JGE  copied221
+	JGE  copied238
 	MOVW (DX)(BX*2), R8
 	MOVW R8, (SP)(BX*2)
 	INCQ BX
-	JMP  copy220
+	JMP  copy237
 
-copied221:
+copied238:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4037,15 +4230,15 @@ copied221:
 	LEAQ      (SI)(DI*2), DX
 	XORQ      BX, BX
 
-copy222:
+copy239:
 	CMPQ BX, CX
-	JGE  copied223
+	JGE  copied240
 	MOVW (DX)(BX*2), SI
 	MOVW SI, (SP)(BX*2)
 	INCQ BX
-	JMP  copy222
+	JMP  copy239
 
-copied223:
+copied240:
 	VPMOVZXWD (SP), Y4
 	VPMOVZXWD 16(SP), Y5
 	VPSLLD    $0x10, Y4, Y4
@@ -4088,14 +4281,14 @@ copied223:
 	LEAQ      (AX)(DI*2), AX
 	XORQ      DX, DX
 
-copy224:
+copy241:
 	MOVW (SP)(DX*2), BX
 	MOVW BX, (AX)(DX*2)
 	INCQ DX
 	CMPQ DX, CX
-	JLT  copy224
+	JLT  copy241
 
-done217:
+done234:
 	VZEROUPPER
 	RET
 
@@ -4110,9 +4303,9 @@ TEXT ·gatedAddFusedBF16AVX2(SB), NOSPLIT, $64-96
 	XORQ DI, DI
 	MOVQ CX, R8
 	SUBQ $0x10, R8
-	JLT  tail226
+	JLT  tail243
 
-full225:
+full242:
 	VPMOVZXWD   (DX)(DI*2), Y0
 	VPMOVZXWD   16(DX)(DI*2), Y1
 	VPSLLD      $0x10, Y0, Y0
@@ -4146,26 +4339,26 @@ full225:
 	VMOVDQU     Y0, (AX)(DI*2)
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
-	JLE         full225
+	JLE         full242
 
-tail226:
+tail243:
 	SUBQ    DI, CX
-	JLE     done227
+	JLE     done244
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (DX)(DI*2), DX
 	XORQ    R8, R8
 
-copy228:
+copy245:
 	CMPQ R8, CX
-	JGE  copied229
+	JGE  copied246
 	MOVW (DX)(R8*2), R9
 	MOVW R9, (SP)(R8*2)
 	INCQ R8
-	JMP  copy228
+	JMP  copy245
 
-copied229:
+copied246:
 	VPMOVZXWD (SP), Y0
 	VPMOVZXWD 16(SP), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -4176,15 +4369,15 @@ copied229:
 	LEAQ      (BX)(DI*2), DX
 	XORQ      BX, BX
 
-copy230:
+copy247:
 	CMPQ BX, CX
-	JGE  copied231
+	JGE  copied248
 	MOVW (DX)(BX*2), R8
 	MOVW R8, (SP)(BX*2)
 	INCQ BX
-	JMP  copy230
+	JMP  copy247
 
-copied231:
+copied248:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4195,15 +4388,15 @@ copied231:
 	LEAQ      (SI)(DI*2), DX
 	XORQ      BX, BX
 
-copy232:
+copy249:
 	CMPQ BX, CX
-	JGE  copied233
+	JGE  copied250
 	MOVW (DX)(BX*2), SI
 	MOVW SI, (SP)(BX*2)
 	INCQ BX
-	JMP  copy232
+	JMP  copy249
 
-copied233:
+copied250:
 	VPMOVZXWD   (SP), Y4
 	VPMOVZXWD   16(SP), Y5
 	VPSLLD      $0x10, Y4, Y4
@@ -4230,14 +4423,14 @@ copied233:
 	LEAQ        (AX)(DI*2), AX
 	XORQ        DX, DX
 
-copy234:
+copy251:
 	MOVW (SP)(DX*2), BX
 	MOVW BX, (AX)(DX*2)
 	INCQ DX
 	CMPQ DX, CX
-	JLT  copy234
+	JLT  copy251
 
-done227:
+done244:
 	VZEROUPPER
 	RET
 
@@ -4252,9 +4445,9 @@ TEXT ·layerNormBF16AVX2(SB), NOSPLIT, $64-52
 	XORQ   BX, BX
 	MOVQ   DX, SI
 	SUBQ   $0x10, SI
-	JLT    tail236
+	JLT    tail253
 
-full235:
+full252:
 	VPMOVZXWD (CX)(BX*2), Y2
 	VPMOVZXWD 16(CX)(BX*2), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4263,27 +4456,27 @@ full235:
 	VADDPS    Y3, Y1, Y1
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full235
+	JLE       full252
 
-tail236:
+tail253:
 	MOVQ    DX, SI
 	SUBQ    BX, SI
-	JLE     done237
+	JLE     done254
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (CX)(BX*2), BX
 	XORQ    DI, DI
 
-copy238:
+copy255:
 	CMPQ DI, SI
-	JGE  copied239
+	JGE  copied256
 	MOVW (BX)(DI*2), R8
 	MOVW R8, (SP)(DI*2)
 	INCQ DI
-	JMP  copy238
+	JMP  copy255
 
-copied239:
+copied256:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4291,7 +4484,7 @@ copied239:
 	VADDPS    Y2, Y0, Y0
 	VADDPS    Y3, Y1, Y1
 
-done237:
+done254:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -4308,9 +4501,9 @@ done237:
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail241
+	JLT          tail258
 
-full240:
+full257:
 	VPMOVZXWD   (CX)(BX*2), Y3
 	VPMOVZXWD   16(CX)(BX*2), Y4
 	VPSLLD      $0x10, Y3, Y3
@@ -4321,27 +4514,27 @@ full240:
 	VFMADD231PS Y4, Y4, Y2
 	ADDQ        $0x10, BX
 	CMPQ        BX, SI
-	JLE         full240
+	JLE         full257
 
-tail241:
+tail258:
 	MOVQ    DX, SI
 	SUBQ    BX, SI
-	JLE     done242
+	JLE     done259
 	VXORPS  Y3, Y3, Y3
 	VMOVUPS Y3, (SP)
 	VMOVUPS Y3, 32(SP)
 	LEAQ    (CX)(BX*2), BX
 	XORQ    DI, DI
 
-copy243:
+copy260:
 	CMPQ DI, SI
-	JGE  copied244
+	JGE  copied261
 	MOVW (BX)(DI*2), R8
 	MOVW R8, (SP)(DI*2)
 	INCQ DI
-	JMP  copy243
+	JMP  copy260
 
-copied244:
+copied261:
 	VPMOVZXWD   (SP), Y3
 	VPMOVZXWD   16(SP), Y4
 	VPSLLD      $0x10, Y3, Y3
@@ -4356,7 +4549,7 @@ copied244:
 	VFMADD231PS Y3, Y3, Y1
 	VFMADD231PS Y4, Y4, Y2
 
-done242:
+done259:
 	VADDPS       Y1, Y2, Y1
 	VEXTRACTF128 $0x01, Y1, X2
 	VADDPS       X1, X2, X1
@@ -4375,9 +4568,9 @@ done242:
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail246
+	JLT          tail263
 
-full245:
+full262:
 	VPMOVZXWD (CX)(BX*2), Y2
 	VPMOVZXWD 16(CX)(BX*2), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4405,26 +4598,26 @@ full245:
 	VMOVDQU   Y2, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full245
+	JLE       full262
 
-tail246:
+tail263:
 	SUBQ    BX, DX
-	JLE     done247
+	JLE     done264
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (CX)(BX*2), CX
 	XORQ    SI, SI
 
-copy248:
+copy265:
 	CMPQ SI, DX
-	JGE  copied249
+	JGE  copied266
 	MOVW (CX)(SI*2), DI
 	MOVW DI, (SP)(SI*2)
 	INCQ SI
-	JMP  copy248
+	JMP  copy265
 
-copied249:
+copied266:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4453,14 +4646,14 @@ copied249:
 	LEAQ      (AX)(BX*2), AX
 	XORQ      CX, CX
 
-copy250:
+copy267:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy250
+	JLT  copy267
 
-done247:
+done264:
 	VZEROUPPER
 	RET
 
@@ -4477,9 +4670,9 @@ TEXT ·layerNormAffineBF16AVX2(SB), NOSPLIT, $64-100
 	XORQ   DI, DI
 	MOVQ   DX, R8
 	SUBQ   $0x10, R8
-	JLT    tail252
+	JLT    tail269
 
-full251:
+full268:
 	VPMOVZXWD (CX)(DI*2), Y2
 	VPMOVZXWD 16(CX)(DI*2), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4488,27 +4681,27 @@ full251:
 	VADDPS    Y3, Y1, Y1
 	ADDQ      $0x10, DI
 	CMPQ      DI, R8
-	JLE       full251
+	JLE       full268
 
-tail252:
+tail269:
 	MOVQ    DX, R8
 	SUBQ    DI, R8
-	JLE     done253
+	JLE     done270
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (CX)(DI*2), DI
 	XORQ    R9, R9
 
-copy254:
+copy271:
 	CMPQ R9, R8
-	JGE  copied255
+	JGE  copied272
 	MOVW (DI)(R9*2), R10
 	MOVW R10, (SP)(R9*2)
 	INCQ R9
-	JMP  copy254
+	JMP  copy271
 
-copied255:
+copied272:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4516,7 +4709,7 @@ copied255:
 	VADDPS    Y2, Y0, Y0
 	VADDPS    Y3, Y1, Y1
 
-done253:
+done270:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -4533,9 +4726,9 @@ done253:
 	XORQ         DI, DI
 	MOVQ         DX, R8
 	SUBQ         $0x10, R8
-	JLT          tail257
+	JLT          tail274
 
-full256:
+full273:
 	VPMOVZXWD   (CX)(DI*2), Y3
 	VPMOVZXWD   16(CX)(DI*2), Y4
 	VPSLLD      $0x10, Y3, Y3
@@ -4546,27 +4739,27 @@ full256:
 	VFMADD231PS Y4, Y4, Y2
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
-	JLE         full256
+	JLE         full273
 
-tail257:
+tail274:
 	MOVQ    DX, R8
 	SUBQ    DI, R8
-	JLE     done258
+	JLE     done275
 	VXORPS  Y3, Y3, Y3
 	VMOVUPS Y3, (SP)
 	VMOVUPS Y3, 32(SP)
 	LEAQ    (CX)(DI*2), DI
 	XORQ    R9, R9
 
-copy259:
+copy276:
 	CMPQ R9, R8
-	JGE  copied260
+	JGE  copied277
 	MOVW (DI)(R9*2), R10
 	MOVW R10, (SP)(R9*2)
 	INCQ R9
-	JMP  copy259
+	JMP  copy276
 
-copied260:
+copied277:
 	VPMOVZXWD   (SP), Y3
 	VPMOVZXWD   16(SP), Y4
 	VPSLLD      $0x10, Y3, Y3
@@ -4581,7 +4774,7 @@ copied260:
 	VFMADD231PS Y3, Y3, Y1
 	VFMADD231PS Y4, Y4, Y2
 
-done258:
+done275:
 	VADDPS       Y1, Y2, Y1
 	VEXTRACTF128 $0x01, Y1, X2
 	VADDPS       X1, X2, X1
@@ -4600,9 +4793,9 @@ done258:
 	XORQ         DI, DI
 	MOVQ         DX, R8
 	SUBQ         $0x10, R8
-	JLT          tail262
+	JLT          tail279
 
-full261:
+full278:
 	VPMOVZXWD   (CX)(DI*2), Y2
 	VPMOVZXWD   16(CX)(DI*2), Y3
 	VPSLLD      $0x10, Y2, Y2
@@ -4640,26 +4833,26 @@ full261:
 	VMOVDQU     Y2, (AX)(DI*2)
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
-	JLE         full261
+	JLE         full278
 
-tail262:
+tail279:
 	SUBQ    DI, DX
-	JLE     done263
+	JLE     done280
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (CX)(DI*2), CX
 	XORQ    R8, R8
 
-copy264:
+copy281:
 	CMPQ R8, DX
-	JGE  copied265
+	JGE  copied282
 	MOVW (CX)(R8*2), R9
 	MOVW R9, (SP)(R8*2)
 	INCQ R8
-	JMP  copy264
+	JMP  copy281
 
-copied265:
+copied282:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4674,15 +4867,15 @@ copied265:
 	LEAQ      (BX)(DI*2), CX
 	XORQ      BX, BX
 
-copy266:
+copy283:
 	CMPQ BX, DX
-	JGE  copied267
+	JGE  copied284
 	MOVW (CX)(BX*2), R8
 	MOVW R8, (SP)(BX*2)
 	INCQ BX
-	JMP  copy266
+	JMP  copy283
 
-copied267:
+copied284:
 	VPMOVZXWD (SP), Y1
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y1, Y1
@@ -4693,15 +4886,15 @@ copied267:
 	LEAQ      (SI)(DI*2), CX
 	XORQ      BX, BX
 
-copy268:
+copy285:
 	CMPQ BX, DX
-	JGE  copied269
+	JGE  copied286
 	MOVW (CX)(BX*2), SI
 	MOVW SI, (SP)(BX*2)
 	INCQ BX
-	JMP  copy268
+	JMP  copy285
 
-copied269:
+copied286:
 	VPMOVZXWD   (SP), Y4
 	VPMOVZXWD   16(SP), Y5
 	VPSLLD      $0x10, Y4, Y4
@@ -4728,14 +4921,14 @@ copied269:
 	LEAQ        (AX)(DI*2), AX
 	XORQ        CX, CX
 
-copy270:
+copy287:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy270
+	JLT  copy287
 
-done263:
+done280:
 	VZEROUPPER
 	RET
 
@@ -4752,9 +4945,9 @@ TEXT ·layerNormModulateBF16AVX2(SB), NOSPLIT, $64-100
 	XORQ   DI, DI
 	MOVQ   DX, R8
 	SUBQ   $0x10, R8
-	JLT    tail272
+	JLT    tail289
 
-full271:
+full288:
 	VPMOVZXWD (CX)(DI*2), Y2
 	VPMOVZXWD 16(CX)(DI*2), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4763,27 +4956,27 @@ full271:
 	VADDPS    Y3, Y1, Y1
 	ADDQ      $0x10, DI
 	CMPQ      DI, R8
-	JLE       full271
+	JLE       full288
 
-tail272:
+tail289:
 	MOVQ    DX, R8
 	SUBQ    DI, R8
-	JLE     done273
+	JLE     done290
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (CX)(DI*2), DI
 	XORQ    R9, R9
 
-copy274:
+copy291:
 	CMPQ R9, R8
-	JGE  copied275
+	JGE  copied292
 	MOVW (DI)(R9*2), R10
 	MOVW R10, (SP)(R9*2)
 	INCQ R9
-	JMP  copy274
+	JMP  copy291
 
-copied275:
+copied292:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4791,7 +4984,7 @@ copied275:
 	VADDPS    Y2, Y0, Y0
 	VADDPS    Y3, Y1, Y1
 
-done273:
+done290:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -4808,9 +5001,9 @@ done273:
 	XORQ         DI, DI
 	MOVQ         DX, R8
 	SUBQ         $0x10, R8
-	JLT          tail277
+	JLT          tail294
 
-full276:
+full293:
 	VPMOVZXWD   (CX)(DI*2), Y3
 	VPMOVZXWD   16(CX)(DI*2), Y4
 	VPSLLD      $0x10, Y3, Y3
@@ -4821,27 +5014,27 @@ full276:
 	VFMADD231PS Y4, Y4, Y2
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
-	JLE         full276
+	JLE         full293
 
-tail277:
+tail294:
 	MOVQ    DX, R8
 	SUBQ    DI, R8
-	JLE     done278
+	JLE     done295
 	VXORPS  Y3, Y3, Y3
 	VMOVUPS Y3, (SP)
 	VMOVUPS Y3, 32(SP)
 	LEAQ    (CX)(DI*2), DI
 	XORQ    R9, R9
 
-copy279:
+copy296:
 	CMPQ R9, R8
-	JGE  copied280
+	JGE  copied297
 	MOVW (DI)(R9*2), R10
 	MOVW R10, (SP)(R9*2)
 	INCQ R9
-	JMP  copy279
+	JMP  copy296
 
-copied280:
+copied297:
 	VPMOVZXWD   (SP), Y3
 	VPMOVZXWD   16(SP), Y4
 	VPSLLD      $0x10, Y3, Y3
@@ -4856,7 +5049,7 @@ copied280:
 	VFMADD231PS Y3, Y3, Y1
 	VFMADD231PS Y4, Y4, Y2
 
-done278:
+done295:
 	VADDPS       Y1, Y2, Y1
 	VEXTRACTF128 $0x01, Y1, X2
 	VADDPS       X1, X2, X1
@@ -4875,9 +5068,9 @@ done278:
 	XORQ         DI, DI
 	MOVQ         DX, R8
 	SUBQ         $0x10, R8
-	JLT          tail282
+	JLT          tail299
 
-full281:
+full298:
 	VPMOVZXWD   (CX)(DI*2), Y2
 	VPMOVZXWD   16(CX)(DI*2), Y3
 	VPSLLD      $0x10, Y2, Y2
@@ -4945,26 +5138,26 @@ full281:
 	VMOVDQU     Y2, (AX)(DI*2)
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
-	JLE         full281
+	JLE         full298
 
-tail282:
+tail299:
 	SUBQ    DI, DX
-	JLE     done283
+	JLE     done300
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (CX)(DI*2), CX
 	XORQ    R8, R8
 
-copy284:
+copy301:
 	CMPQ R8, DX
-	JGE  copied285
+	JGE  copied302
 	MOVW (CX)(R8*2), R9
 	MOVW R9, (SP)(R8*2)
 	INCQ R8
-	JMP  copy284
+	JMP  copy301
 
-copied285:
+copied302:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -4979,15 +5172,15 @@ copied285:
 	LEAQ      (BX)(DI*2), CX
 	XORQ      BX, BX
 
-copy286:
+copy303:
 	CMPQ BX, DX
-	JGE  copied287
+	JGE  copied304
 	MOVW (CX)(BX*2), R8
 	MOVW R8, (SP)(BX*2)
 	INCQ BX
-	JMP  copy286
+	JMP  copy303
 
-copied287:
+copied304:
 	VPMOVZXWD (SP), Y1
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y1, Y1
@@ -4998,15 +5191,15 @@ copied287:
 	LEAQ      (SI)(DI*2), CX
 	XORQ      BX, BX
 
-copy288:
+copy305:
 	CMPQ BX, DX
-	JGE  copied289
+	JGE  copied306
 	MOVW (CX)(BX*2), SI
 	MOVW SI, (SP)(BX*2)
 	INCQ BX
-	JMP  copy288
+	JMP  copy305
 
-copied289:
+copied306:
 	VPMOVZXWD   (SP), Y4
 	VPMOVZXWD   16(SP), Y5
 	VPSLLD      $0x10, Y4, Y4
@@ -5063,14 +5256,14 @@ copied289:
 	LEAQ        (AX)(DI*2), AX
 	XORQ        CX, CX
 
-copy290:
+copy307:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy290
+	JLT  copy307
 
-done283:
+done300:
 	VZEROUPPER
 	RET
 
@@ -5079,16 +5272,16 @@ done283:
 TEXT ·rmsNormBF16AVX2(SB), NOSPLIT, $64-76
 	MOVQ   dst_base+0(FP), AX
 	MOVQ   x_base+24(FP), CX
-	MOVQ   w_base+48(FP), DX
-	MOVQ   dst_len+8(FP), BX
+	MOVQ   dst_len+8(FP), DX
+	MOVQ   w_base+48(FP), BX
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	XORQ   SI, SI
-	MOVQ   BX, DI
+	MOVQ   DX, DI
 	SUBQ   $0x10, DI
-	JLT    tail292
+	JLT    tail309
 
-full291:
+full308:
 	VPMOVZXWD   (CX)(SI*2), Y2
 	VPMOVZXWD   16(CX)(SI*2), Y3
 	VPSLLD      $0x10, Y2, Y2
@@ -5097,27 +5290,27 @@ full291:
 	VFMADD231PS Y3, Y3, Y1
 	ADDQ        $0x10, SI
 	CMPQ        SI, DI
-	JLE         full291
+	JLE         full308
 
-tail292:
-	MOVQ    BX, DI
+tail309:
+	MOVQ    DX, DI
 	SUBQ    SI, DI
-	JLE     done293
+	JLE     done310
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (CX)(SI*2), SI
 	XORQ    R8, R8
 
-copy294:
+copy311:
 	CMPQ R8, DI
-	JGE  copied295
+	JGE  copied312
 	MOVW (SI)(R8*2), R9
 	MOVW R9, (SP)(R8*2)
 	INCQ R8
-	JMP  copy294
+	JMP  copy311
 
-copied295:
+copied312:
 	VPMOVZXWD   (SP), Y2
 	VPMOVZXWD   16(SP), Y3
 	VPSLLD      $0x10, Y2, Y2
@@ -5125,7 +5318,7 @@ copied295:
 	VFMADD231PS Y2, Y2, Y0
 	VFMADD231PS Y3, Y3, Y1
 
-done293:
+done310:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -5134,7 +5327,7 @@ done293:
 	VPERMILPS    $0xb1, X0, X1
 	VADDPS       X0, X1, X0
 	VXORPS       X1, X1, X1
-	VCVTSI2SSQ   BX, X1, X1
+	VCVTSI2SSQ   DX, X1, X1
 	VDIVSS       X1, X0, X0
 	VADDSS       eps+72(FP), X0, X0
 	VSQRTSS      X0, X0, X0
@@ -5142,19 +5335,19 @@ done293:
 	VDIVSS       X0, X1, X0
 	VBROADCASTSS X0, Y0
 	XORQ         SI, SI
-	MOVQ         BX, DI
+	MOVQ         DX, DI
 	SUBQ         $0x10, DI
-	JLT          tail297
+	JLT          tail314
 
-full296:
+full313:
 	VPMOVZXWD (CX)(SI*2), Y1
 	VPMOVZXWD 16(CX)(SI*2), Y2
 	VPSLLD    $0x10, Y1, Y1
 	VPSLLD    $0x10, Y2, Y2
 	VMULPS    Y0, Y1, Y1
 	VMULPS    Y0, Y2, Y2
-	VPMOVZXWD (DX)(SI*2), Y3
-	VPMOVZXWD 16(DX)(SI*2), Y4
+	VPMOVZXWD (BX)(SI*2), Y3
+	VPMOVZXWD 16(BX)(SI*2), Y4
 	VPSLLD    $0x10, Y3, Y3
 	VPSLLD    $0x10, Y4, Y4
 	VMULPS    Y3, Y1, Y1
@@ -5178,26 +5371,26 @@ full296:
 	VMOVDQU   Y1, (AX)(SI*2)
 	ADDQ      $0x10, SI
 	CMPQ      SI, DI
-	JLE       full296
+	JLE       full313
 
-tail297:
-	SUBQ    SI, BX
-	JLE     done298
+tail314:
+	SUBQ    SI, DX
+	JLE     done315
 	VXORPS  Y1, Y1, Y1
 	VMOVUPS Y1, (SP)
 	VMOVUPS Y1, 32(SP)
 	LEAQ    (CX)(SI*2), CX
 	XORQ    DI, DI
 
-copy299:
-	CMPQ DI, BX
-	JGE  copied300
+copy316:
+	CMPQ DI, DX
+	JGE  copied317
 	MOVW (CX)(DI*2), R8
 	MOVW R8, (SP)(DI*2)
 	INCQ DI
-	JMP  copy299
+	JMP  copy316
 
-copied300:
+copied317:
 	VPMOVZXWD (SP), Y1
 	VPMOVZXWD 16(SP), Y2
 	VPSLLD    $0x10, Y1, Y1
@@ -5207,18 +5400,18 @@ copied300:
 	VXORPS    Y2, Y2, Y2
 	VMOVUPS   Y2, (SP)
 	VMOVUPS   Y2, 32(SP)
-	LEAQ      (DX)(SI*2), CX
-	XORQ      DX, DX
+	LEAQ      (BX)(SI*2), CX
+	XORQ      BX, BX
 
-copy301:
-	CMPQ DX, BX
-	JGE  copied302
-	MOVW (CX)(DX*2), DI
-	MOVW DI, (SP)(DX*2)
-	INCQ DX
-	JMP  copy301
+copy318:
+	CMPQ BX, DX
+	JGE  copied319
+	MOVW (CX)(BX*2), DI
+	MOVW DI, (SP)(BX*2)
+	INCQ BX
+	JMP  copy318
 
-copied302:
+copied319:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -5245,14 +5438,168 @@ copied302:
 	LEAQ      (AX)(SI*2), AX
 	XORQ      CX, CX
 
-copy303:
-	MOVW (SP)(CX*2), DX
-	MOVW DX, (AX)(CX*2)
+copy320:
+	MOVW (SP)(CX*2), BX
+	MOVW BX, (AX)(CX*2)
 	INCQ CX
-	CMPQ CX, BX
-	JLT  copy303
+	CMPQ CX, DX
+	JLT  copy320
 
-done298:
+done315:
+	VZEROUPPER
+	RET
+
+// func rmsNormPlainBF16AVX2(dst []uint16, x []uint16, eps float32)
+// Requires: AVX, AVX2, FMA3
+TEXT ·rmsNormPlainBF16AVX2(SB), NOSPLIT, $64-52
+	MOVQ   dst_base+0(FP), AX
+	MOVQ   x_base+24(FP), CX
+	MOVQ   dst_len+8(FP), DX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	XORQ   BX, BX
+	MOVQ   DX, SI
+	SUBQ   $0x10, SI
+	JLT    tail322
+
+full321:
+	VPMOVZXWD   (CX)(BX*2), Y2
+	VPMOVZXWD   16(CX)(BX*2), Y3
+	VPSLLD      $0x10, Y2, Y2
+	VPSLLD      $0x10, Y3, Y3
+	VFMADD231PS Y2, Y2, Y0
+	VFMADD231PS Y3, Y3, Y1
+	ADDQ        $0x10, BX
+	CMPQ        BX, SI
+	JLE         full321
+
+tail322:
+	MOVQ    DX, SI
+	SUBQ    BX, SI
+	JLE     done323
+	VXORPS  Y2, Y2, Y2
+	VMOVUPS Y2, (SP)
+	VMOVUPS Y2, 32(SP)
+	LEAQ    (CX)(BX*2), BX
+	XORQ    DI, DI
+
+copy324:
+	CMPQ DI, SI
+	JGE  copied325
+	MOVW (BX)(DI*2), R8
+	MOVW R8, (SP)(DI*2)
+	INCQ DI
+	JMP  copy324
+
+copied325:
+	VPMOVZXWD   (SP), Y2
+	VPMOVZXWD   16(SP), Y3
+	VPSLLD      $0x10, Y2, Y2
+	VPSLLD      $0x10, Y3, Y3
+	VFMADD231PS Y2, Y2, Y0
+	VFMADD231PS Y3, Y3, Y1
+
+done323:
+	VADDPS       Y0, Y1, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X0, X1, X0
+	VPERMILPS    $0x4e, X0, X1
+	VADDPS       X0, X1, X0
+	VPERMILPS    $0xb1, X0, X1
+	VADDPS       X0, X1, X0
+	VXORPS       X1, X1, X1
+	VCVTSI2SSQ   DX, X1, X1
+	VDIVSS       X1, X0, X0
+	VADDSS       eps+48(FP), X0, X0
+	VSQRTSS      X0, X0, X0
+	VMOVSS       c_3f800000<>+0(SB), X1
+	VDIVSS       X0, X1, X0
+	VBROADCASTSS X0, Y0
+	XORQ         BX, BX
+	MOVQ         DX, SI
+	SUBQ         $0x10, SI
+	JLT          tail327
+
+full326:
+	VPMOVZXWD (CX)(BX*2), Y1
+	VPMOVZXWD 16(CX)(BX*2), Y2
+	VPSLLD    $0x10, Y1, Y1
+	VPSLLD    $0x10, Y2, Y2
+	VMULPS    Y0, Y1, Y1
+	VMULPS    Y0, Y2, Y2
+	VPSRLD    $0x10, Y1, Y3
+	VPSRLD    $0x10, Y2, Y4
+	VPAND     c_00000001<>+0(SB), Y3, Y3
+	VPAND     c_00000001<>+0(SB), Y4, Y4
+	VPADDD    c_00007fff<>+0(SB), Y3, Y3
+	VPADDD    c_00007fff<>+0(SB), Y4, Y4
+	VPADDD    Y1, Y3, Y3
+	VPADDD    Y2, Y4, Y4
+	VPSRLD    $0x10, Y3, Y3
+	VPSRLD    $0x10, Y4, Y4
+	VCMPPS    $0x03, Y1, Y1, Y1
+	VBLENDVPS Y1, c_00007fc0<>+0(SB), Y3, Y1
+	VCMPPS    $0x03, Y2, Y2, Y2
+	VBLENDVPS Y2, c_00007fc0<>+0(SB), Y4, Y2
+	VPACKUSDW Y2, Y1, Y1
+	VPERMQ    $0xd8, Y1, Y1
+	VMOVDQU   Y1, (AX)(BX*2)
+	ADDQ      $0x10, BX
+	CMPQ      BX, SI
+	JLE       full326
+
+tail327:
+	SUBQ    BX, DX
+	JLE     done328
+	VXORPS  Y1, Y1, Y1
+	VMOVUPS Y1, (SP)
+	VMOVUPS Y1, 32(SP)
+	LEAQ    (CX)(BX*2), CX
+	XORQ    SI, SI
+
+copy329:
+	CMPQ SI, DX
+	JGE  copied330
+	MOVW (CX)(SI*2), DI
+	MOVW DI, (SP)(SI*2)
+	INCQ SI
+	JMP  copy329
+
+copied330:
+	VPMOVZXWD (SP), Y1
+	VPMOVZXWD 16(SP), Y2
+	VPSLLD    $0x10, Y1, Y1
+	VPSLLD    $0x10, Y2, Y2
+	VMULPS    Y0, Y1, Y1
+	VMULPS    Y0, Y2, Y0
+	VPSRLD    $0x10, Y1, Y2
+	VPSRLD    $0x10, Y0, Y3
+	VPAND     c_00000001<>+0(SB), Y2, Y2
+	VPAND     c_00000001<>+0(SB), Y3, Y3
+	VPADDD    c_00007fff<>+0(SB), Y2, Y2
+	VPADDD    c_00007fff<>+0(SB), Y3, Y3
+	VPADDD    Y1, Y2, Y2
+	VPADDD    Y0, Y3, Y3
+	VPSRLD    $0x10, Y2, Y2
+	VPSRLD    $0x10, Y3, Y3
+	VCMPPS    $0x03, Y1, Y1, Y1
+	VBLENDVPS Y1, c_00007fc0<>+0(SB), Y2, Y1
+	VCMPPS    $0x03, Y0, Y0, Y0
+	VBLENDVPS Y0, c_00007fc0<>+0(SB), Y3, Y0
+	VPACKUSDW Y0, Y1, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVDQU   Y0, (SP)
+	LEAQ      (AX)(BX*2), AX
+	XORQ      CX, CX
+
+copy331:
+	MOVW (SP)(CX*2), BX
+	MOVW BX, (AX)(CX*2)
+	INCQ CX
+	CMPQ CX, DX
+	JLT  copy331
+
+done328:
 	VZEROUPPER
 	RET
 
@@ -5267,9 +5614,9 @@ TEXT ·ropeBF16AVX2(SB), NOSPLIT, $64-96
 	XORQ DI, DI
 	MOVQ DX, R8
 	SUBQ $0x10, R8
-	JLT  tail305
+	JLT  tail333
 
-full304:
+full332:
 	VPMOVZXWD (CX)(DI*2), Y0
 	VPMOVZXWD 16(CX)(DI*2), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -5311,26 +5658,26 @@ full304:
 	VMOVDQU   Y0, (AX)(DI*2)
 	ADDQ      $0x10, DI
 	CMPQ      DI, R8
-	JLE       full304
+	JLE       full332
 
-tail305:
+tail333:
 	SUBQ    DI, DX
-	JLE     done306
+	JLE     done334
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(DI*2), CX
 	XORQ    R8, R8
 
-copy307:
+copy335:
 	CMPQ R8, DX
-	JGE  copied308
+	JGE  copied336
 	MOVW (CX)(R8*2), R9
 	MOVW R9, (SP)(R8*2)
 	INCQ R8
-	JMP  copy307
+	JMP  copy335
 
-copied308:
+copied336:
 	VPMOVZXWD (SP), Y0
 	VPMOVZXWD 16(SP), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -5343,15 +5690,15 @@ copied308:
 	LEAQ      (BX)(DI*2), BX
 	XORQ      R8, R8
 
-copy309:
+copy337:
 	CMPQ R8, CX
-	JGE  copied310
+	JGE  copied338
 	MOVL (BX)(R8*4), R9
 	MOVL R9, (SP)(R8*4)
 	INCQ R8
-	JMP  copy309
+	JMP  copy337
 
-copied310:
+copied338:
 	VPMOVZXDQ (SP), Y2
 	VMOVSLDUP Y2, Y2
 	VPMOVZXDQ 16(SP), Y3
@@ -5364,15 +5711,15 @@ copied310:
 	LEAQ      (SI)(DI*2), BX
 	XORQ      SI, SI
 
-copy311:
+copy339:
 	CMPQ SI, CX
-	JGE  copied312
+	JGE  copied340
 	MOVL (BX)(SI*4), R8
 	MOVL R8, (SP)(SI*4)
 	INCQ SI
-	JMP  copy311
+	JMP  copy339
 
-copied312:
+copied340:
 	VPMOVZXDQ (SP), Y4
 	VMOVSLDUP Y4, Y4
 	VPMOVZXDQ 16(SP), Y5
@@ -5407,14 +5754,14 @@ copied312:
 	LEAQ      (AX)(DI*2), AX
 	XORQ      CX, CX
 
-copy313:
+copy341:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy313
+	JLT  copy341
 
-done306:
+done334:
 	VZEROUPPER
 	RET
 
@@ -5432,9 +5779,9 @@ TEXT ·rmsNormRopeBF16AVX2(SB), NOSPLIT, $64-124
 	XORQ   R8, R8
 	MOVQ   DX, R9
 	SUBQ   $0x10, R9
-	JLT    tail315
+	JLT    tail343
 
-full314:
+full342:
 	VPMOVZXWD   (CX)(R8*2), Y2
 	VPMOVZXWD   16(CX)(R8*2), Y3
 	VPSLLD      $0x10, Y2, Y2
@@ -5443,27 +5790,27 @@ full314:
 	VFMADD231PS Y3, Y3, Y1
 	ADDQ        $0x10, R8
 	CMPQ        R8, R9
-	JLE         full314
+	JLE         full342
 
-tail315:
+tail343:
 	MOVQ    DX, R9
 	SUBQ    R8, R9
-	JLE     done316
+	JLE     done344
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (CX)(R8*2), R8
 	XORQ    R10, R10
 
-copy317:
+copy345:
 	CMPQ R10, R9
-	JGE  copied318
+	JGE  copied346
 	MOVW (R8)(R10*2), R11
 	MOVW R11, (SP)(R10*2)
 	INCQ R10
-	JMP  copy317
+	JMP  copy345
 
-copied318:
+copied346:
 	VPMOVZXWD   (SP), Y2
 	VPMOVZXWD   16(SP), Y3
 	VPSLLD      $0x10, Y2, Y2
@@ -5471,7 +5818,7 @@ copied318:
 	VFMADD231PS Y2, Y2, Y0
 	VFMADD231PS Y3, Y3, Y1
 
-done316:
+done344:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -5490,9 +5837,9 @@ done316:
 	XORQ         R8, R8
 	MOVQ         DX, R9
 	SUBQ         $0x10, R9
-	JLT          tail320
+	JLT          tail348
 
-full319:
+full347:
 	VPMOVZXWD (CX)(R8*2), Y1
 	VPMOVZXWD 16(CX)(R8*2), Y2
 	VPSLLD    $0x10, Y1, Y1
@@ -5556,26 +5903,26 @@ full319:
 	VMOVDQU   Y1, (AX)(R8*2)
 	ADDQ      $0x10, R8
 	CMPQ      R8, R9
-	JLE       full319
+	JLE       full347
 
-tail320:
+tail348:
 	SUBQ    R8, DX
-	JLE     done321
+	JLE     done349
 	VXORPS  Y1, Y1, Y1
 	VMOVUPS Y1, (SP)
 	VMOVUPS Y1, 32(SP)
 	LEAQ    (CX)(R8*2), CX
 	XORQ    R9, R9
 
-copy322:
+copy350:
 	CMPQ R9, DX
-	JGE  copied323
+	JGE  copied351
 	MOVW (CX)(R9*2), R10
 	MOVW R10, (SP)(R9*2)
 	INCQ R9
-	JMP  copy322
+	JMP  copy350
 
-copied323:
+copied351:
 	VPMOVZXWD (SP), Y1
 	VPMOVZXWD 16(SP), Y2
 	VPSLLD    $0x10, Y1, Y1
@@ -5588,15 +5935,15 @@ copied323:
 	LEAQ      (BX)(R8*2), CX
 	XORQ      BX, BX
 
-copy324:
+copy352:
 	CMPQ BX, DX
-	JGE  copied325
+	JGE  copied353
 	MOVW (CX)(BX*2), R9
 	MOVW R9, (SP)(BX*2)
 	INCQ BX
-	JMP  copy324
+	JMP  copy352
 
-copied325:
+copied353:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -5625,15 +5972,15 @@ copied325:
 	LEAQ      (SI)(R8*2), BX
 	XORQ      SI, SI
 
-copy326:
+copy354:
 	CMPQ SI, CX
-	JGE  copied327
+	JGE  copied355
 	MOVL (BX)(SI*4), R9
 	MOVL R9, (SP)(SI*4)
 	INCQ SI
-	JMP  copy326
+	JMP  copy354
 
-copied327:
+copied355:
 	VPMOVZXDQ (SP), Y2
 	VMOVSLDUP Y2, Y2
 	VPMOVZXDQ 16(SP), Y3
@@ -5646,15 +5993,15 @@ copied327:
 	LEAQ      (DI)(R8*2), BX
 	XORQ      SI, SI
 
-copy328:
+copy356:
 	CMPQ SI, CX
-	JGE  copied329
+	JGE  copied357
 	MOVL (BX)(SI*4), DI
 	MOVL DI, (SP)(SI*4)
 	INCQ SI
-	JMP  copy328
+	JMP  copy356
 
-copied329:
+copied357:
 	VPMOVZXDQ (SP), Y4
 	VMOVSLDUP Y4, Y4
 	VPMOVZXDQ 16(SP), Y5
@@ -5689,14 +6036,14 @@ copied329:
 	LEAQ      (AX)(R8*2), AX
 	XORQ      CX, CX
 
-copy330:
+copy358:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy330
+	JLT  copy358
 
-done321:
+done349:
 	VZEROUPPER
 	RET
 
@@ -5710,9 +6057,9 @@ TEXT ·rowSumBF16AVX2(SB), NOSPLIT, $64-28
 	XORQ   DX, DX
 	MOVQ   CX, BX
 	SUBQ   $0x10, BX
-	JLT    tail332
+	JLT    tail360
 
-full331:
+full359:
 	VPMOVZXWD (AX)(DX*2), Y2
 	VPMOVZXWD 16(AX)(DX*2), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -5721,26 +6068,26 @@ full331:
 	VADDPS    Y3, Y1, Y1
 	ADDQ      $0x10, DX
 	CMPQ      DX, BX
-	JLE       full331
+	JLE       full359
 
-tail332:
+tail360:
 	SUBQ    DX, CX
-	JLE     done333
+	JLE     done361
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (AX)(DX*2), AX
 	XORQ    DX, DX
 
-copy334:
+copy362:
 	CMPQ DX, CX
-	JGE  copied335
+	JGE  copied363
 	MOVW (AX)(DX*2), BX
 	MOVW BX, (SP)(DX*2)
 	INCQ DX
-	JMP  copy334
+	JMP  copy362
 
-copied335:
+copied363:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -5748,7 +6095,7 @@ copied335:
 	VADDPS    Y2, Y0, Y0
 	VADDPS    Y3, Y1, Y1
 
-done333:
+done361:
 	VADDPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -5770,9 +6117,9 @@ TEXT ·rowMaxBF16AVX2(SB), NOSPLIT, $64-28
 	XORQ    DX, DX
 	MOVQ    CX, BX
 	SUBQ    $0x10, BX
-	JLT     tail337
+	JLT     tail365
 
-full336:
+full364:
 	VPMOVZXWD (AX)(DX*2), Y2
 	VPMOVZXWD 16(AX)(DX*2), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -5781,26 +6128,26 @@ full336:
 	VMAXPS    Y1, Y3, Y1
 	ADDQ      $0x10, DX
 	CMPQ      DX, BX
-	JLE       full336
+	JLE       full364
 
-tail337:
+tail365:
 	SUBQ    DX, CX
-	JLE     done338
+	JLE     done366
 	VXORPS  Y2, Y2, Y2
 	VMOVUPS Y2, (SP)
 	VMOVUPS Y2, 32(SP)
 	LEAQ    (AX)(DX*2), AX
 	XORQ    DX, DX
 
-copy339:
+copy367:
 	CMPQ DX, CX
-	JGE  copied340
+	JGE  copied368
 	MOVW (AX)(DX*2), BX
 	MOVW BX, (SP)(DX*2)
 	INCQ DX
-	JMP  copy339
+	JMP  copy367
 
-copied340:
+copied368:
 	VPMOVZXWD (SP), Y2
 	VPMOVZXWD 16(SP), Y3
 	VPSLLD    $0x10, Y2, Y2
@@ -5819,7 +6166,7 @@ copied340:
 	VMAXPS    Y0, Y4, Y0
 	VMAXPS    Y1, Y2, Y1
 
-done338:
+done366:
 	VMAXPS       Y0, Y1, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VMAXPS       X0, X1, X0
@@ -5844,9 +6191,9 @@ TEXT ·expSubBF16AVX2(SB), NOSPLIT, $64-60
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail342
+	JLT          tail370
 
-full341:
+full369:
 	VMOVUPS      (CX)(BX*4), Y4
 	VMOVUPS      32(CX)(BX*4), Y5
 	VFMSUB213PS  Y1, Y0, Y4
@@ -5916,26 +6263,26 @@ full341:
 	VMOVDQU      Y4, (AX)(BX*2)
 	ADDQ         $0x10, BX
 	CMPQ         BX, SI
-	JLE          full341
+	JLE          full369
 
-tail342:
+tail370:
 	SUBQ    BX, DX
-	JLE     done343
+	JLE     done371
 	VXORPS  Y4, Y4, Y4
 	VMOVUPS Y4, (SP)
 	VMOVUPS Y4, 32(SP)
 	LEAQ    (CX)(BX*4), CX
 	XORQ    SI, SI
 
-copy344:
+copy372:
 	CMPQ SI, DX
-	JGE  copied345
+	JGE  copied373
 	MOVL (CX)(SI*4), DI
 	MOVL DI, (SP)(SI*4)
 	INCQ SI
-	JMP  copy344
+	JMP  copy372
 
-copied345:
+copied373:
 	VMOVUPS      (SP), Y4
 	VMOVUPS      32(SP), Y5
 	VFMSUB213PS  Y1, Y0, Y4
@@ -6012,14 +6359,14 @@ copied345:
 	LEAQ         (AX)(BX*2), AX
 	XORQ         CX, CX
 
-copy346:
+copy374:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy346
+	JLT  copy374
 
-done343:
+done371:
 	VADDPS       Y2, Y3, Y0
 	VEXTRACTF128 $0x01, Y0, X1
 	VADDPS       X0, X1, X0
@@ -6041,9 +6388,9 @@ TEXT ·rowScaleBF16AVX2(SB), NOSPLIT, $64-52
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail348
+	JLT          tail376
 
-full347:
+full375:
 	VMOVUPS   (CX)(BX*4), Y1
 	VMOVUPS   32(CX)(BX*4), Y2
 	VMULPS    Y0, Y1, Y1
@@ -6067,26 +6414,26 @@ full347:
 	VMOVDQU   Y1, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full347
+	JLE       full375
 
-tail348:
+tail376:
 	SUBQ    BX, DX
-	JLE     done349
+	JLE     done377
 	VXORPS  Y1, Y1, Y1
 	VMOVUPS Y1, (SP)
 	VMOVUPS Y1, 32(SP)
 	LEAQ    (CX)(BX*4), CX
 	XORQ    SI, SI
 
-copy350:
+copy378:
 	CMPQ SI, DX
-	JGE  copied351
+	JGE  copied379
 	MOVL (CX)(SI*4), DI
 	MOVL DI, (SP)(SI*4)
 	INCQ SI
-	JMP  copy350
+	JMP  copy378
 
-copied351:
+copied379:
 	VMOVUPS   (SP), Y1
 	VMOVUPS   32(SP), Y2
 	VMULPS    Y0, Y1, Y1
@@ -6111,14 +6458,109 @@ copied351:
 	LEAQ      (AX)(BX*2), AX
 	XORQ      CX, CX
 
-copy352:
+copy380:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy352
+	JLT  copy380
 
-done349:
+done377:
+	VZEROUPPER
+	RET
+
+// func scaleBF16AVX2(dst []uint16, x []uint16, s float32)
+// Requires: AVX, AVX2
+TEXT ·scaleBF16AVX2(SB), NOSPLIT, $64-52
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         x_base+24(FP), CX
+	MOVQ         dst_len+8(FP), DX
+	VBROADCASTSS s+48(FP), Y0
+	XORQ         BX, BX
+	MOVQ         DX, SI
+	SUBQ         $0x10, SI
+	JLT          tail382
+
+full381:
+	VPMOVZXWD (CX)(BX*2), Y1
+	VPMOVZXWD 16(CX)(BX*2), Y2
+	VPSLLD    $0x10, Y1, Y1
+	VPSLLD    $0x10, Y2, Y2
+	VMULPS    Y0, Y1, Y1
+	VMULPS    Y0, Y2, Y2
+	VPSRLD    $0x10, Y1, Y3
+	VPSRLD    $0x10, Y2, Y4
+	VPAND     c_00000001<>+0(SB), Y3, Y3
+	VPAND     c_00000001<>+0(SB), Y4, Y4
+	VPADDD    c_00007fff<>+0(SB), Y3, Y3
+	VPADDD    c_00007fff<>+0(SB), Y4, Y4
+	VPADDD    Y1, Y3, Y3
+	VPADDD    Y2, Y4, Y4
+	VPSRLD    $0x10, Y3, Y3
+	VPSRLD    $0x10, Y4, Y4
+	VCMPPS    $0x03, Y1, Y1, Y1
+	VBLENDVPS Y1, c_00007fc0<>+0(SB), Y3, Y1
+	VCMPPS    $0x03, Y2, Y2, Y2
+	VBLENDVPS Y2, c_00007fc0<>+0(SB), Y4, Y2
+	VPACKUSDW Y2, Y1, Y1
+	VPERMQ    $0xd8, Y1, Y1
+	VMOVDQU   Y1, (AX)(BX*2)
+	ADDQ      $0x10, BX
+	CMPQ      BX, SI
+	JLE       full381
+
+tail382:
+	SUBQ    BX, DX
+	JLE     done383
+	VXORPS  Y1, Y1, Y1
+	VMOVUPS Y1, (SP)
+	VMOVUPS Y1, 32(SP)
+	LEAQ    (CX)(BX*2), CX
+	XORQ    SI, SI
+
+copy384:
+	CMPQ SI, DX
+	JGE  copied385
+	MOVW (CX)(SI*2), DI
+	MOVW DI, (SP)(SI*2)
+	INCQ SI
+	JMP  copy384
+
+copied385:
+	VPMOVZXWD (SP), Y1
+	VPMOVZXWD 16(SP), Y2
+	VPSLLD    $0x10, Y1, Y1
+	VPSLLD    $0x10, Y2, Y2
+	VMULPS    Y0, Y1, Y1
+	VMULPS    Y0, Y2, Y0
+	VPSRLD    $0x10, Y1, Y2
+	VPSRLD    $0x10, Y0, Y3
+	VPAND     c_00000001<>+0(SB), Y2, Y2
+	VPAND     c_00000001<>+0(SB), Y3, Y3
+	VPADDD    c_00007fff<>+0(SB), Y2, Y2
+	VPADDD    c_00007fff<>+0(SB), Y3, Y3
+	VPADDD    Y1, Y2, Y2
+	VPADDD    Y0, Y3, Y3
+	VPSRLD    $0x10, Y2, Y2
+	VPSRLD    $0x10, Y3, Y3
+	VCMPPS    $0x03, Y1, Y1, Y1
+	VBLENDVPS Y1, c_00007fc0<>+0(SB), Y2, Y1
+	VCMPPS    $0x03, Y0, Y0, Y0
+	VBLENDVPS Y0, c_00007fc0<>+0(SB), Y3, Y0
+	VPACKUSDW Y0, Y1, Y0
+	VPERMQ    $0xd8, Y0, Y0
+	VMOVDQU   Y0, (SP)
+	LEAQ      (AX)(BX*2), AX
+	XORQ      CX, CX
+
+copy386:
+	MOVW (SP)(CX*2), BX
+	MOVW BX, (AX)(CX*2)
+	INCQ CX
+	CMPQ CX, DX
+	JLT  copy386
+
+done383:
 	VZEROUPPER
 	RET
 
@@ -6131,9 +6573,9 @@ TEXT ·convertF32ToBF16AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ DX, SI
 	SUBQ $0x10, SI
-	JLT  tail354
+	JLT  tail388
 
-full353:
+full387:
 	VMOVUPS   (CX)(BX*4), Y0
 	VMOVUPS   32(CX)(BX*4), Y1
 	VPSRLD    $0x10, Y0, Y2
@@ -6155,26 +6597,26 @@ full353:
 	VMOVDQU   Y0, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full353
+	JLE       full387
 
-tail354:
+tail388:
 	SUBQ    BX, DX
-	JLE     done355
+	JLE     done389
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(BX*4), CX
 	XORQ    SI, SI
 
-copy356:
+copy390:
 	CMPQ SI, DX
-	JGE  copied357
+	JGE  copied391
 	MOVL (CX)(SI*4), DI
 	MOVL DI, (SP)(SI*4)
 	INCQ SI
-	JMP  copy356
+	JMP  copy390
 
-copied357:
+copied391:
 	VMOVUPS   (SP), Y0
 	VMOVUPS   32(SP), Y1
 	VPSRLD    $0x10, Y0, Y2
@@ -6197,14 +6639,14 @@ copied357:
 	LEAQ      (AX)(BX*2), AX
 	XORQ      CX, CX
 
-copy358:
+copy392:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy358
+	JLT  copy392
 
-done355:
+done389:
 	VZEROUPPER
 	RET
 
@@ -6217,9 +6659,9 @@ TEXT ·convertBF16ToF32AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ DX, SI
 	SUBQ $0x10, SI
-	JLT  tail360
+	JLT  tail394
 
-full359:
+full393:
 	VPMOVZXWD (CX)(BX*2), Y0
 	VPMOVZXWD 16(CX)(BX*2), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -6232,26 +6674,26 @@ full359:
 	VMOVUPS   Y0, 32(AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full359
+	JLE       full393
 
-tail360:
+tail394:
 	SUBQ    BX, DX
-	JLE     done361
+	JLE     done395
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(BX*2), CX
 	XORQ    SI, SI
 
-copy362:
+copy396:
 	CMPQ SI, DX
-	JGE  copied363
+	JGE  copied397
 	MOVW (CX)(SI*2), DI
 	MOVW DI, (SP)(SI*2)
 	INCQ SI
-	JMP  copy362
+	JMP  copy396
 
-copied363:
+copied397:
 	VPMOVZXWD (SP), Y0
 	VPMOVZXWD 16(SP), Y1
 	VPSLLD    $0x10, Y0, Y0
@@ -6265,14 +6707,14 @@ copied363:
 	LEAQ      (AX)(BX*4), AX
 	XORQ      CX, CX
 
-copy364:
+copy398:
 	MOVL (SP)(CX*4), BX
 	MOVL BX, (AX)(CX*4)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy364
+	JLT  copy398
 
-done361:
+done395:
 	VZEROUPPER
 	RET
 
@@ -6285,9 +6727,9 @@ TEXT ·convertF16ToF32AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ DX, SI
 	SUBQ $0x10, SI
-	JLT  tail366
+	JLT  tail400
 
-full365:
+full399:
 	VPMOVZXWD (CX)(BX*2), Y0
 	VPMOVZXWD 16(CX)(BX*2), Y1
 	VPAND     c_00007fff<>+0(SB), Y0, Y2
@@ -6326,26 +6768,26 @@ full365:
 	VMOVUPS   Y0, 32(AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full365
+	JLE       full399
 
-tail366:
+tail400:
 	SUBQ    BX, DX
-	JLE     done367
+	JLE     done401
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(BX*2), CX
 	XORQ    SI, SI
 
-copy368:
+copy402:
 	CMPQ SI, DX
-	JGE  copied369
+	JGE  copied403
 	MOVW (CX)(SI*2), DI
 	MOVW DI, (SP)(SI*2)
 	INCQ SI
-	JMP  copy368
+	JMP  copy402
 
-copied369:
+copied403:
 	VPMOVZXWD (SP), Y0
 	VPMOVZXWD 16(SP), Y1
 	VPAND     c_00007fff<>+0(SB), Y0, Y2
@@ -6385,14 +6827,14 @@ copied369:
 	LEAQ      (AX)(BX*4), AX
 	XORQ      CX, CX
 
-copy370:
+copy404:
 	MOVL (SP)(CX*4), BX
 	MOVL BX, (AX)(CX*4)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy370
+	JLT  copy404
 
-done367:
+done401:
 	VZEROUPPER
 	RET
 
@@ -6495,9 +6937,9 @@ TEXT ·convertF16ToBF16AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ DX, SI
 	SUBQ $0x10, SI
-	JLT  tail372
+	JLT  tail406
 
-full371:
+full405:
 	VPMOVZXWD (CX)(BX*2), Y0
 	VPMOVZXWD 16(CX)(BX*2), Y1
 	VPAND     c_00007fff<>+0(SB), Y0, Y2
@@ -6551,26 +6993,26 @@ full371:
 	VMOVDQU   Y0, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full371
+	JLE       full405
 
-tail372:
+tail406:
 	SUBQ    BX, DX
-	JLE     done373
+	JLE     done407
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(BX*2), CX
 	XORQ    SI, SI
 
-copy374:
+copy408:
 	CMPQ SI, DX
-	JGE  copied375
+	JGE  copied409
 	MOVW (CX)(SI*2), DI
 	MOVW DI, (SP)(SI*2)
 	INCQ SI
-	JMP  copy374
+	JMP  copy408
 
-copied375:
+copied409:
 	VPMOVZXWD (SP), Y0
 	VPMOVZXWD 16(SP), Y1
 	VPAND     c_00007fff<>+0(SB), Y0, Y2
@@ -6625,14 +7067,14 @@ copied375:
 	LEAQ      (AX)(BX*2), AX
 	XORQ      CX, CX
 
-copy376:
+copy410:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy376
+	JLT  copy410
 
-done373:
+done407:
 	VZEROUPPER
 	RET
 
@@ -6645,9 +7087,9 @@ TEXT ·convertE4M3ToF32AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ DX, SI
 	SUBQ $0x10, SI
-	JLT  tail378
+	JLT  tail412
 
-full377:
+full411:
 	VPMOVZXBD (CX)(BX*1), Y0
 	VPMOVZXBD 8(CX)(BX*1), Y1
 	VPAND     c_0000007f<>+0(SB), Y0, Y2
@@ -6680,26 +7122,26 @@ full377:
 	VMOVUPS   Y0, 32(AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full377
+	JLE       full411
 
-tail378:
+tail412:
 	SUBQ    BX, DX
-	JLE     done379
+	JLE     done413
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(BX*1), CX
 	XORQ    SI, SI
 
-copy380:
+copy414:
 	CMPQ SI, DX
-	JGE  copied381
+	JGE  copied415
 	MOVB (CX)(SI*1), DI
 	MOVB DI, (SP)(SI*1)
 	INCQ SI
-	JMP  copy380
+	JMP  copy414
 
-copied381:
+copied415:
 	VPMOVZXBD (SP), Y0
 	VPMOVZXBD 8(SP), Y1
 	VPAND     c_0000007f<>+0(SB), Y0, Y2
@@ -6733,14 +7175,14 @@ copied381:
 	LEAQ      (AX)(BX*4), AX
 	XORQ      CX, CX
 
-copy382:
+copy416:
 	MOVL (SP)(CX*4), BX
 	MOVL BX, (AX)(CX*4)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy382
+	JLT  copy416
 
-done379:
+done413:
 	VZEROUPPER
 	RET
 
@@ -6843,9 +7285,9 @@ TEXT ·convertE4M3ToBF16AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ DX, SI
 	SUBQ $0x10, SI
-	JLT  tail384
+	JLT  tail418
 
-full383:
+full417:
 	VPMOVZXBD (CX)(BX*1), Y0
 	VPMOVZXBD 8(CX)(BX*1), Y1
 	VPAND     c_0000007f<>+0(SB), Y0, Y2
@@ -6881,26 +7323,26 @@ full383:
 	VMOVDQU   Y0, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full383
+	JLE       full417
 
-tail384:
+tail418:
 	SUBQ    BX, DX
-	JLE     done385
+	JLE     done419
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(BX*1), CX
 	XORQ    SI, SI
 
-copy386:
+copy420:
 	CMPQ SI, DX
-	JGE  copied387
+	JGE  copied421
 	MOVB (CX)(SI*1), DI
 	MOVB DI, (SP)(SI*1)
 	INCQ SI
-	JMP  copy386
+	JMP  copy420
 
-copied387:
+copied421:
 	VPMOVZXBD (SP), Y0
 	VPMOVZXBD 8(SP), Y1
 	VPAND     c_0000007f<>+0(SB), Y0, Y2
@@ -6937,14 +7379,14 @@ copied387:
 	LEAQ      (AX)(BX*2), AX
 	XORQ      CX, CX
 
-copy388:
+copy422:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy388
+	JLT  copy422
 
-done385:
+done419:
 	VZEROUPPER
 	RET
 
@@ -6957,9 +7399,9 @@ TEXT ·convertE5M2ToF32AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ DX, SI
 	SUBQ $0x10, SI
-	JLT  tail390
+	JLT  tail424
 
-full389:
+full423:
 	VPMOVZXBD (CX)(BX*1), Y0
 	VPMOVZXBD 8(CX)(BX*1), Y1
 	VPSLLD    $0x08, Y0, Y0
@@ -7000,26 +7442,26 @@ full389:
 	VMOVUPS   Y0, 32(AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full389
+	JLE       full423
 
-tail390:
+tail424:
 	SUBQ    BX, DX
-	JLE     done391
+	JLE     done425
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(BX*1), CX
 	XORQ    SI, SI
 
-copy392:
+copy426:
 	CMPQ SI, DX
-	JGE  copied393
+	JGE  copied427
 	MOVB (CX)(SI*1), DI
 	MOVB DI, (SP)(SI*1)
 	INCQ SI
-	JMP  copy392
+	JMP  copy426
 
-copied393:
+copied427:
 	VPMOVZXBD (SP), Y0
 	VPMOVZXBD 8(SP), Y1
 	VPSLLD    $0x08, Y0, Y0
@@ -7061,14 +7503,14 @@ copied393:
 	LEAQ      (AX)(BX*4), AX
 	XORQ      CX, CX
 
-copy394:
+copy428:
 	MOVL (SP)(CX*4), BX
 	MOVL BX, (AX)(CX*4)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy394
+	JLT  copy428
 
-done391:
+done425:
 	VZEROUPPER
 	RET
 
@@ -7081,9 +7523,9 @@ TEXT ·convertE5M2ToBF16AVX2(SB), NOSPLIT, $64-48
 	XORQ BX, BX
 	MOVQ DX, SI
 	SUBQ $0x10, SI
-	JLT  tail396
+	JLT  tail430
 
-full395:
+full429:
 	VPMOVZXBD (CX)(BX*1), Y0
 	VPMOVZXBD 8(CX)(BX*1), Y1
 	VPSLLD    $0x08, Y0, Y0
@@ -7127,26 +7569,26 @@ full395:
 	VMOVDQU   Y0, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full395
+	JLE       full429
 
-tail396:
+tail430:
 	SUBQ    BX, DX
-	JLE     done397
+	JLE     done431
 	VXORPS  Y0, Y0, Y0
 	VMOVUPS Y0, (SP)
 	VMOVUPS Y0, 32(SP)
 	LEAQ    (CX)(BX*1), CX
 	XORQ    SI, SI
 
-copy398:
+copy432:
 	CMPQ SI, DX
-	JGE  copied399
+	JGE  copied433
 	MOVB (CX)(SI*1), DI
 	MOVB DI, (SP)(SI*1)
 	INCQ SI
-	JMP  copy398
+	JMP  copy432
 
-copied399:
+copied433:
 	VPMOVZXBD (SP), Y0
 	VPMOVZXBD 8(SP), Y1
 	VPSLLD    $0x08, Y0, Y0
@@ -7191,13 +7633,13 @@ copied399:
 	LEAQ      (AX)(BX*2), AX
 	XORQ      CX, CX
 
-copy400:
+copy434:
 	MOVW (SP)(CX*2), BX
 	MOVW BX, (AX)(CX*2)
 	INCQ CX
 	CMPQ CX, DX
-	JLT  copy400
+	JLT  copy434
 
-done397:
+done431:
 	VZEROUPPER
 	RET

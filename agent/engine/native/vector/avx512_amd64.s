@@ -1283,11 +1283,11 @@ done48:
 TEXT ·rmsNormF32AVX512(SB), NOSPLIT, $0-76
 	MOVQ   dst_base+0(FP), AX
 	MOVQ   x_base+24(FP), CX
-	MOVQ   w_base+48(FP), DX
-	MOVQ   dst_len+8(FP), BX
+	MOVQ   dst_len+8(FP), DX
+	MOVQ   w_base+48(FP), BX
 	VXORPS Z0, Z0, Z0
 	XORQ   SI, SI
-	MOVQ   BX, DI
+	MOVQ   DX, DI
 	SUBQ   $0x10, DI
 	JLT    tail50
 
@@ -1299,7 +1299,7 @@ full49:
 	JLE         full49
 
 tail50:
-	MOVQ        BX, DI
+	MOVQ        DX, DI
 	SUBQ        SI, DI
 	JLE         done51
 	LEAQ        tails<>+0(SB), R8
@@ -1319,7 +1319,7 @@ done51:
 	VPERMILPS     $0xb1, X0, X1
 	VADDPS        X0, X1, X0
 	VXORPS        X1, X1, X1
-	VCVTSI2SSQ    BX, X1, X1
+	VCVTSI2SSQ    DX, X1, X1
 	VDIVSS        X1, X0, X0
 	VADDSS        eps+72(FP), X0, X0
 	VSQRTSS       X0, X0, X0
@@ -1328,14 +1328,14 @@ done51:
 	VBROADCASTSS  X0, Z0
 	VMOVUPS       c_7fc00000<>+0(SB), Z1
 	XORQ          SI, SI
-	MOVQ          BX, DI
+	MOVQ          DX, DI
 	SUBQ          $0x10, DI
 	JLT           tail53
 
 full52:
 	VMOVUPS   (CX)(SI*4), Z4
 	VMULPS    Z0, Z4, Z4
-	VMOVUPS   (DX)(SI*4), Z5
+	VMOVUPS   (BX)(SI*4), Z5
 	VMULPS    Z5, Z4, Z4
 	VCMPPS    $0x03, Z4, Z4, K1
 	VBLENDMPS Z1, Z4, K1, Z2
@@ -1345,21 +1345,101 @@ full52:
 	JLE       full52
 
 tail53:
-	SUBQ      SI, BX
+	SUBQ      SI, DX
 	JLE       done54
 	LEAQ      tails<>+0(SB), DI
-	KMOVW     (DI)(BX*2), K1
-	SHRQ      $0x01, BX
-	KMOVW     (DI)(BX*2), K2
+	KMOVW     (DI)(DX*2), K1
+	SHRQ      $0x01, DX
+	KMOVW     (DI)(DX*2), K2
 	VMOVUPS.Z (CX)(SI*4), K1, Z2
 	VMULPS    Z0, Z2, Z0
-	VMOVUPS.Z (DX)(SI*4), K1, Z2
+	VMOVUPS.Z (BX)(SI*4), K1, Z2
 	VMULPS    Z2, Z0, Z0
 	VCMPPS    $0x03, Z0, Z0, K2
 	VBLENDMPS Z1, Z0, K2, Z3
 	VMOVUPS   Z3, K1, (AX)(SI*4)
 
 done54:
+	VZEROUPPER
+	RET
+
+// func rmsNormPlainF32AVX512(dst []float32, x []float32, eps float32)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL
+TEXT ·rmsNormPlainF32AVX512(SB), NOSPLIT, $0-52
+	MOVQ   dst_base+0(FP), AX
+	MOVQ   x_base+24(FP), CX
+	MOVQ   dst_len+8(FP), DX
+	VXORPS Z0, Z0, Z0
+	XORQ   BX, BX
+	MOVQ   DX, SI
+	SUBQ   $0x10, SI
+	JLT    tail56
+
+full55:
+	VMOVUPS     (CX)(BX*4), Z1
+	VFMADD231PS Z1, Z1, Z0
+	ADDQ        $0x10, BX
+	CMPQ        BX, SI
+	JLE         full55
+
+tail56:
+	MOVQ        DX, SI
+	SUBQ        BX, SI
+	JLE         done57
+	LEAQ        tails<>+0(SB), DI
+	KMOVW       (DI)(SI*2), K1
+	SHRQ        $0x01, SI
+	KMOVW       (DI)(SI*2), K2
+	VMOVUPS.Z   (CX)(BX*4), K1, Z1
+	VFMADD231PS Z1, Z1, Z0
+
+done57:
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X0, X1, X0
+	VPERMILPS     $0x4e, X0, X1
+	VADDPS        X0, X1, X0
+	VPERMILPS     $0xb1, X0, X1
+	VADDPS        X0, X1, X0
+	VXORPS        X1, X1, X1
+	VCVTSI2SSQ    DX, X1, X1
+	VDIVSS        X1, X0, X0
+	VADDSS        eps+48(FP), X0, X0
+	VSQRTSS       X0, X0, X0
+	VMOVSS        c_3f800000<>+0(SB), X1
+	VDIVSS        X0, X1, X0
+	VBROADCASTSS  X0, Z0
+	VMOVUPS       c_7fc00000<>+0(SB), Z1
+	XORQ          BX, BX
+	MOVQ          DX, SI
+	SUBQ          $0x10, SI
+	JLT           tail59
+
+full58:
+	VMOVUPS   (CX)(BX*4), Z4
+	VMULPS    Z0, Z4, Z4
+	VCMPPS    $0x03, Z4, Z4, K1
+	VBLENDMPS Z1, Z4, K1, Z2
+	VMOVUPS   Z2, (AX)(BX*4)
+	ADDQ      $0x10, BX
+	CMPQ      BX, SI
+	JLE       full58
+
+tail59:
+	SUBQ      BX, DX
+	JLE       done60
+	LEAQ      tails<>+0(SB), SI
+	KMOVW     (SI)(DX*2), K1
+	SHRQ      $0x01, DX
+	KMOVW     (SI)(DX*2), K2
+	VMOVUPS.Z (CX)(BX*4), K1, Z2
+	VMULPS    Z0, Z2, Z0
+	VCMPPS    $0x03, Z0, Z0, K2
+	VBLENDMPS Z1, Z0, K2, Z3
+	VMOVUPS   Z3, K1, (AX)(BX*4)
+
+done60:
 	VZEROUPPER
 	RET
 
@@ -1375,9 +1455,9 @@ TEXT ·ropeF32AVX512(SB), NOSPLIT, $0-96
 	XORQ    DI, DI
 	MOVQ    DX, R8
 	SUBQ    $0x10, R8
-	JLT     tail56
+	JLT     tail62
 
-full55:
+full61:
 	VMOVUPS   (CX)(DI*4), Z1
 	VPMOVZXDQ (BX)(DI*2), Z2
 	VMOVSLDUP Z2, Z2
@@ -1393,11 +1473,11 @@ full55:
 	VMOVUPS   Z5, (AX)(DI*4)
 	ADDQ      $0x10, DI
 	CMPQ      DI, R8
-	JLE       full55
+	JLE       full61
 
-tail56:
+tail62:
 	SUBQ        DI, DX
-	JLE         done57
+	JLE         done63
 	LEAQ        tails<>+0(SB), R8
 	KMOVW       (R8)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -1416,7 +1496,7 @@ tail56:
 	VBLENDMPS   Z0, Z1, K2, Z6
 	VMOVUPS     Z6, K1, (AX)(DI*4)
 
-done57:
+done63:
 	VZEROUPPER
 	RET
 
@@ -1451,19 +1531,19 @@ TEXT ·rmsNormRopeF32AVX512(SB), NOSPLIT, $0-124
 	XORQ   R8, R8
 	MOVQ   DX, R9
 	SUBQ   $0x10, R9
-	JLT    tail59
+	JLT    tail65
 
-full58:
+full64:
 	VMOVUPS     (CX)(R8*4), Z1
 	VFMADD231PS Z1, Z1, Z0
 	ADDQ        $0x10, R8
 	CMPQ        R8, R9
-	JLE         full58
+	JLE         full64
 
-tail59:
+tail65:
 	MOVQ        DX, R9
 	SUBQ        R8, R9
-	JLE         done60
+	JLE         done66
 	LEAQ        tails<>+0(SB), R10
 	KMOVW       (R10)(R9*2), K1
 	SHRQ        $0x01, R9
@@ -1471,7 +1551,7 @@ tail59:
 	VMOVUPS.Z   (CX)(R8*4), K1, Z1
 	VFMADD231PS Z1, Z1, Z0
 
-done60:
+done66:
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -1492,9 +1572,9 @@ done60:
 	XORQ          R8, R8
 	MOVQ          DX, R9
 	SUBQ          $0x10, R9
-	JLT           tail62
+	JLT           tail68
 
-full61:
+full67:
 	VMOVUPS   (CX)(R8*4), Z4
 	VMULPS    Z0, Z4, Z4
 	VMOVUPS   (BX)(R8*4), Z5
@@ -1513,11 +1593,11 @@ full61:
 	VMOVUPS   Z2, (AX)(R8*4)
 	ADDQ      $0x10, R8
 	CMPQ      R8, R9
-	JLE       full61
+	JLE       full67
 
-tail62:
+tail68:
 	SUBQ        R8, DX
-	JLE         done63
+	JLE         done69
 	LEAQ        tails<>+0(SB), R9
 	KMOVW       (R9)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -1539,7 +1619,7 @@ tail62:
 	VBLENDMPS   Z1, Z0, K2, Z3
 	VMOVUPS     Z3, K1, (AX)(R8*4)
 
-done63:
+done69:
 	VZEROUPPER
 	RET
 
@@ -1552,18 +1632,18 @@ TEXT ·rowSumF32AVX512(SB), NOSPLIT, $0-28
 	XORQ   DX, DX
 	MOVQ   CX, BX
 	SUBQ   $0x10, BX
-	JLT    tail65
+	JLT    tail71
 
-full64:
+full70:
 	VMOVUPS (AX)(DX*4), Z1
 	VADDPS  Z1, Z0, Z0
 	ADDQ    $0x10, DX
 	CMPQ    DX, BX
-	JLE     full64
+	JLE     full70
 
-tail65:
+tail71:
 	SUBQ      DX, CX
-	JLE       done66
+	JLE       done72
 	LEAQ      tails<>+0(SB), BX
 	KMOVW     (BX)(CX*2), K1
 	SHRQ      $0x01, CX
@@ -1571,7 +1651,7 @@ tail65:
 	VMOVUPS.Z (AX)(DX*4), K1, Z1
 	VADDPS    Z1, Z0, Z0
 
-done66:
+done72:
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -1593,18 +1673,18 @@ TEXT ·rowMaxF32AVX512(SB), NOSPLIT, $0-28
 	XORQ    DX, DX
 	MOVQ    CX, BX
 	SUBQ    $0x10, BX
-	JLT     tail68
+	JLT     tail74
 
-full67:
+full73:
 	VMOVUPS (AX)(DX*4), Z1
 	VMAXPS  Z0, Z1, Z0
 	ADDQ    $0x10, DX
 	CMPQ    DX, BX
-	JLE     full67
+	JLE     full73
 
-tail68:
+tail74:
 	SUBQ      DX, CX
-	JLE       done69
+	JLE       done75
 	LEAQ      tails<>+0(SB), BX
 	KMOVW     (BX)(CX*2), K1
 	SHRQ      $0x01, CX
@@ -1614,7 +1694,7 @@ tail68:
 	VBLENDMPS Z1, Z3, K1, Z2
 	VMAXPS    Z0, Z2, Z0
 
-done69:
+done75:
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VMAXPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -1670,9 +1750,9 @@ TEXT ·expSubF32AVX512(SB), NOSPLIT, $0-60
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail71
+	JLT          tail77
 
-full70:
+full76:
 	VMOVUPS      (CX)(BX*4), Z16
 	VFMSUB213PS  Z1, Z0, Z16
 	VMINPS       Z16, Z13, Z17
@@ -1699,11 +1779,11 @@ full70:
 	VMOVUPS      Z20, (AX)(BX*4)
 	ADDQ         $0x10, BX
 	CMPQ         BX, SI
-	JLE          full70
+	JLE          full76
 
-tail71:
+tail77:
 	SUBQ         BX, DX
-	JLE          done72
+	JLE          done78
 	LEAQ         tails<>+0(SB), SI
 	KMOVW        (SI)(DX*2), K1
 	SHRQ         $0x01, DX
@@ -1734,7 +1814,7 @@ tail71:
 	VBLENDMPS    Z14, Z0, K2, Z22
 	VMOVUPS      Z22, K1, (AX)(BX*4)
 
-done72:
+done78:
 	VEXTRACTF64X4 $0x01, Z15, Y0
 	VADDPS        Y15, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -1794,9 +1874,9 @@ TEXT ·rowScaleF32AVX512(SB), NOSPLIT, $0-52
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail74
+	JLT          tail80
 
-full73:
+full79:
 	VMOVUPS   (CX)(BX*4), Z2
 	VMULPS    Z0, Z2, Z2
 	VCMPPS    $0x03, Z2, Z2, K1
@@ -1804,11 +1884,11 @@ full73:
 	VMOVUPS   Z3, (AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full73
+	JLE       full79
 
-tail74:
+tail80:
 	SUBQ      BX, DX
-	JLE       done75
+	JLE       done81
 	LEAQ      tails<>+0(SB), SI
 	KMOVW     (SI)(DX*2), K1
 	SHRQ      $0x01, DX
@@ -1819,7 +1899,47 @@ tail74:
 	VBLENDMPS Z1, Z0, K2, Z4
 	VMOVUPS   Z4, K1, (AX)(BX*4)
 
-done75:
+done81:
+	VZEROUPPER
+	RET
+
+// func scaleF32AVX512(dst []float32, x []float32, s float32)
+// Requires: AVX, AVX512F
+TEXT ·scaleF32AVX512(SB), NOSPLIT, $0-52
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         x_base+24(FP), CX
+	MOVQ         dst_len+8(FP), DX
+	VBROADCASTSS s+48(FP), Z0
+	VMOVUPS      c_7fc00000<>+0(SB), Z1
+	XORQ         BX, BX
+	MOVQ         DX, SI
+	SUBQ         $0x10, SI
+	JLT          tail83
+
+full82:
+	VMOVUPS   (CX)(BX*4), Z2
+	VMULPS    Z0, Z2, Z2
+	VCMPPS    $0x03, Z2, Z2, K1
+	VBLENDMPS Z1, Z2, K1, Z3
+	VMOVUPS   Z3, (AX)(BX*4)
+	ADDQ      $0x10, BX
+	CMPQ      BX, SI
+	JLE       full82
+
+tail83:
+	SUBQ      BX, DX
+	JLE       done84
+	LEAQ      tails<>+0(SB), SI
+	KMOVW     (SI)(DX*2), K1
+	SHRQ      $0x01, DX
+	KMOVW     (SI)(DX*2), K2
+	VMOVUPS.Z (CX)(BX*4), K1, Z2
+	VMULPS    Z0, Z2, Z0
+	VCMPPS    $0x03, Z0, Z0, K2
+	VBLENDMPS Z1, Z0, K2, Z4
+	VMOVUPS   Z4, K1, (AX)(BX*4)
+
+done84:
 	VZEROUPPER
 	RET
 
@@ -1838,9 +1958,9 @@ TEXT ·addBF16AVX512(SB), NOSPLIT, $0-72
 	XORQ    SI, SI
 	MOVQ    CX, DI
 	SUBQ    $0x10, DI
-	JLT     tail77
+	JLT     tail86
 
-full76:
+full85:
 	VPMOVZXWD (DX)(SI*2), Z3
 	VPSLLD    $0x10, Z3, Z3
 	VPMOVZXWD (BX)(SI*2), Z6
@@ -1857,11 +1977,11 @@ full76:
 	VMOVDQU16 Y3, (AX)(SI*2)
 	ADDQ      $0x10, SI
 	CMPQ      SI, DI
-	JLE       full76
+	JLE       full85
 
-tail77:
+tail86:
 	SUBQ        SI, CX
-	JLE         done78
+	JLE         done87
 	LEAQ        tails<>+0(SB), DI
 	KMOVW       (DI)(CX*2), K1
 	SHRQ        $0x01, CX
@@ -1881,7 +2001,7 @@ tail77:
 	VPMOVDW     Z5, Y0
 	VMOVDQU16   Y0, K1, (AX)(SI*2)
 
-done78:
+done87:
 	VZEROUPPER
 	RET
 
@@ -1972,9 +2092,9 @@ TEXT ·mulBF16AVX512(SB), NOSPLIT, $0-72
 	XORQ    SI, SI
 	MOVQ    CX, DI
 	SUBQ    $0x10, DI
-	JLT     tail80
+	JLT     tail89
 
-full79:
+full88:
 	VPMOVZXWD (DX)(SI*2), Z3
 	VPSLLD    $0x10, Z3, Z3
 	VPMOVZXWD (BX)(SI*2), Z6
@@ -1991,11 +2111,11 @@ full79:
 	VMOVDQU16 Y3, (AX)(SI*2)
 	ADDQ      $0x10, SI
 	CMPQ      SI, DI
-	JLE       full79
+	JLE       full88
 
-tail80:
+tail89:
 	SUBQ        SI, CX
-	JLE         done81
+	JLE         done90
 	LEAQ        tails<>+0(SB), DI
 	KMOVW       (DI)(CX*2), K1
 	SHRQ        $0x01, CX
@@ -2015,7 +2135,7 @@ tail80:
 	VPMOVDW     Z5, Y0
 	VMOVDQU16   Y0, K1, (AX)(SI*2)
 
-done81:
+done90:
 	VZEROUPPER
 	RET
 
@@ -2045,9 +2165,9 @@ TEXT ·siluBF16AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    CX, SI
 	SUBQ    $0x10, SI
-	JLT     tail83
+	JLT     tail92
 
-full82:
+full91:
 	VPMOVZXWD    (DX)(BX*2), Z15
 	VPSLLD       $0x10, Z15, Z15
 	VORPS        Z10, Z15, Z20
@@ -2083,11 +2203,11 @@ full82:
 	VMOVDQU16    Y15, (AX)(BX*2)
 	ADDQ         $0x10, BX
 	CMPQ         BX, SI
-	JLE          full82
+	JLE          full91
 
-tail83:
+tail92:
 	SUBQ         BX, CX
-	JLE          done84
+	JLE          done93
 	LEAQ         tails<>+0(SB), SI
 	KMOVW        (SI)(CX*2), K1
 	SHRQ         $0x01, CX
@@ -2126,7 +2246,7 @@ tail83:
 	VPMOVDW      Z19, Y0
 	VMOVDQU16    Y0, K1, (AX)(BX*2)
 
-done84:
+done93:
 	VZEROUPPER
 	RET
 
@@ -2159,9 +2279,9 @@ TEXT ·geluBF16AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    CX, SI
 	SUBQ    $0x10, SI
-	JLT     tail86
+	JLT     tail95
 
-full85:
+full94:
 	VPMOVZXWD   (DX)(BX*2), Z19
 	VPSLLD      $0x10, Z19, Z19
 	VORPS       Z15, Z19, Z20
@@ -2198,11 +2318,11 @@ full85:
 	VMOVDQU16   Y19, (AX)(BX*2)
 	ADDQ        $0x10, BX
 	CMPQ        BX, SI
-	JLE         full85
+	JLE         full94
 
-tail86:
+tail95:
 	SUBQ        BX, CX
-	JLE         done87
+	JLE         done96
 	LEAQ        tails<>+0(SB), SI
 	KMOVW       (SI)(CX*2), K1
 	SHRQ        $0x01, CX
@@ -2242,7 +2362,7 @@ tail86:
 	VPMOVDW     Z5, Y0
 	VMOVDQU16   Y0, K1, (AX)(BX*2)
 
-done87:
+done96:
 	VZEROUPPER
 	RET
 
@@ -2263,9 +2383,9 @@ TEXT ·modulateBF16AVX512(SB), NOSPLIT, $0-96
 	XORQ    DI, DI
 	MOVQ    CX, R8
 	SUBQ    $0x10, R8
-	JLT     tail89
+	JLT     tail98
 
-full88:
+full97:
 	VPMOVZXWD   (DX)(DI*2), Z6
 	VPSLLD      $0x10, Z6, Z6
 	VPMOVZXWD   (BX)(DI*2), Z11
@@ -2292,11 +2412,11 @@ full88:
 	VMOVDQU16   Y6, (AX)(DI*2)
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
-	JLE         full88
+	JLE         full97
 
-tail89:
+tail98:
 	SUBQ        DI, CX
-	JLE         done90
+	JLE         done99
 	LEAQ        tails<>+0(SB), R8
 	KMOVW       (R8)(CX*2), K1
 	SHRQ        $0x01, CX
@@ -2326,7 +2446,7 @@ tail89:
 	VPMOVDW     Z10, Y0
 	VMOVDQU16   Y0, K1, (AX)(DI*2)
 
-done90:
+done99:
 	VZEROUPPER
 	RET
 
@@ -2346,9 +2466,9 @@ TEXT ·gatedAddBF16AVX512(SB), NOSPLIT, $0-96
 	XORQ    DI, DI
 	MOVQ    CX, R8
 	SUBQ    $0x10, R8
-	JLT     tail92
+	JLT     tail101
 
-full91:
+full100:
 	VPMOVZXWD (DX)(DI*2), Z5
 	VPSLLD    $0x10, Z5, Z5
 	VPMOVZXWD (BX)(DI*2), Z10
@@ -2375,11 +2495,11 @@ full91:
 	VMOVDQU16 Y5, (AX)(DI*2)
 	ADDQ      $0x10, DI
 	CMPQ      DI, R8
-	JLE       full91
+	JLE       full100
 
-tail92:
+tail101:
 	SUBQ        DI, CX
-	JLE         done93
+	JLE         done102
 	LEAQ        tails<>+0(SB), R8
 	KMOVW       (R8)(CX*2), K1
 	SHRQ        $0x01, CX
@@ -2409,7 +2529,7 @@ tail92:
 	VPMOVDW     Z9, Y0
 	VMOVDQU16   Y0, K1, (AX)(DI*2)
 
-done93:
+done102:
 	VZEROUPPER
 	RET
 
@@ -2429,9 +2549,9 @@ TEXT ·gatedAddFusedBF16AVX512(SB), NOSPLIT, $0-96
 	XORQ    DI, DI
 	MOVQ    CX, R8
 	SUBQ    $0x10, R8
-	JLT     tail95
+	JLT     tail104
 
-full94:
+full103:
 	VPMOVZXWD   (DX)(DI*2), Z3
 	VPSLLD      $0x10, Z3, Z3
 	VPMOVZXWD   (BX)(DI*2), Z6
@@ -2450,11 +2570,11 @@ full94:
 	VMOVDQU16   Y3, (AX)(DI*2)
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
-	JLE         full94
+	JLE         full103
 
-tail95:
+tail104:
 	SUBQ        DI, CX
-	JLE         done96
+	JLE         done105
 	LEAQ        tails<>+0(SB), R8
 	KMOVW       (R8)(CX*2), K1
 	SHRQ        $0x01, CX
@@ -2476,7 +2596,7 @@ tail95:
 	VPMOVDW     Z5, Y0
 	VMOVDQU16   Y0, K1, (AX)(DI*2)
 
-done96:
+done105:
 	VZEROUPPER
 	RET
 
@@ -2490,20 +2610,20 @@ TEXT ·layerNormBF16AVX512(SB), NOSPLIT, $0-52
 	XORQ   BX, BX
 	MOVQ   DX, SI
 	SUBQ   $0x10, SI
-	JLT    tail98
+	JLT    tail107
 
-full97:
+full106:
 	VPMOVZXWD (CX)(BX*2), Z1
 	VPSLLD    $0x10, Z1, Z1
 	VADDPS    Z1, Z0, Z0
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full97
+	JLE       full106
 
-tail98:
+tail107:
 	MOVQ        DX, SI
 	SUBQ        BX, SI
-	JLE         done99
+	JLE         done108
 	LEAQ        tails<>+0(SB), DI
 	KMOVW       (DI)(SI*2), K1
 	SHRQ        $0x01, SI
@@ -2512,7 +2632,7 @@ tail98:
 	VPSLLD      $0x10, Z1, Z1
 	VADDPS      Z1, Z0, Z0
 
-done99:
+done108:
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -2529,21 +2649,21 @@ done99:
 	XORQ          BX, BX
 	MOVQ          DX, SI
 	SUBQ          $0x10, SI
-	JLT           tail101
+	JLT           tail110
 
-full100:
+full109:
 	VPMOVZXWD   (CX)(BX*2), Z4
 	VPSLLD      $0x10, Z4, Z4
 	VSUBPS      Z0, Z4, Z4
 	VFMADD231PS Z4, Z4, Z1
 	ADDQ        $0x10, BX
 	CMPQ        BX, SI
-	JLE         full100
+	JLE         full109
 
-tail101:
+tail110:
 	MOVQ        DX, SI
 	SUBQ        BX, SI
-	JLE         done102
+	JLE         done111
 	LEAQ        tails<>+0(SB), DI
 	KMOVW       (DI)(SI*2), K1
 	SHRQ        $0x01, SI
@@ -2554,7 +2674,7 @@ tail101:
 	VMOVAPS.Z   Z4, K1, Z4
 	VFMADD231PS Z4, Z4, Z1
 
-done102:
+done111:
 	VEXTRACTF64X4 $0x01, Z1, Y4
 	VADDPS        Y1, Y4, Y1
 	VEXTRACTF32X4 $0x01, Y1, X4
@@ -2580,9 +2700,9 @@ done102:
 	XORQ          BX, BX
 	MOVQ          DX, SI
 	SUBQ          $0x10, SI
-	JLT           tail104
+	JLT           tail113
 
-full103:
+full112:
 	VPMOVZXWD (CX)(BX*2), Z7
 	VPSLLD    $0x10, Z7, Z7
 	VSUBPS    Z0, Z7, Z7
@@ -2598,11 +2718,11 @@ full103:
 	VMOVDQU16 Y7, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full103
+	JLE       full112
 
-tail104:
+tail113:
 	SUBQ        BX, DX
-	JLE         done105
+	JLE         done114
 	LEAQ        tails<>+0(SB), SI
 	KMOVW       (SI)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -2621,170 +2741,13 @@ tail104:
 	VPMOVDW     Z3, Y0
 	VMOVDQU16   Y0, K1, (AX)(BX*2)
 
-done105:
+done114:
 	VZEROUPPER
 	RET
 
 // func layerNormAffineBF16AVX512(dst []uint16, x []uint16, w []uint16, b []uint16, eps float32)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL
 TEXT ·layerNormAffineBF16AVX512(SB), NOSPLIT, $0-100
-	MOVQ   dst_base+0(FP), AX
-	MOVQ   x_base+24(FP), CX
-	MOVQ   dst_len+8(FP), DX
-	MOVQ   w_base+48(FP), BX
-	MOVQ   b_base+72(FP), SI
-	VXORPS Z0, Z0, Z0
-	XORQ   DI, DI
-	MOVQ   DX, R8
-	SUBQ   $0x10, R8
-	JLT    tail107
-
-full106:
-	VPMOVZXWD (CX)(DI*2), Z1
-	VPSLLD    $0x10, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	ADDQ      $0x10, DI
-	CMPQ      DI, R8
-	JLE       full106
-
-tail107:
-	MOVQ        DX, R8
-	SUBQ        DI, R8
-	JLE         done108
-	LEAQ        tails<>+0(SB), R9
-	KMOVW       (R9)(R8*2), K1
-	SHRQ        $0x01, R8
-	KMOVW       (R9)(R8*2), K2
-	VPMOVZXWD.Z (CX)(DI*2), K1, Z1
-	VPSLLD      $0x10, Z1, Z1
-	VADDPS      Z1, Z0, Z0
-
-done108:
-	VEXTRACTF64X4 $0x01, Z0, Y1
-	VADDPS        Y0, Y1, Y0
-	VEXTRACTF32X4 $0x01, Y0, X1
-	VADDPS        X0, X1, X0
-	VPERMILPS     $0x4e, X0, X1
-	VADDPS        X0, X1, X0
-	VPERMILPS     $0xb1, X0, X1
-	VADDPS        X0, X1, X0
-	VXORPS        X1, X1, X1
-	VCVTSI2SSQ    DX, X1, X1
-	VDIVSS        X1, X0, X0
-	VBROADCASTSS  X0, Z0
-	VXORPS        Z1, Z1, Z1
-	XORQ          DI, DI
-	MOVQ          DX, R8
-	SUBQ          $0x10, R8
-	JLT           tail110
-
-full109:
-	VPMOVZXWD   (CX)(DI*2), Z4
-	VPSLLD      $0x10, Z4, Z4
-	VSUBPS      Z0, Z4, Z4
-	VFMADD231PS Z4, Z4, Z1
-	ADDQ        $0x10, DI
-	CMPQ        DI, R8
-	JLE         full109
-
-tail110:
-	MOVQ        DX, R8
-	SUBQ        DI, R8
-	JLE         done111
-	LEAQ        tails<>+0(SB), R9
-	KMOVW       (R9)(R8*2), K1
-	SHRQ        $0x01, R8
-	KMOVW       (R9)(R8*2), K2
-	VPMOVZXWD.Z (CX)(DI*2), K1, Z4
-	VPSLLD      $0x10, Z4, Z4
-	VSUBPS      Z0, Z4, Z4
-	VMOVAPS.Z   Z4, K1, Z4
-	VFMADD231PS Z4, Z4, Z1
-
-done111:
-	VEXTRACTF64X4 $0x01, Z1, Y4
-	VADDPS        Y1, Y4, Y1
-	VEXTRACTF32X4 $0x01, Y1, X4
-	VADDPS        X1, X4, X1
-	VPERMILPS     $0x4e, X1, X4
-	VADDPS        X1, X4, X1
-	VPERMILPS     $0xb1, X1, X4
-	VADDPS        X1, X4, X1
-	VXORPS        X4, X4, X4
-	VCVTSI2SSQ    DX, X4, X4
-	VDIVSS        X4, X1, X1
-	VADDSS        eps+96(FP), X1, X1
-	VSQRTSS       X1, X1, X1
-	VMOVSS        c_3f800000<>+0(SB), X4
-	VDIVSS        X1, X4, X1
-	VBROADCASTSS  X1, Z1
-	VMOVUPS       c_3f800000<>+0(SB), Z4
-	VMOVUPS       c_00000001<>+0(SB), Z4
-	VMOVUPS       c_00007fff<>+0(SB), Z5
-	VMOVUPS       c_00007fc0<>+0(SB), Z6
-	VMOVUPS       c_7fc00000<>+0(SB), Z7
-	VMOVUPS       c_ffff0000<>+0(SB), Z7
-	XORQ          DI, DI
-	MOVQ          DX, R8
-	SUBQ          $0x10, R8
-	JLT           tail113
-
-full112:
-	VPMOVZXWD   (CX)(DI*2), Z7
-	VPSLLD      $0x10, Z7, Z7
-	VSUBPS      Z0, Z7, Z7
-	VMULPS      Z1, Z7, Z7
-	VPMOVZXWD   (BX)(DI*2), Z8
-	VPSLLD      $0x10, Z8, Z8
-	VPMOVZXWD   (SI)(DI*2), Z9
-	VPSLLD      $0x10, Z9, Z9
-	VFMADD213PS Z9, Z8, Z7
-	VPSRLD      $0x10, Z7, Z8
-	VPANDD      Z4, Z8, Z8
-	VPADDD      Z5, Z8, Z8
-	VPADDD      Z7, Z8, Z8
-	VPSRLD      $0x10, Z8, Z8
-	VCMPPS      $0x03, Z7, Z7, K1
-	VBLENDMPS   Z6, Z8, K1, Z2
-	VPMOVDW     Z2, Y7
-	VMOVDQU16   Y7, (AX)(DI*2)
-	ADDQ        $0x10, DI
-	CMPQ        DI, R8
-	JLE         full112
-
-tail113:
-	SUBQ        DI, DX
-	JLE         done114
-	LEAQ        tails<>+0(SB), R8
-	KMOVW       (R8)(DX*2), K1
-	SHRQ        $0x01, DX
-	KMOVW       (R8)(DX*2), K2
-	VPMOVZXWD.Z (CX)(DI*2), K1, Z2
-	VPSLLD      $0x10, Z2, Z2
-	VSUBPS      Z0, Z2, Z0
-	VMULPS      Z1, Z0, Z0
-	VPMOVZXWD.Z (BX)(DI*2), K1, Z1
-	VPSLLD      $0x10, Z1, Z1
-	VPMOVZXWD.Z (SI)(DI*2), K1, Z2
-	VPSLLD      $0x10, Z2, Z2
-	VFMADD213PS Z2, Z1, Z0
-	VPSRLD      $0x10, Z0, Z1
-	VPANDD      Z4, Z1, Z1
-	VPADDD      Z5, Z1, Z1
-	VPADDD      Z0, Z1, Z1
-	VPSRLD      $0x10, Z1, Z1
-	VCMPPS      $0x03, Z0, Z0, K2
-	VBLENDMPS   Z6, Z1, K2, Z3
-	VPMOVDW     Z3, Y0
-	VMOVDQU16   Y0, K1, (AX)(DI*2)
-
-done114:
-	VZEROUPPER
-	RET
-
-// func layerNormModulateBF16AVX512(dst []uint16, x []uint16, w []uint16, b []uint16, eps float32)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL
-TEXT ·layerNormModulateBF16AVX512(SB), NOSPLIT, $0-100
 	MOVQ   dst_base+0(FP), AX
 	MOVQ   x_base+24(FP), CX
 	MOVQ   dst_len+8(FP), DX
@@ -2836,10 +2799,10 @@ done117:
 	JLT           tail119
 
 full118:
-	VPMOVZXWD   (CX)(DI*2), Z8
-	VPSLLD      $0x10, Z8, Z8
-	VSUBPS      Z0, Z8, Z8
-	VFMADD231PS Z8, Z8, Z1
+	VPMOVZXWD   (CX)(DI*2), Z4
+	VPSLLD      $0x10, Z4, Z4
+	VSUBPS      Z0, Z4, Z4
+	VFMADD231PS Z4, Z4, Z1
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
 	JLE         full118
@@ -2852,13 +2815,170 @@ tail119:
 	KMOVW       (R9)(R8*2), K1
 	SHRQ        $0x01, R8
 	KMOVW       (R9)(R8*2), K2
+	VPMOVZXWD.Z (CX)(DI*2), K1, Z4
+	VPSLLD      $0x10, Z4, Z4
+	VSUBPS      Z0, Z4, Z4
+	VMOVAPS.Z   Z4, K1, Z4
+	VFMADD231PS Z4, Z4, Z1
+
+done120:
+	VEXTRACTF64X4 $0x01, Z1, Y4
+	VADDPS        Y1, Y4, Y1
+	VEXTRACTF32X4 $0x01, Y1, X4
+	VADDPS        X1, X4, X1
+	VPERMILPS     $0x4e, X1, X4
+	VADDPS        X1, X4, X1
+	VPERMILPS     $0xb1, X1, X4
+	VADDPS        X1, X4, X1
+	VXORPS        X4, X4, X4
+	VCVTSI2SSQ    DX, X4, X4
+	VDIVSS        X4, X1, X1
+	VADDSS        eps+96(FP), X1, X1
+	VSQRTSS       X1, X1, X1
+	VMOVSS        c_3f800000<>+0(SB), X4
+	VDIVSS        X1, X4, X1
+	VBROADCASTSS  X1, Z1
+	VMOVUPS       c_3f800000<>+0(SB), Z4
+	VMOVUPS       c_00000001<>+0(SB), Z4
+	VMOVUPS       c_00007fff<>+0(SB), Z5
+	VMOVUPS       c_00007fc0<>+0(SB), Z6
+	VMOVUPS       c_7fc00000<>+0(SB), Z7
+	VMOVUPS       c_ffff0000<>+0(SB), Z7
+	XORQ          DI, DI
+	MOVQ          DX, R8
+	SUBQ          $0x10, R8
+	JLT           tail122
+
+full121:
+	VPMOVZXWD   (CX)(DI*2), Z7
+	VPSLLD      $0x10, Z7, Z7
+	VSUBPS      Z0, Z7, Z7
+	VMULPS      Z1, Z7, Z7
+	VPMOVZXWD   (BX)(DI*2), Z8
+	VPSLLD      $0x10, Z8, Z8
+	VPMOVZXWD   (SI)(DI*2), Z9
+	VPSLLD      $0x10, Z9, Z9
+	VFMADD213PS Z9, Z8, Z7
+	VPSRLD      $0x10, Z7, Z8
+	VPANDD      Z4, Z8, Z8
+	VPADDD      Z5, Z8, Z8
+	VPADDD      Z7, Z8, Z8
+	VPSRLD      $0x10, Z8, Z8
+	VCMPPS      $0x03, Z7, Z7, K1
+	VBLENDMPS   Z6, Z8, K1, Z2
+	VPMOVDW     Z2, Y7
+	VMOVDQU16   Y7, (AX)(DI*2)
+	ADDQ        $0x10, DI
+	CMPQ        DI, R8
+	JLE         full121
+
+tail122:
+	SUBQ        DI, DX
+	JLE         done123
+	LEAQ        tails<>+0(SB), R8
+	KMOVW       (R8)(DX*2), K1
+	SHRQ        $0x01, DX
+	KMOVW       (R8)(DX*2), K2
+	VPMOVZXWD.Z (CX)(DI*2), K1, Z2
+	VPSLLD      $0x10, Z2, Z2
+	VSUBPS      Z0, Z2, Z0
+	VMULPS      Z1, Z0, Z0
+	VPMOVZXWD.Z (BX)(DI*2), K1, Z1
+	VPSLLD      $0x10, Z1, Z1
+	VPMOVZXWD.Z (SI)(DI*2), K1, Z2
+	VPSLLD      $0x10, Z2, Z2
+	VFMADD213PS Z2, Z1, Z0
+	VPSRLD      $0x10, Z0, Z1
+	VPANDD      Z4, Z1, Z1
+	VPADDD      Z5, Z1, Z1
+	VPADDD      Z0, Z1, Z1
+	VPSRLD      $0x10, Z1, Z1
+	VCMPPS      $0x03, Z0, Z0, K2
+	VBLENDMPS   Z6, Z1, K2, Z3
+	VPMOVDW     Z3, Y0
+	VMOVDQU16   Y0, K1, (AX)(DI*2)
+
+done123:
+	VZEROUPPER
+	RET
+
+// func layerNormModulateBF16AVX512(dst []uint16, x []uint16, w []uint16, b []uint16, eps float32)
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL
+TEXT ·layerNormModulateBF16AVX512(SB), NOSPLIT, $0-100
+	MOVQ   dst_base+0(FP), AX
+	MOVQ   x_base+24(FP), CX
+	MOVQ   dst_len+8(FP), DX
+	MOVQ   w_base+48(FP), BX
+	MOVQ   b_base+72(FP), SI
+	VXORPS Z0, Z0, Z0
+	XORQ   DI, DI
+	MOVQ   DX, R8
+	SUBQ   $0x10, R8
+	JLT    tail125
+
+full124:
+	VPMOVZXWD (CX)(DI*2), Z1
+	VPSLLD    $0x10, Z1, Z1
+	VADDPS    Z1, Z0, Z0
+	ADDQ      $0x10, DI
+	CMPQ      DI, R8
+	JLE       full124
+
+tail125:
+	MOVQ        DX, R8
+	SUBQ        DI, R8
+	JLE         done126
+	LEAQ        tails<>+0(SB), R9
+	KMOVW       (R9)(R8*2), K1
+	SHRQ        $0x01, R8
+	KMOVW       (R9)(R8*2), K2
+	VPMOVZXWD.Z (CX)(DI*2), K1, Z1
+	VPSLLD      $0x10, Z1, Z1
+	VADDPS      Z1, Z0, Z0
+
+done126:
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X0, X1, X0
+	VPERMILPS     $0x4e, X0, X1
+	VADDPS        X0, X1, X0
+	VPERMILPS     $0xb1, X0, X1
+	VADDPS        X0, X1, X0
+	VXORPS        X1, X1, X1
+	VCVTSI2SSQ    DX, X1, X1
+	VDIVSS        X1, X0, X0
+	VBROADCASTSS  X0, Z0
+	VXORPS        Z1, Z1, Z1
+	XORQ          DI, DI
+	MOVQ          DX, R8
+	SUBQ          $0x10, R8
+	JLT           tail128
+
+full127:
+	VPMOVZXWD   (CX)(DI*2), Z8
+	VPSLLD      $0x10, Z8, Z8
+	VSUBPS      Z0, Z8, Z8
+	VFMADD231PS Z8, Z8, Z1
+	ADDQ        $0x10, DI
+	CMPQ        DI, R8
+	JLE         full127
+
+tail128:
+	MOVQ        DX, R8
+	SUBQ        DI, R8
+	JLE         done129
+	LEAQ        tails<>+0(SB), R9
+	KMOVW       (R9)(R8*2), K1
+	SHRQ        $0x01, R8
+	KMOVW       (R9)(R8*2), K2
 	VPMOVZXWD.Z (CX)(DI*2), K1, Z8
 	VPSLLD      $0x10, Z8, Z8
 	VSUBPS      Z0, Z8, Z8
 	VMOVAPS.Z   Z8, K1, Z8
 	VFMADD231PS Z8, Z8, Z1
 
-done120:
+done129:
 	VEXTRACTF64X4 $0x01, Z1, Y8
 	VADDPS        Y1, Y8, Y1
 	VEXTRACTF32X4 $0x01, Y1, X8
@@ -2884,9 +3004,9 @@ done120:
 	XORQ          DI, DI
 	MOVQ          DX, R8
 	SUBQ          $0x10, R8
-	JLT           tail122
+	JLT           tail131
 
-full121:
+full130:
 	VPMOVZXWD   (CX)(DI*2), Z14
 	VPSLLD      $0x10, Z14, Z14
 	VSUBPS      Z0, Z14, Z14
@@ -2922,11 +3042,11 @@ full121:
 	VMOVDQU16   Y14, (AX)(DI*2)
 	ADDQ        $0x10, DI
 	CMPQ        DI, R8
-	JLE         full121
+	JLE         full130
 
-tail122:
+tail131:
 	SUBQ        DI, DX
-	JLE         done123
+	JLE         done132
 	LEAQ        tails<>+0(SB), R8
 	KMOVW       (R8)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -2965,7 +3085,7 @@ tail122:
 	VPMOVDW     Z7, Y0
 	VMOVDQU16   Y0, K1, (AX)(DI*2)
 
-done123:
+done132:
 	VZEROUPPER
 	RET
 
@@ -2974,26 +3094,26 @@ done123:
 TEXT ·rmsNormBF16AVX512(SB), NOSPLIT, $0-76
 	MOVQ   dst_base+0(FP), AX
 	MOVQ   x_base+24(FP), CX
-	MOVQ   w_base+48(FP), DX
-	MOVQ   dst_len+8(FP), BX
+	MOVQ   dst_len+8(FP), DX
+	MOVQ   w_base+48(FP), BX
 	VXORPS Z0, Z0, Z0
 	XORQ   SI, SI
-	MOVQ   BX, DI
+	MOVQ   DX, DI
 	SUBQ   $0x10, DI
-	JLT    tail125
+	JLT    tail134
 
-full124:
+full133:
 	VPMOVZXWD   (CX)(SI*2), Z1
 	VPSLLD      $0x10, Z1, Z1
 	VFMADD231PS Z1, Z1, Z0
 	ADDQ        $0x10, SI
 	CMPQ        SI, DI
-	JLE         full124
+	JLE         full133
 
-tail125:
-	MOVQ        BX, DI
+tail134:
+	MOVQ        DX, DI
 	SUBQ        SI, DI
-	JLE         done126
+	JLE         done135
 	LEAQ        tails<>+0(SB), R8
 	KMOVW       (R8)(DI*2), K1
 	SHRQ        $0x01, DI
@@ -3002,7 +3122,7 @@ tail125:
 	VPSLLD      $0x10, Z1, Z1
 	VFMADD231PS Z1, Z1, Z0
 
-done126:
+done135:
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -3012,7 +3132,7 @@ done126:
 	VPERMILPS     $0xb1, X0, X1
 	VADDPS        X0, X1, X0
 	VXORPS        X1, X1, X1
-	VCVTSI2SSQ    BX, X1, X1
+	VCVTSI2SSQ    DX, X1, X1
 	VDIVSS        X1, X0, X0
 	VADDSS        eps+72(FP), X0, X0
 	VSQRTSS       X0, X0, X0
@@ -3025,15 +3145,15 @@ done126:
 	VMOVUPS       c_7fc00000<>+0(SB), Z6
 	VMOVUPS       c_ffff0000<>+0(SB), Z6
 	XORQ          SI, SI
-	MOVQ          BX, DI
+	MOVQ          DX, DI
 	SUBQ          $0x10, DI
-	JLT           tail128
+	JLT           tail137
 
-full127:
+full136:
 	VPMOVZXWD (CX)(SI*2), Z6
 	VPSLLD    $0x10, Z6, Z6
 	VMULPS    Z0, Z6, Z6
-	VPMOVZXWD (DX)(SI*2), Z7
+	VPMOVZXWD (BX)(SI*2), Z7
 	VPSLLD    $0x10, Z7, Z7
 	VMULPS    Z7, Z6, Z6
 	VPSRLD    $0x10, Z6, Z7
@@ -3047,19 +3167,19 @@ full127:
 	VMOVDQU16 Y6, (AX)(SI*2)
 	ADDQ      $0x10, SI
 	CMPQ      SI, DI
-	JLE       full127
+	JLE       full136
 
-tail128:
-	SUBQ        SI, BX
-	JLE         done129
+tail137:
+	SUBQ        SI, DX
+	JLE         done138
 	LEAQ        tails<>+0(SB), DI
-	KMOVW       (DI)(BX*2), K1
-	SHRQ        $0x01, BX
-	KMOVW       (DI)(BX*2), K2
+	KMOVW       (DI)(DX*2), K1
+	SHRQ        $0x01, DX
+	KMOVW       (DI)(DX*2), K2
 	VPMOVZXWD.Z (CX)(SI*2), K1, Z2
 	VPSLLD      $0x10, Z2, Z2
 	VMULPS      Z0, Z2, Z0
-	VPMOVZXWD.Z (DX)(SI*2), K1, Z2
+	VPMOVZXWD.Z (BX)(SI*2), K1, Z2
 	VPSLLD      $0x10, Z2, Z2
 	VMULPS      Z2, Z0, Z0
 	VPSRLD      $0x10, Z0, Z2
@@ -3072,7 +3192,107 @@ tail128:
 	VPMOVDW     Z3, Y0
 	VMOVDQU16   Y0, K1, (AX)(SI*2)
 
-done129:
+done138:
+	VZEROUPPER
+	RET
+
+// func rmsNormPlainBF16AVX512(dst []uint16, x []uint16, eps float32)
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL
+TEXT ·rmsNormPlainBF16AVX512(SB), NOSPLIT, $0-52
+	MOVQ   dst_base+0(FP), AX
+	MOVQ   x_base+24(FP), CX
+	MOVQ   dst_len+8(FP), DX
+	VXORPS Z0, Z0, Z0
+	XORQ   BX, BX
+	MOVQ   DX, SI
+	SUBQ   $0x10, SI
+	JLT    tail140
+
+full139:
+	VPMOVZXWD   (CX)(BX*2), Z1
+	VPSLLD      $0x10, Z1, Z1
+	VFMADD231PS Z1, Z1, Z0
+	ADDQ        $0x10, BX
+	CMPQ        BX, SI
+	JLE         full139
+
+tail140:
+	MOVQ        DX, SI
+	SUBQ        BX, SI
+	JLE         done141
+	LEAQ        tails<>+0(SB), DI
+	KMOVW       (DI)(SI*2), K1
+	SHRQ        $0x01, SI
+	KMOVW       (DI)(SI*2), K2
+	VPMOVZXWD.Z (CX)(BX*2), K1, Z1
+	VPSLLD      $0x10, Z1, Z1
+	VFMADD231PS Z1, Z1, Z0
+
+done141:
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPS        Y0, Y1, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VADDPS        X0, X1, X0
+	VPERMILPS     $0x4e, X0, X1
+	VADDPS        X0, X1, X0
+	VPERMILPS     $0xb1, X0, X1
+	VADDPS        X0, X1, X0
+	VXORPS        X1, X1, X1
+	VCVTSI2SSQ    DX, X1, X1
+	VDIVSS        X1, X0, X0
+	VADDSS        eps+48(FP), X0, X0
+	VSQRTSS       X0, X0, X0
+	VMOVSS        c_3f800000<>+0(SB), X1
+	VDIVSS        X0, X1, X0
+	VBROADCASTSS  X0, Z0
+	VMOVUPS       c_00000001<>+0(SB), Z1
+	VMOVUPS       c_00007fff<>+0(SB), Z4
+	VMOVUPS       c_00007fc0<>+0(SB), Z5
+	VMOVUPS       c_7fc00000<>+0(SB), Z6
+	VMOVUPS       c_ffff0000<>+0(SB), Z6
+	XORQ          BX, BX
+	MOVQ          DX, SI
+	SUBQ          $0x10, SI
+	JLT           tail143
+
+full142:
+	VPMOVZXWD (CX)(BX*2), Z6
+	VPSLLD    $0x10, Z6, Z6
+	VMULPS    Z0, Z6, Z6
+	VPSRLD    $0x10, Z6, Z7
+	VPANDD    Z1, Z7, Z7
+	VPADDD    Z4, Z7, Z7
+	VPADDD    Z6, Z7, Z7
+	VPSRLD    $0x10, Z7, Z7
+	VCMPPS    $0x03, Z6, Z6, K1
+	VBLENDMPS Z5, Z7, K1, Z2
+	VPMOVDW   Z2, Y6
+	VMOVDQU16 Y6, (AX)(BX*2)
+	ADDQ      $0x10, BX
+	CMPQ      BX, SI
+	JLE       full142
+
+tail143:
+	SUBQ        BX, DX
+	JLE         done144
+	LEAQ        tails<>+0(SB), SI
+	KMOVW       (SI)(DX*2), K1
+	SHRQ        $0x01, DX
+	KMOVW       (SI)(DX*2), K2
+	VPMOVZXWD.Z (CX)(BX*2), K1, Z2
+	VPSLLD      $0x10, Z2, Z2
+	VMULPS      Z0, Z2, Z0
+	VPSRLD      $0x10, Z0, Z2
+	VPANDD      Z1, Z2, Z1
+	VPADDD      Z4, Z1, Z1
+	VPADDD      Z0, Z1, Z1
+	VPSRLD      $0x10, Z1, Z1
+	VCMPPS      $0x03, Z0, Z0, K2
+	VBLENDMPS   Z5, Z1, K2, Z3
+	VPMOVDW     Z3, Y0
+	VMOVDQU16   Y0, K1, (AX)(BX*2)
+
+done144:
 	VZEROUPPER
 	RET
 
@@ -3092,9 +3312,9 @@ TEXT ·ropeBF16AVX512(SB), NOSPLIT, $0-96
 	XORQ    DI, DI
 	MOVQ    DX, R8
 	SUBQ    $0x10, R8
-	JLT     tail131
+	JLT     tail146
 
-full130:
+full145:
 	VPMOVZXWD (CX)(DI*2), Z3
 	VPSLLD    $0x10, Z3, Z3
 	VPMOVZXDQ (BX)(DI*2), Z6
@@ -3117,11 +3337,11 @@ full130:
 	VMOVDQU16 Y3, (AX)(DI*2)
 	ADDQ      $0x10, DI
 	CMPQ      DI, R8
-	JLE       full130
+	JLE       full145
 
-tail131:
+tail146:
 	SUBQ        DI, DX
-	JLE         done132
+	JLE         done147
 	LEAQ        tails<>+0(SB), R8
 	KMOVW       (R8)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -3147,7 +3367,7 @@ tail131:
 	VPMOVDW     Z5, Y0
 	VMOVDQU16   Y0, K1, (AX)(DI*2)
 
-done132:
+done147:
 	VZEROUPPER
 	RET
 
@@ -3164,20 +3384,20 @@ TEXT ·rmsNormRopeBF16AVX512(SB), NOSPLIT, $0-124
 	XORQ   R8, R8
 	MOVQ   DX, R9
 	SUBQ   $0x10, R9
-	JLT    tail134
+	JLT    tail149
 
-full133:
+full148:
 	VPMOVZXWD   (CX)(R8*2), Z1
 	VPSLLD      $0x10, Z1, Z1
 	VFMADD231PS Z1, Z1, Z0
 	ADDQ        $0x10, R8
 	CMPQ        R8, R9
-	JLE         full133
+	JLE         full148
 
-tail134:
+tail149:
 	MOVQ        DX, R9
 	SUBQ        R8, R9
-	JLE         done135
+	JLE         done150
 	LEAQ        tails<>+0(SB), R10
 	KMOVW       (R10)(R9*2), K1
 	SHRQ        $0x01, R9
@@ -3186,7 +3406,7 @@ tail134:
 	VPSLLD      $0x10, Z1, Z1
 	VFMADD231PS Z1, Z1, Z0
 
-done135:
+done150:
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -3211,9 +3431,9 @@ done135:
 	XORQ          R8, R8
 	MOVQ          DX, R9
 	SUBQ          $0x10, R9
-	JLT           tail137
+	JLT           tail152
 
-full136:
+full151:
 	VPMOVZXWD (CX)(R8*2), Z10
 	VPSLLD    $0x10, Z10, Z10
 	VMULPS    Z0, Z10, Z10
@@ -3247,11 +3467,11 @@ full136:
 	VMOVDQU16 Y10, (AX)(R8*2)
 	ADDQ      $0x10, R8
 	CMPQ      R8, R9
-	JLE       full136
+	JLE       full151
 
-tail137:
+tail152:
 	SUBQ        R8, DX
-	JLE         done138
+	JLE         done153
 	LEAQ        tails<>+0(SB), R9
 	KMOVW       (R9)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -3288,7 +3508,7 @@ tail137:
 	VPMOVDW     Z5, Y0
 	VMOVDQU16   Y0, K1, (AX)(R8*2)
 
-done138:
+done153:
 	VZEROUPPER
 	RET
 
@@ -3301,19 +3521,19 @@ TEXT ·rowSumBF16AVX512(SB), NOSPLIT, $0-28
 	XORQ   DX, DX
 	MOVQ   CX, BX
 	SUBQ   $0x10, BX
-	JLT    tail140
+	JLT    tail155
 
-full139:
+full154:
 	VPMOVZXWD (AX)(DX*2), Z1
 	VPSLLD    $0x10, Z1, Z1
 	VADDPS    Z1, Z0, Z0
 	ADDQ      $0x10, DX
 	CMPQ      DX, BX
-	JLE       full139
+	JLE       full154
 
-tail140:
+tail155:
 	SUBQ        DX, CX
-	JLE         done141
+	JLE         done156
 	LEAQ        tails<>+0(SB), BX
 	KMOVW       (BX)(CX*2), K1
 	SHRQ        $0x01, CX
@@ -3322,7 +3542,7 @@ tail140:
 	VPSLLD      $0x10, Z1, Z1
 	VADDPS      Z1, Z0, Z0
 
-done141:
+done156:
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VADDPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -3344,19 +3564,19 @@ TEXT ·rowMaxBF16AVX512(SB), NOSPLIT, $0-28
 	XORQ    DX, DX
 	MOVQ    CX, BX
 	SUBQ    $0x10, BX
-	JLT     tail143
+	JLT     tail158
 
-full142:
+full157:
 	VPMOVZXWD (AX)(DX*2), Z1
 	VPSLLD    $0x10, Z1, Z1
 	VMAXPS    Z0, Z1, Z0
 	ADDQ      $0x10, DX
 	CMPQ      DX, BX
-	JLE       full142
+	JLE       full157
 
-tail143:
+tail158:
 	SUBQ        DX, CX
-	JLE         done144
+	JLE         done159
 	LEAQ        tails<>+0(SB), BX
 	KMOVW       (BX)(CX*2), K1
 	SHRQ        $0x01, CX
@@ -3367,7 +3587,7 @@ tail143:
 	VBLENDMPS   Z1, Z3, K1, Z2
 	VMAXPS      Z0, Z2, Z0
 
-done144:
+done159:
 	VEXTRACTF64X4 $0x01, Z0, Y1
 	VMAXPS        Y0, Y1, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -3409,9 +3629,9 @@ TEXT ·expSubBF16AVX512(SB), NOSPLIT, $0-60
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail146
+	JLT          tail161
 
-full145:
+full160:
 	VMOVUPS      (CX)(BX*4), Z22
 	VFMSUB213PS  Z1, Z0, Z22
 	VMINPS       Z22, Z13, Z23
@@ -3444,11 +3664,11 @@ full145:
 	VMOVDQU16    Y22, (AX)(BX*2)
 	ADDQ         $0x10, BX
 	CMPQ         BX, SI
-	JLE          full145
+	JLE          full160
 
-tail146:
+tail161:
 	SUBQ         BX, DX
-	JLE          done147
+	JLE          done162
 	LEAQ         tails<>+0(SB), SI
 	KMOVW        (SI)(DX*2), K1
 	SHRQ         $0x01, DX
@@ -3485,7 +3705,7 @@ tail146:
 	VPMOVDW      Z21, Y0
 	VMOVDQU16    Y0, K1, (AX)(BX*2)
 
-done147:
+done162:
 	VEXTRACTF64X4 $0x01, Z17, Y0
 	VADDPS        Y17, Y0, Y0
 	VEXTRACTF32X4 $0x01, Y0, X1
@@ -3513,9 +3733,9 @@ TEXT ·rowScaleBF16AVX512(SB), NOSPLIT, $0-52
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	SUBQ         $0x10, SI
-	JLT          tail149
+	JLT          tail164
 
-full148:
+full163:
 	VMOVUPS   (CX)(BX*4), Z4
 	VMULPS    Z0, Z4, Z4
 	VPSRLD    $0x10, Z4, Z7
@@ -3529,11 +3749,11 @@ full148:
 	VMOVDQU16 Y4, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full148
+	JLE       full163
 
-tail149:
+tail164:
 	SUBQ      BX, DX
-	JLE       done150
+	JLE       done165
 	LEAQ      tails<>+0(SB), SI
 	KMOVW     (SI)(DX*2), K1
 	SHRQ      $0x01, DX
@@ -3550,7 +3770,65 @@ tail149:
 	VPMOVDW   Z6, Y0
 	VMOVDQU16 Y0, K1, (AX)(BX*2)
 
-done150:
+done165:
+	VZEROUPPER
+	RET
+
+// func scaleBF16AVX512(dst []uint16, x []uint16, s float32)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VL
+TEXT ·scaleBF16AVX512(SB), NOSPLIT, $0-52
+	MOVQ         dst_base+0(FP), AX
+	MOVQ         x_base+24(FP), CX
+	MOVQ         dst_len+8(FP), DX
+	VBROADCASTSS s+48(FP), Z0
+	VMOVUPS      c_00000001<>+0(SB), Z1
+	VMOVUPS      c_00007fff<>+0(SB), Z2
+	VMOVUPS      c_00007fc0<>+0(SB), Z3
+	VMOVUPS      c_7fc00000<>+0(SB), Z4
+	VMOVUPS      c_ffff0000<>+0(SB), Z4
+	XORQ         BX, BX
+	MOVQ         DX, SI
+	SUBQ         $0x10, SI
+	JLT          tail167
+
+full166:
+	VPMOVZXWD (CX)(BX*2), Z4
+	VPSLLD    $0x10, Z4, Z4
+	VMULPS    Z0, Z4, Z4
+	VPSRLD    $0x10, Z4, Z7
+	VPANDD    Z1, Z7, Z7
+	VPADDD    Z2, Z7, Z7
+	VPADDD    Z4, Z7, Z7
+	VPSRLD    $0x10, Z7, Z7
+	VCMPPS    $0x03, Z4, Z4, K1
+	VBLENDMPS Z3, Z7, K1, Z5
+	VPMOVDW   Z5, Y4
+	VMOVDQU16 Y4, (AX)(BX*2)
+	ADDQ      $0x10, BX
+	CMPQ      BX, SI
+	JLE       full166
+
+tail167:
+	SUBQ        BX, DX
+	JLE         done168
+	LEAQ        tails<>+0(SB), SI
+	KMOVW       (SI)(DX*2), K1
+	SHRQ        $0x01, DX
+	KMOVW       (SI)(DX*2), K2
+	VPMOVZXWD.Z (CX)(BX*2), K1, Z4
+	VPSLLD      $0x10, Z4, Z4
+	VMULPS      Z0, Z4, Z0
+	VPSRLD      $0x10, Z0, Z4
+	VPANDD      Z1, Z4, Z1
+	VPADDD      Z2, Z1, Z1
+	VPADDD      Z0, Z1, Z1
+	VPSRLD      $0x10, Z1, Z1
+	VCMPPS      $0x03, Z0, Z0, K2
+	VBLENDMPS   Z3, Z1, K2, Z6
+	VPMOVDW     Z6, Y0
+	VMOVDQU16   Y0, K1, (AX)(BX*2)
+
+done168:
 	VZEROUPPER
 	RET
 
@@ -3571,9 +3849,9 @@ TEXT ·convertF32ToBF16AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    DX, SI
 	SUBQ    $0x10, SI
-	JLT     tail152
+	JLT     tail170
 
-full151:
+full169:
 	VMOVUPS   (CX)(BX*4), Z3
 	VPSRLD    $0x10, Z3, Z4
 	VPANDD    Z0, Z4, Z4
@@ -3586,11 +3864,11 @@ full151:
 	VMOVDQU16 Y3, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full151
+	JLE       full169
 
-tail152:
+tail170:
 	SUBQ      BX, DX
-	JLE       done153
+	JLE       done171
 	LEAQ      tails<>+0(SB), SI
 	KMOVW     (SI)(DX*2), K1
 	SHRQ      $0x01, DX
@@ -3606,7 +3884,7 @@ tail152:
 	VPMOVDW   Z6, Y0
 	VMOVDQU16 Y0, K1, (AX)(BX*2)
 
-done153:
+done171:
 	VZEROUPPER
 	RET
 
@@ -3641,9 +3919,9 @@ TEXT ·convertBF16ToF32AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    DX, SI
 	SUBQ    $0x10, SI
-	JLT     tail155
+	JLT     tail173
 
-full154:
+full172:
 	VPMOVZXWD (CX)(BX*2), Z1
 	VPSLLD    $0x10, Z1, Z1
 	VCMPPS    $0x03, Z1, Z1, K1
@@ -3651,11 +3929,11 @@ full154:
 	VMOVUPS   Z2, (AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full154
+	JLE       full172
 
-tail155:
+tail173:
 	SUBQ        BX, DX
-	JLE         done156
+	JLE         done174
 	LEAQ        tails<>+0(SB), SI
 	KMOVW       (SI)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -3666,7 +3944,7 @@ tail155:
 	VBLENDMPS   Z0, Z1, K2, Z3
 	VMOVUPS     Z3, K1, (AX)(BX*4)
 
-done156:
+done174:
 	VZEROUPPER
 	RET
 
@@ -3688,9 +3966,9 @@ TEXT ·convertF16ToF32AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    DX, SI
 	SUBQ    $0x10, SI
-	JLT     tail158
+	JLT     tail176
 
-full157:
+full175:
 	VPMOVZXWD (CX)(BX*2), Z14
 	VPANDD    Z9, Z14, Z15
 	VPSLLD    $0x10, Z14, Z14
@@ -3710,11 +3988,11 @@ full157:
 	VMOVUPS   Z5, (AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full157
+	JLE       full175
 
-tail158:
+tail176:
 	SUBQ        BX, DX
-	JLE         done159
+	JLE         done177
 	LEAQ        tails<>+0(SB), SI
 	KMOVW       (SI)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -3737,7 +4015,7 @@ tail158:
 	VBLENDMPS   Z0, Z1, K2, Z8
 	VMOVUPS     Z8, K1, (AX)(BX*4)
 
-done159:
+done177:
 	VZEROUPPER
 	RET
 
@@ -3835,9 +4113,9 @@ TEXT ·convertF16ToBF16AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    DX, SI
 	SUBQ    $0x10, SI
-	JLT     tail161
+	JLT     tail179
 
-full160:
+full178:
 	VPMOVZXWD (CX)(BX*2), Z18
 	VPANDD    Z1, Z18, Z19
 	VPSLLD    $0x10, Z18, Z18
@@ -3865,11 +4143,11 @@ full160:
 	VMOVDQU16 Y18, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full160
+	JLE       full178
 
-tail161:
+tail179:
 	SUBQ        BX, DX
-	JLE         done162
+	JLE         done180
 	LEAQ        tails<>+0(SB), SI
 	KMOVW       (SI)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -3900,7 +4178,7 @@ tail161:
 	VPMOVDW     Z12, Y0
 	VMOVDQU16   Y0, K1, (AX)(BX*2)
 
-done162:
+done180:
 	VZEROUPPER
 	RET
 
@@ -3922,9 +4200,9 @@ TEXT ·convertE4M3ToF32AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    DX, SI
 	SUBQ    $0x10, SI
-	JLT     tail164
+	JLT     tail182
 
-full163:
+full181:
 	VPMOVZXBD (CX)(BX*1), Z12
 	VPANDD    Z7, Z12, Z13
 	VPSLLD    $0x18, Z12, Z12
@@ -3941,11 +4219,11 @@ full163:
 	VMOVUPS   Z4, (AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full163
+	JLE       full181
 
-tail164:
+tail182:
 	SUBQ        BX, DX
-	JLE         done165
+	JLE         done183
 	LEAQ        tails<>+0(SB), SI
 	KMOVW       (SI)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -3965,7 +4243,7 @@ tail164:
 	VPBLENDMD   Z0, Z1, K2, Z6
 	VMOVUPS     Z6, K1, (AX)(BX*4)
 
-done165:
+done183:
 	VZEROUPPER
 	RET
 
@@ -4081,9 +4359,9 @@ TEXT ·convertE4M3ToBF16AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    DX, SI
 	SUBQ    $0x10, SI
-	JLT     tail167
+	JLT     tail185
 
-full166:
+full184:
 	VPMOVZXBD (CX)(BX*1), Z12
 	VPANDD    Z7, Z12, Z13
 	VPSLLD    $0x18, Z12, Z12
@@ -4102,11 +4380,11 @@ full166:
 	VMOVDQU16 Y12, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full166
+	JLE       full184
 
-tail167:
+tail185:
 	SUBQ        BX, DX
-	JLE         done168
+	JLE         done186
 	LEAQ        tails<>+0(SB), SI
 	KMOVW       (SI)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -4128,7 +4406,7 @@ tail167:
 	VPMOVDW     Z0, Y0
 	VMOVDQU16   Y0, K1, (AX)(BX*2)
 
-done168:
+done186:
 	VZEROUPPER
 	RET
 
@@ -4150,9 +4428,9 @@ TEXT ·convertE5M2ToF32AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    DX, SI
 	SUBQ    $0x10, SI
-	JLT     tail170
+	JLT     tail188
 
-full169:
+full187:
 	VPMOVZXBD (CX)(BX*1), Z14
 	VPSLLD    $0x08, Z14, Z14
 	VPANDD    Z9, Z14, Z15
@@ -4173,11 +4451,11 @@ full169:
 	VMOVUPS   Z5, (AX)(BX*4)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full169
+	JLE       full187
 
-tail170:
+tail188:
 	SUBQ        BX, DX
-	JLE         done171
+	JLE         done189
 	LEAQ        tails<>+0(SB), SI
 	KMOVW       (SI)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -4201,7 +4479,7 @@ tail170:
 	VBLENDMPS   Z0, Z1, K2, Z8
 	VMOVUPS     Z8, K1, (AX)(BX*4)
 
-done171:
+done189:
 	VZEROUPPER
 	RET
 
@@ -4227,9 +4505,9 @@ TEXT ·convertE5M2ToBF16AVX512(SB), NOSPLIT, $0-48
 	XORQ    BX, BX
 	MOVQ    DX, SI
 	SUBQ    $0x10, SI
-	JLT     tail173
+	JLT     tail191
 
-full172:
+full190:
 	VPMOVZXBD (CX)(BX*1), Z14
 	VPSLLD    $0x08, Z14, Z14
 	VPANDD    Z0, Z14, Z15
@@ -4252,11 +4530,11 @@ full172:
 	VMOVDQU16 Y14, (AX)(BX*2)
 	ADDQ      $0x10, BX
 	CMPQ      BX, SI
-	JLE       full172
+	JLE       full190
 
-tail173:
+tail191:
 	SUBQ        BX, DX
-	JLE         done174
+	JLE         done192
 	LEAQ        tails<>+0(SB), SI
 	KMOVW       (SI)(DX*2), K1
 	SHRQ        $0x01, DX
@@ -4282,6 +4560,6 @@ tail173:
 	VPMOVDW     Z0, Y0
 	VMOVDQU16   Y0, K1, (AX)(BX*2)
 
-done174:
+done192:
 	VZEROUPPER
 	RET

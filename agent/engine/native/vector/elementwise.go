@@ -24,6 +24,13 @@ func (o *Ops[T]) AddBias(dst, x Rows[T], bias []T, rows, n int) {
 	}
 }
 
+// Scale writes x · factor.
+func (o *Ops[T]) Scale(dst, x Rows[T], factor float32, rows, n int) {
+	for i := range rows {
+		o.k.scale(dst.row(i, n), x.row(i, n), factor)
+	}
+}
+
 // SiLU writes x · sigmoid(x), within 4 ulp in f32.
 func (o *Ops[T]) SiLU(dst, x Rows[T], rows, n int) {
 	for i := range rows {

@@ -101,7 +101,11 @@ func gatedAddFusedRow[T Elem](dst, x, gate, y []T) {
 	}
 }
 
-func rowScaleRow[T Elem](dst []T, x []float32, s float32) {
+func rowScaleRow[T Elem](dst []T, x []float32, s float32) { scaleTo(dst, x, s) }
+
+func scaleRow[T Elem](dst, x []T, s float32) { scaleTo(dst, x, s) }
+
+func scaleTo[T, S Elem](dst []T, x []S, s float32) {
 	var xb buffer
 	for from, to := range pieces(len(dst)) {
 		v := load(&xb, x[from:to])

@@ -47,6 +47,7 @@ type table[T Elem] struct {
 	layerNorm                          func(dst, x []T, eps float32)
 	layerNormAffine, layerNormModulate func(dst, x, w, b []T, eps float32)
 	rmsNorm                            func(dst, x, w []T, eps float32)
+	rmsNormPlain                       func(dst, x []T, eps float32)
 
 	rope        func(dst, x []T, cos, sin []float32)
 	rmsNormRope func(dst, x, w []T, cos, sin []float32, eps float32)
@@ -54,6 +55,7 @@ type table[T Elem] struct {
 	rowMax, rowSum func(x []T) float32
 	expSub         func(dst []T, x []float32, scale, ref float32) float32
 	rowScale       func(dst []T, x []float32, s float32)
+	scale          func(dst, x []T, s float32)
 }
 
 // conversions expand or round n = len(dst) elements.
@@ -103,11 +105,13 @@ func genericTable[T Elem]() table[T] {
 		layerNormAffine:   layerNormAffineRow[T],
 		layerNormModulate: layerNormModulateRow[T],
 		rmsNorm:           rmsNormRow[T],
+		rmsNormPlain:      rmsNormPlainRow[T],
 		rope:              ropeRow[T],
 		rmsNormRope:       rmsNormRopeRow[T],
 		rowMax:            rowMaxRow[T],
 		rowSum:            rowSumRow[T],
 		expSub:            expSubRow[T],
 		rowScale:          rowScaleRow[T],
+		scale:             scaleRow[T],
 	}
 }

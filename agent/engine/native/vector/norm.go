@@ -32,3 +32,10 @@ func (o *Ops[T]) RMSNorm(dst, x Rows[T], w []T, eps float32, rows, n int) {
 		o.k.rmsNorm(dst.row(i, n), x.row(i, n), w[:n], eps)
 	}
 }
+
+// RMSNormPlain is RMSNorm without a weight: x · 1/√(mean(x²) + eps).
+func (o *Ops[T]) RMSNormPlain(dst, x Rows[T], eps float32, rows, n int) {
+	for i := range rows {
+		o.k.rmsNormPlain(dst.row(i, n), x.row(i, n), eps)
+	}
+}

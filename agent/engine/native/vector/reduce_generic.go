@@ -162,6 +162,11 @@ func rmsNormRow[T Elem](dst, x, w []T, eps float32) {
 	}
 }
 
+func rmsNormPlainRow[T Elem](dst, x []T, eps float32) {
+	r := rms(x, eps)
+	scaleRow(dst, x, r)
+}
+
 // turn rotates each adjacent pair of v.
 func turn(v, cos, sin []float32) {
 	for i := 0; i+1 < len(v); i += 2 {

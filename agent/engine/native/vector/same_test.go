@@ -117,7 +117,9 @@ func operations[T Elem]() map[string]func(o *Ops[T], dst []T, in inputs[T], n in
 		"layer norm modulate": quiet(func(o *Ops[T], d Rows[T], in inputs[T], n int) {
 			o.LayerNormModulate(d, v(in.a), in.b, in.c, in.eps, 1, n)
 		}),
-		"rms norm": quiet(func(o *Ops[T], d Rows[T], in inputs[T], n int) { o.RMSNorm(d, v(in.a), in.b, in.eps, 1, n) }),
+		"rms norm":       quiet(func(o *Ops[T], d Rows[T], in inputs[T], n int) { o.RMSNorm(d, v(in.a), in.b, in.eps, 1, n) }),
+		"rms norm plain": quiet(func(o *Ops[T], d Rows[T], in inputs[T], n int) { o.RMSNormPlain(d, v(in.a), in.eps, 1, n) }),
+		"scale":          quiet(func(o *Ops[T], d Rows[T], in inputs[T], n int) { o.Scale(d, v(in.a), in.two, 1, n) }),
 		"rope": func(o *Ops[T], dst []T, in inputs[T], n int) []float32 {
 			o.RoPE(h(dst), h(in.a), rotation(in), 1, 1, n&^1)
 			return nil
