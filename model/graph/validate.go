@@ -70,14 +70,26 @@ func checkName(what, name string) error {
 	return nil
 }
 
+// identifier keeps dimension names apart from numbers and operators, so that
+// expressions are equal when their texts are.
+func identifier(s string) bool {
+	for i, c := range s {
+		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+		if !letter && (i == 0 || c != '_' && (c < '0' || c > '9')) {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxNameBytes
+}
+
 func (m *Model) validateDims() error {
 	if len(m.Dims) == 0 || len(m.Dims) > maxDims {
 		return fmt.Errorf("model %s has %d dimensions, must be 1 to %d", m.Arch, len(m.Dims), maxDims)
 	}
 	known := Dims{}
 	for _, d := range m.Dims {
-		if err := checkName("dimension", d.Name); err != nil {
-			return err
+		if !identifier(d.Name) {
+			return fmt.Errorf("dimension %s: a name is a letter followed by letters, digits and _", quote(d.Name))
 		}
 		if _, dup := known[d.Name]; dup {
 			return fmt.Errorf("dimension %q is defined twice", d.Name)
