@@ -4,8 +4,8 @@
 package main
 
 import (
-	. "github.com/mmcloughlin/avo/build"   //nolint:revive // avo's own style: a generator reads as assembly
-	. "github.com/mmcloughlin/avo/operand" //nolint:revive // avo's own style
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
 )
 

@@ -114,7 +114,9 @@ func (k *Kernels) Run(par Par, l *Linear, scratch []byte) error {
 	for r.row0 = 0; r.row0 < l.M; r.row0 += r.rows {
 		r.rows = min(part, l.M-r.row0)
 		r.cut(workers)
-		par.Do((r.rows+tile-1)/tile, func(_, i int) { r.pack(i * tile) })
+		if l.K > 0 {
+			par.Do((r.rows+tile-1)/tile, func(_, i int) { r.pack(i * tile) })
+		}
 		par.Do(r.rowBlocks*r.panelBlocks, func(w, i int) { r.compute(w, i%r.rowBlocks, i/r.rowBlocks) })
 	}
 	return nil

@@ -162,7 +162,11 @@ func TestLinearEqualsTheRule(t *testing.T) {
 	}
 	for _, d := range []DType{F32, BF16} {
 		for i, s := range shapes {
-			for _, kind := range kinds {
+			some := kinds
+			if s[0]*s[1]*s[2] > 100_000 {
+				some = []string{kinds[i%6], kinds[(i+1)%6]}
+			}
+			for _, kind := range some {
 				out := d
 				if d == BF16 && i%3 == 2 {
 					out = F32
@@ -185,8 +189,8 @@ func TestLinearEqualsTheRule(t *testing.T) {
 // blocks of rows with the same rows one by one.
 func TestLinearCutsOfRows(t *testing.T) {
 	for _, d := range []DType{F32, BF16} {
-		for _, m := range []int{561, 1100} {
-			p := newProblem(t, d, d, "cancel", m, 100, 40, 3, true)
+		for _, m := range []int{561} {
+			p := newProblem(t, d, d, "cancel", m, 70, 40, 3, true)
 			want := p.expect()
 			for _, set := range isa.Supported() {
 				if got := p.run(t, set, 2); !bytes.Equal(got, want) {

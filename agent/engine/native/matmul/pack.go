@@ -145,14 +145,13 @@ func (v *mover) packWords(expand bool, dst *byte, width int, src *byte, rowBytes
 	for r := range rows {
 		from := unsafe.Slice((*uint32)(unsafe.Pointer(add(src, r*rowBytes+done*4))), words-done)
 		to := unsafe.Pointer(add(dst, (done*per*width+r)*4))
-		for _, w := range from {
+		for i, w := range from {
+			at := i * per * width * 4
 			if expand {
-				*(*uint32)(to) = w & 0xffff0000
-				to = unsafe.Add(to, width*4)
-				w <<= 16
+				*(*uint32)(unsafe.Add(to, at)) = w & 0xffff0000
+				at, w = at+width*4, w<<16
 			}
-			*(*uint32)(to) = w
-			to = unsafe.Add(to, width*4)
+			*(*uint32)(unsafe.Add(to, at)) = w
 		}
 	}
 }

@@ -25,7 +25,7 @@ func TestExtendResumes(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				for rows := 1; rows <= 29; rows++ {
+				for _, rows := range []int{1, 2, 3, 4, 6, 8, 14, 15, 29} {
 					x, w := values(d, kind, r, rows*k), values(d, kind, r, PanelColumns*k)
 					sums := values(F32, kind, r, rows*PanelColumns)
 					got, want := slices.Clone(sums), slices.Clone(sums)
