@@ -285,3 +285,41 @@ func TestCosSin(t *testing.T) {
 		}
 	}
 }
+
+// In bf16 every result is the true value rounded, but where that is within a
+// hundredth of a tie.
+func TestActivationAccuracyBF16(t *testing.T) {
+	k := generic()
+	x, y := make([]uint16, 1<<16), make([]uint16, 1<<16)
+	for i := range x {
+		x[i] = uint16(i)
+	}
+	for _, tc := range []struct {
+		name string
+		run  func(dst, x Rows[uint16], rows, n int)
+		u    func(x float64) float64
+	}{
+		{"silu", k.BF16.SiLU, func(x float64) float64 { return x }},
+		{"gelu", k.BF16.GELUTanh, func(x float64) float64 { return 2 * math.Sqrt(2/math.Pi) * (x + 0.044715*x*x*x) }},
+	} {
+		tc.run(Rows[uint16]{y, 0}, Rows[uint16]{x, 0}, 1, len(x))
+		for i := range x {
+			v := float64(widenBF16(x[i]))
+			want := v / (1 + math.Exp(-tc.u(v)))
+			if math.IsInf(v, -1) {
+				want = math.Copysign(0, -1)
+			}
+			got := float64(widenBF16(y[i]))
+			if want != want || math.IsInf(want, 0) {
+				if got != want && (got == got || want == want) {
+					t.Errorf("%s(%g) = %g, want %g", tc.name, v, got, want)
+				}
+				continue
+			}
+			_, e := math.Frexp(want)
+			if d := math.Abs(got-want) / math.Ldexp(1, max(e-8, -133)); !(d <= 0.51) {
+				t.Errorf("%s(%g) = %g, %.3f ulp from %g", tc.name, v, got, d, want)
+			}
+		}
+	}
+}
