@@ -116,9 +116,14 @@ type Forward struct {
 	Conditioning engine.Buffer // of the first stage, laid out as ConditioningLayout
 	// Stop is asked before each segment; true ends the forward with ErrStopped.
 	Stop func() bool
-	// Tap sees the scratch memory after each segment; may be nil.
-	Tap func(l graph.Launch, arena []byte) error
+	// Tap sees the segment's values after each launch; may be nil. A value is
+	// sure to be there only in a program made by graph.SpecialiseKept.
+	Tap func(l graph.Launch, value Value) error
 }
+
+// Value is the memory of a segment's value from its first element on, laid out
+// with its Place's strides; nil where the host cannot see it.
+type Value func(id graph.ValueID) []byte
 
 // Result says what a forward did.
 type Result struct {
@@ -138,7 +143,7 @@ func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
 		if f.Stop != nil && f.Stop() {
 			return res, ErrStopped
 		}
-		e, err := r.issue(i, env)
+		e, bound, err := r.issue(i, env)
 		if err != nil {
 			return res, err
 		}
@@ -147,7 +152,7 @@ func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
 		}
 		last = e
 		if f.Tap != nil {
-			if err := f.Tap(r.launches[i], r.stage.scratch.Host()); err != nil {
+			if err := f.Tap(r.launches[i], r.values(r.launches[i].Segment, bound)); err != nil {
 				return res, err
 			}
 		}
@@ -191,8 +196,30 @@ func (e environment) withOutput(b engine.Buffer) environment {
 	return e
 }
 
-// issue starts launch i and records where its outputs lie.
-func (r *Run) issue(i int, env environment) (engine.Event, error) {
+// values finds a segment's values by what was bound for it: inputs, constants
+// and outputs in this order.
+func (r *Run) values(seg *graph.Segment, bound []engine.Binding) Value {
+	return func(id graph.ValueID) []byte {
+		at := seg.Values[id].Place
+		from := engine.Binding{Buffer: r.stage.scratch}
+		switch at.Space {
+		case graph.SpaceInput:
+			from = bound[at.Index]
+		case graph.SpaceConstant:
+			from = bound[len(seg.Inputs)+at.Index]
+		case graph.SpaceOutput:
+			from = bound[len(seg.Inputs)+len(seg.Constants)+at.Index]
+		}
+		host := from.Buffer.Host()
+		if host == nil {
+			return nil
+		}
+		return host[from.Offset+at.Offset:]
+	}
+}
+
+// issue starts launch i, records where its outputs lie and says what it bound.
+func (r *Run) issue(i int, env environment) (engine.Event, []engine.Binding, error) {
 	st, l, own := r.stage, r.launches[i], &r.stage.launches[i]
 	seg := l.Segment
 	var bindings []engine.Binding
@@ -200,7 +227,7 @@ func (r *Run) issue(i int, env environment) (engine.Event, error) {
 		for _, id := range ids {
 			b, ok := env[seg.Values[id].Name]
 			if !ok || b.Buffer == nil {
-				return 0, fmt.Errorf("segment %s: nothing made its input %s", seg.Name, seg.Values[id].Name)
+				return 0, nil, fmt.Errorf("segment %s: nothing made its input %s", seg.Name, seg.Values[id].Name)
 			}
 			bindings = append(bindings, b)
 		}
@@ -225,7 +252,7 @@ func (r *Run) issue(i int, env environment) (engine.Event, error) {
 	for _, b := range made {
 		env[b.Name] = b
 	}
-	return e, nil
+	return e, bindings, nil
 }
 
 // outputs places what launch i makes: state in the two state buffers by turns,
@@ -272,4 +299,14 @@ func (r *Run) passOn(ctx context.Context, f Forward, env environment, after engi
 		after = r.stage.session.Copy(r.stage.Outputs[f.Slot], v.Place.Offset, from.Buffer, from.Offset, v.Bytes, after)
 	}
 	return r.stage.session.Wait(ctx, after)
+}
+
+// Request turns a request's words (width, height, …) into dimensions that fit
+// the workload.
+func (st *Stage) Request(words map[string]int64) (graph.Dims, error) {
+	dims, err := st.cfg.Program.Model.Request(words)
+	if err != nil {
+		return nil, err
+	}
+	return dims, st.cfg.Program.Model.Within(dims, st.cfg.Program.Dims)
 }

@@ -270,6 +270,7 @@ type PutConditioningRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Run           string                 `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	Tensors       []*Tensor              `protobuf:"bytes,2,rep,name=tensors,proto3" json:"tensors,omitempty"` // context, y, guidance: f32
+	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`   // between endpoint and stage
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -316,6 +317,13 @@ func (x *PutConditioningRequest) GetTensors() []*Tensor {
 		return x.Tensors
 	}
 	return nil
+}
+
+func (x *PutConditioningRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
 }
 
 type PutConditioningResponse struct {
@@ -1897,10 +1905,11 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"K\n" +
 	"\x10BeginRunResponse\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12%\n" +
-	"\x04plan\x18\x02 \x01(\v2\x11.distorch.v1.PlanR\x04plan\"Y\n" +
+	"\x04plan\x18\x02 \x01(\v2\x11.distorch.v1.PlanR\x04plan\"q\n" +
 	"\x16PutConditioningRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12-\n" +
-	"\atensors\x18\x02 \x03(\v2\x13.distorch.v1.TensorR\atensors\"1\n" +
+	"\atensors\x18\x02 \x03(\v2\x13.distorch.v1.TensorR\atensors\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\"1\n" +
 	"\x17PutConditioningResponse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xd8\x01\n" +
 	"\x0eForwardRequest\x12\x10\n" +

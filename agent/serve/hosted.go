@@ -1,0 +1,293 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package serve
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/stage"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+	"github.com/distorch/distorch/transport"
+)
+
+// Hosted is a loaded stage that may be driven.
+type Hosted struct {
+	server   *Server
+	key      key
+	depID    [16]byte
+	plan     *pb.Plan
+	stage    *stage.Stage
+	session  engine.Session
+	previous string   // node of the stage before; "" for the first
+	prevInc  [16]byte // and its incarnation
+	slots    []*slot
+
+	mu     sync.Mutex
+	wake   *sync.Cond
+	queue  []*job
+	driver *driver
+	closed bool
+	wg     sync.WaitGroup
+
+	blocksRun, forwards atomic.Uint64
+	compute             atomic.Int64
+}
+
+// slot is one input region. Its numbers are guarded by Hosted.mu.
+type slot struct {
+	hosted *Hosted
+	index  uint32
+	region *transport.Region
+	// taken is the newest sequence whose frame was let in, cancelled the newest
+	// that was cancelled.
+	taken, cancelled uint64
+	// sending is held while the slot's output is being sent.
+	sending chan struct{}
+}
+
+// job is a forward whose inputs have arrived.
+type job struct {
+	slot    *slot
+	imm     transport.Immediate
+	run     *run
+	arrived time.Time
+}
+
+// Host begins to serve a loaded stage, which it then owns.
+func (s *Server) Host(plan *pb.Plan, index int, st *stage.Stage, session engine.Session) (*Hosted, error) {
+	depID, err := parseID(plan.DeploymentId)
+	if err != nil {
+		return nil, fmt.Errorf("plan of %s: deployment id: %w", plan.Deployment, err)
+	}
+	h := &Hosted{
+		server: s, key: key{plan.DeploymentId, plan.Epoch, uint32(index)}, depID: depID,
+		plan: plan, stage: st, session: session,
+	}
+	h.wake = sync.NewCond(&h.mu)
+	if index > 0 {
+		h.previous = plan.Stages[index-1].Node
+		if h.prevInc, err = parseID(plan.Stages[index-1].Incarnation); err != nil {
+			return nil, fmt.Errorf("plan of %s: incarnation of stage %d: %w", plan.Deployment, index-1, err)
+		}
+	}
+	for i := range st.Inputs {
+		sl := &slot{hosted: h, index: uint32(i), sending: make(chan struct{}, 1)}
+		opts := []transport.RegionOption{
+			transport.OnQueue(s.queue), transport.WithTag(sl), transport.AtEpoch(plan.Epoch),
+			transport.WithAccept(func(p transport.Peer, _ transport.RegionInfo, imm transport.Immediate, total uint64) error {
+				return h.accept(sl, p, imm, total)
+			}),
+		}
+		if h.previous != "" {
+			opts = append(opts, transport.ForPeer(transport.NodeID(h.previous)))
+		}
+		if sl.region, err = s.cfg.Transport.Register(st.Inputs[i].Host(), opts...); err != nil {
+			h.deregister()
+			return nil, err
+		}
+		h.slots = append(h.slots, sl)
+	}
+	s.mu.Lock()
+	s.hosted[h.key] = h
+	s.mu.Unlock()
+	h.wg.Go(h.work)
+	return h, nil
+}
+
+func (h *Hosted) deregister() {
+	for _, s := range h.slots {
+		s.region.Deregister()
+	}
+}
+
+// Close ends the drive session and the queue and frees the stage.
+func (h *Hosted) Close() {
+	h.server.mu.Lock()
+	delete(h.server.hosted, h.key)
+	h.server.mu.Unlock()
+	h.mu.Lock()
+	h.closed = true
+	d := h.driver
+	h.wake.Broadcast()
+	h.mu.Unlock()
+	if d != nil {
+		d.end(errClosing)
+		<-d.done
+	}
+	h.wg.Wait()
+	h.deregister()
+	h.stage.Close()
+}
+
+// errClosing ends the session of a stage that is being freed.
+var errClosing = errors.New("the stage is being freed: the deployment has another plan or is gone")
+
+func (h *Hosted) attached(own *pb.Hello) *pb.AttachResponse {
+	res := &pb.AttachResponse{Hello: own}
+	for _, s := range h.slots {
+		res.Slots = append(res.Slots, keyToProto(s.region.Key()))
+	}
+	return res
+}
+
+// accept is asked before the first byte of a frame is placed.
+func (h *Hosted) accept(s *slot, p transport.Peer, imm transport.Immediate, total uint64) error {
+	if h.previous == "" && p.Role != roleCoordinator {
+		return fmt.Errorf("%w: the first stage takes its inputs from a coordinator, not from %s %s", transport.ErrUnexpectedFrame, p.Role, p.Node)
+	}
+	if imm.DeploymentID != h.depID || imm.Epoch != h.key.epoch {
+		return fmt.Errorf("%w: the frame is of epoch %d, the stage of %d", transport.ErrStaleEpoch, imm.Epoch, h.key.epoch)
+	}
+	if h.previous != "" && imm.SenderIncarnation != h.prevInc {
+		return fmt.Errorf("%w: node %s was restarted since the plan was made", transport.ErrStaleIncarnation, h.previous)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case imm.Stage != h.key.stage || imm.Slot != s.index:
+		return fmt.Errorf("%w: it is for stage %d slot %d", transport.ErrUnexpectedFrame, imm.Stage, imm.Slot)
+	case imm.Sequence <= s.taken || imm.Sequence <= s.cancelled:
+		return fmt.Errorf("%w: sequence %d of slot %d has passed", transport.ErrUnexpectedFrame, imm.Sequence, s.index)
+	}
+	r := h.runOf(imm.Run)
+	if r == nil {
+		return fmt.Errorf("%w: its run was not announced", transport.ErrUnexpectedFrame)
+	}
+	if want := uint64(r.run.InputBytes()); total != want {
+		return fmt.Errorf("%w: %d bytes where the run's dimensions give %d", transport.ErrLength, total, want)
+	}
+	s.taken = imm.Sequence
+	return nil
+}
+
+// runOf needs h.mu.
+func (h *Hosted) runOf(id [16]byte) *run {
+	if h.driver == nil {
+		return nil
+	}
+	return h.driver.runs[id]
+}
+
+// arrived queues a forward whose last byte is there.
+func (h *Hosted) arrived(s *slot, imm transport.Immediate) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.runOf(imm.Run)
+	if r == nil || imm.Sequence <= s.cancelled || imm.Sequence != s.taken {
+		return
+	}
+	h.queue = append(h.queue, &job{slot: s, imm: imm, run: r, arrived: time.Now()})
+	slices.SortStableFunc(h.queue, func(a, b *job) int {
+		return cmp.Or(cmp.Compare(a.run.order, b.run.order), cmp.Compare(a.imm.Step, b.imm.Step), cmp.Compare(a.imm.Branch, b.imm.Branch))
+	})
+	h.wake.Broadcast()
+}
+
+// stale says that a job's forward was cancelled or overtaken.
+func (h *Hosted) stale(j *job) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closed || h.driver == nil || h.driver != j.run.driver || j.imm.Sequence <= j.slot.cancelled || j.imm.Sequence != j.slot.taken
+}
+
+// work is the stage's compute loop: the oldest run first, then step, then
+// branch.
+func (h *Hosted) work() {
+	for {
+		h.mu.Lock()
+		for len(h.queue) == 0 && !h.closed {
+			h.wake.Wait()
+		}
+		if h.closed {
+			h.mu.Unlock()
+			return
+		}
+		j := h.queue[0]
+		h.queue = h.queue[1:]
+		j.run.busy++
+		h.mu.Unlock()
+		h.forward(j)
+		h.mu.Lock()
+		j.run.busy--
+		h.wake.Broadcast()
+		h.mu.Unlock()
+	}
+}
+
+// forward computes one job and hands its output to a sender.
+func (h *Hosted) forward(j *job) {
+	d := j.run.driver
+	select {
+	case j.slot.sending <- struct{}{}:
+	case <-d.ctx.Done():
+		return
+	}
+	handed := false
+	defer func() {
+		if !handed {
+			<-j.slot.sending
+		}
+	}()
+	if h.stale(j) {
+		return
+	}
+	f := stage.Forward{Slot: int(j.slot.index), Stop: func() bool { return h.stale(j) }}
+	if h.key.stage == 0 {
+		var err error
+		if f.Conditioning, err = h.conditioning(j); err != nil {
+			d.fault(j, pb.StageFault_CONDITIONING_MISSING, "", err)
+			return
+		}
+	}
+	waited := time.Since(j.arrived)
+	// The device drains what was issued, so the wait is not cut short.
+	res, err := j.run.run.Do(context.WithoutCancel(d.ctx), f)
+	h.blocksRun.Add(res.Blocks)
+	switch {
+	case errors.Is(err, stage.ErrStopped) || err == nil && h.stale(j):
+		return
+	case err != nil:
+		d.fault(j, pb.StageFault_ENGINE, "", err)
+		return
+	}
+	h.forwards.Add(1)
+	h.compute.Add(int64(res.Compute))
+	handed = true
+	out := h.stage.Outputs[j.slot.index].Host()[:j.run.run.OutputBytes()]
+	d.wg.Go(func() {
+		defer func() { <-j.slot.sending }()
+		d.sendOn(j, out, res, waited)
+	})
+}
+
+// conditioning finds what the forward names at the end of its inputs.
+func (h *Hosted) conditioning(j *job) (engine.Buffer, error) {
+	at := j.run.digestAt
+	digest := [32]byte(h.stage.Inputs[j.slot.index].Host()[at : at+32])
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if b := j.run.conditioning[digest]; b != nil {
+		return b, nil
+	}
+	return nil, fmt.Errorf("conditioning %x is not here; send it again", digest[:8])
+}
+
+func keyToProto(k transport.RemoteKey) *pb.RemoteKey {
+	return &pb.RemoteKey{Region: k.Region, Key: k.Key[:], Bytes: k.Bytes}
+}
+
+func keyFromProto(k *pb.RemoteKey) (transport.RemoteKey, error) {
+	if len(k.GetKey()) != 16 {
+		return transport.RemoteKey{}, fmt.Errorf("remote key of %d bytes, want 16", len(k.GetKey()))
+	}
+	return transport.RemoteKey{Region: k.Region, Key: [16]byte(k.Key), Bytes: k.Bytes}, nil
+}

@@ -1,0 +1,182 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package serve answers for the stages that an agent has loaded: attaching,
+// the drive session of an endpoint, frames that arrive, the queue in front of
+// the device, and what is sent on.
+//
+// Imported by the agent. It must not import the store, placement or the
+// coordinator. Ownership: a Hosted stage owns its regions, its queue and its
+// drive session; a drive session owns its runs and their conditioning. The
+// reader of a connection never waits for the device: frames are only queued.
+package serve
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+	"github.com/distorch/distorch/transport"
+)
+
+// Config of a Server. Log may be nil.
+type Config struct {
+	Transport *transport.Host
+	Hello     *pb.Hello // this agent: node, incarnation, protocol, op set
+	// PeerFrom names the caller of an RPC by its certificate.
+	PeerFrom func(ctx context.Context) (node, role string, err error)
+	Facts    Facts
+	Log      *slog.Logger
+}
+
+// Facts go into a stage's statistics.
+type Facts struct {
+	NodeName, ISA string
+	PID           int64
+	Threads       uint32
+	// Memory is the process's peak resident bytes (0 where it is not known).
+	Memory func() uint64
+}
+
+// Roles that may call.
+const (
+	roleCoordinator = "coordinator"
+	roleAgent       = "agent"
+)
+
+type key struct {
+	deployment string // id
+	epoch      uint64
+	stage      uint32
+}
+
+// Server implements distorchv1.StageServiceServer.
+type Server struct {
+	pb.UnimplementedStageServiceServer
+	cfg         Config
+	log         *slog.Logger
+	incarnation [16]byte
+	queue       *transport.Queue
+
+	mu     sync.Mutex
+	hosted map[key]*Hosted
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Server, error) {
+	if cfg.Transport == nil || cfg.Hello == nil || cfg.PeerFrom == nil {
+		return nil, errors.New("serve: transport, hello and peer lookup are all needed")
+	}
+	inc, err := parseID(cfg.Hello.Incarnation)
+	if err != nil {
+		return nil, fmt.Errorf("serve: own incarnation: %w", err)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{cfg: cfg, log: cfg.Log, incarnation: inc, queue: cfg.Transport.NewQueue(), hosted: map[key]*Hosted{}}, nil
+}
+
+// Run hands what arrives to the stages until ctx ends.
+func (s *Server) Run(ctx context.Context) error {
+	for {
+		select {
+		case c, ok := <-s.queue.Completions():
+			if !ok {
+				return nil
+			}
+			if slot, ok := c.Region.Info().Tag.(*slot); ok {
+				slot.hosted.arrived(slot, c.Imm)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// parseID reads 16 bytes in hex.
+func parseID(s string) (id [16]byte, err error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(id) {
+		return id, fmt.Errorf("%.40q is not 32 hex digits", s)
+	}
+	return [16]byte(b), nil
+}
+
+// find answers an attach request with the stage it names, or says why not.
+func (s *Server) find(req *pb.AttachRequest) (*Hosted, error) {
+	h := req.GetHello()
+	own := s.cfg.Hello
+	if h.GetProtocolMax() < own.ProtocolMin || h.GetProtocolMin() > own.ProtocolMax {
+		return nil, status.Errorf(codes.FailedPrecondition, "node %s speaks protocol %d to %d, this agent %d to %d; update the older one",
+			h.GetNode(), h.GetProtocolMin(), h.GetProtocolMax(), own.ProtocolMin, own.ProtocolMax)
+	}
+	if req.ExpectIncarnation != "" && req.ExpectIncarnation != own.Incarnation {
+		return nil, status.Errorf(codes.FailedPrecondition, "agent %s was restarted since the plan was made; the deployment is being placed again", s.cfg.Facts.NodeName)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.hosted[key{req.DeploymentId, req.Epoch, req.Stage}]; st != nil {
+		return st, nil
+	}
+	for k := range s.hosted {
+		if k.deployment == req.DeploymentId && k.epoch > req.Epoch {
+			return nil, status.Errorf(codes.Aborted, "epoch %d of deployment %s is over, this agent runs epoch %d", req.Epoch, req.Deployment, k.epoch)
+		}
+	}
+	return nil, status.Errorf(codes.NotFound, "stage %d of deployment %s at epoch %d is not loaded on %s", req.Stage, req.Deployment, req.Epoch, s.cfg.Facts.NodeName)
+}
+
+// Attach gives the previous stage the keys of this stage's input regions.
+func (s *Server) Attach(ctx context.Context, req *pb.AttachRequest) (*pb.AttachResponse, error) {
+	node, role, err := s.cfg.PeerFrom(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	h, err := s.find(req)
+	if err != nil {
+		return nil, err
+	}
+	if role != roleAgent || node != h.previous {
+		return nil, status.Errorf(codes.PermissionDenied, "%s %s is not the stage before stage %d of %s", role, node, req.Stage, req.Deployment)
+	}
+	return h.attached(s.cfg.Hello), nil
+}
+
+// Drive is the session of an endpoint with one stage.
+func (s *Server) Drive(stream pb.StageService_DriveServer) error {
+	_, role, err := s.cfg.PeerFrom(stream.Context())
+	if err != nil {
+		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	if role != roleCoordinator {
+		return status.Errorf(codes.PermissionDenied, "a stage is driven by a coordinator, not by a peer with the role %s", role)
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	req := first.GetAttach()
+	if req == nil {
+		return status.Error(codes.InvalidArgument, "the first command must be attach")
+	}
+	h, err := s.find(req)
+	if err != nil {
+		return err
+	}
+	return h.drive(stream, req)
+}
+
+// Hosts says whether the stage is loaded here.
+func (s *Server) Hosts(deployment string, epoch uint64, stage uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hosted[key{deployment, epoch, stage}] != nil
+}

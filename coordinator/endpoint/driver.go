@@ -1,0 +1,226 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+	"github.com/distorch/distorch/transport"
+)
+
+// driver is the session with one stage: commands down, heartbeats and events
+// up. It decides that its stage is lost: the stream broke, or it stayed silent
+// while forwards were in flight.
+type driver struct {
+	pipeline *pipeline
+	stage    int
+	silence  time.Duration
+	keys     []transport.RemoteKey
+
+	stream grpc.BidiStreamingClient[pb.StageCommand, pb.StageEvent]
+	cancel context.CancelFunc
+	sendMu sync.Mutex
+	last   atomic.Int64 // of the last event, nanoseconds since opened
+	opened time.Time
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	waiting map[string]chan *pb.StageEvent // answers to commands, by kind and run
+}
+
+// attachTimeout bounds the handshake with one stage.
+const attachTimeout = 5 * time.Second
+
+// open dials the stage and attaches to it.
+func (d *driver) open(ctx context.Context, req *pb.AttachRequest) error {
+	st := d.pipeline.plan.Stages[d.stage]
+	conn, err := d.pipeline.host.Dial(st.Address, transport.NodeID(st.Node))
+	if err != nil {
+		return d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE, "cannot be reached at "+st.Address+": "+err.Error())
+	}
+	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	d.cancel, d.waiting, d.opened = cancel, map[string]chan *pb.StageEvent{}, time.Now()
+	timer := time.AfterFunc(attachTimeout, cancel)
+	defer timer.Stop()
+	stop := context.AfterFunc(ctx, cancel)
+	defer stop()
+	ev, err := d.attach(sctx, conn, req)
+	if err != nil {
+		cancel()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE, "refused the plan: "+status.Convert(err).Message())
+	}
+	want := int(max(d.pipeline.plan.Workload.GetInFlight(), 1))
+	if d.stage == 0 && len(ev.Slots) != want {
+		cancel()
+		return d.pipeline.fault(0, pb.StageFault_FRAME_REFUSED, fmt.Sprintf("offers %d slots, the plan has %d", len(ev.Slots), want))
+	}
+	for _, k := range ev.Slots {
+		key, err := keyFromProto(k)
+		if err != nil {
+			cancel()
+			return d.pipeline.fault(d.stage, pb.StageFault_FRAME_REFUSED, err.Error())
+		}
+		d.keys = append(d.keys, key)
+	}
+	return nil
+}
+
+func (d *driver) attach(ctx context.Context, conn grpc.ClientConnInterface, req *pb.AttachRequest) (*pb.AttachResponse, error) {
+	stream, err := pb.NewStageServiceClient(conn).Drive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d.stream = stream
+	if err := stream.Send(&pb.StageCommand{Command: &pb.StageCommand_Attach{Attach: req}}); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	ev, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	at := ev.GetAttached()
+	if at == nil {
+		return nil, errors.New("the first answer is not attached")
+	}
+	return at, nil
+}
+
+// start begins reading events.
+func (d *driver) start() {
+	d.last.Store(int64(time.Since(d.opened)))
+	d.wg.Add(2)
+	go func() { defer d.wg.Done(); d.read() }()
+	go func() { defer d.wg.Done(); d.watch() }()
+}
+
+func (d *driver) close() {
+	if d.stream != nil {
+		d.sendMu.Lock()
+		_ = d.stream.CloseSend() // the stream ends either way
+		d.sendMu.Unlock()
+	}
+	if d.cancel != nil {
+		d.cancel()
+	}
+	d.wg.Wait()
+}
+
+// send never fails by itself: a broken stream is found by its reader, which
+// knows why.
+func (d *driver) send(c *pb.StageCommand) {
+	d.sendMu.Lock()
+	defer d.sendMu.Unlock()
+	_ = d.stream.Send(c)
+}
+
+func (d *driver) read() {
+	for {
+		ev, err := d.stream.Recv()
+		if err != nil {
+			if d.stream.Context().Err() == nil || status.Code(err).String() != "Canceled" {
+				d.pipeline.fail(d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE, "is gone: "+reason(err)))
+			} else {
+				d.pipeline.fail(errClosed)
+			}
+			return
+		}
+		d.last.Store(int64(time.Since(d.opened)))
+		switch e := ev.Event.(type) {
+		case *pb.StageEvent_Heartbeat:
+		case *pb.StageEvent_Done:
+			d.pipeline.stageDone(d.stage, e.Done)
+		case *pb.StageEvent_Fault:
+			d.pipeline.stageFault(e.Fault)
+		case *pb.StageEvent_RunReady:
+			d.answer("run/"+e.RunReady.Run, ev)
+		case *pb.StageEvent_ConditioningReady:
+			d.answer("conditioning/"+e.ConditioningReady.Run+"/"+e.ConditioningReady.Digest, ev)
+		case *pb.StageEvent_Stats:
+			d.answer("stats/"+e.Stats.Run, ev)
+		}
+	}
+}
+
+var errClosed = errors.New("the pipeline is closed")
+
+func reason(err error) string {
+	if errors.Is(err, io.EOF) {
+		return "it ended the session"
+	}
+	return status.Convert(err).Message()
+}
+
+// watch declares the stage lost when it stays silent while work is in flight.
+func (d *driver) watch() {
+	tick := time.NewTicker(d.silence / 4)
+	defer tick.Stop()
+	busySince := time.Duration(-1)
+	for {
+		select {
+		case <-d.stream.Context().Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Since(d.opened)
+		if !d.pipeline.inFlight() {
+			busySince = -1
+			continue
+		}
+		if busySince < 0 {
+			busySince = now
+		}
+		silent := now - max(time.Duration(d.last.Load()), busySince)
+		if silent > d.silence {
+			d.pipeline.fail(d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE,
+				fmt.Sprintf("has been silent for %.1f s; it is frozen or its link is cut", silent.Seconds())))
+			return
+		}
+	}
+}
+
+// ask sends a command and waits for its answer.
+func (d *driver) ask(ctx context.Context, key string, c *pb.StageCommand) (*pb.StageEvent, error) {
+	ch := make(chan *pb.StageEvent, 1)
+	d.mu.Lock()
+	d.waiting[key] = ch
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		delete(d.waiting, key)
+		d.mu.Unlock()
+	}()
+	d.send(c)
+	select {
+	case ev := <-ch:
+		return ev, nil
+	case <-d.pipeline.done:
+		return nil, d.pipeline.err()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (d *driver) answer(key string, ev *pb.StageEvent) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if ch := d.waiting[key]; ch != nil {
+		select {
+		case ch <- ev:
+		default:
+		}
+	}
+}

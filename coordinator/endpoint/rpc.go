@@ -1,0 +1,259 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoint
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/zeebo/blake3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+)
+
+// Limits of one call.
+const (
+	maxTensors     = 16
+	maxForwardTime = 30 * time.Minute
+	endRunTimeout  = 5 * time.Second
+)
+
+// toStatus is the one place where errors of this package become gRPC codes.
+func toStatus(err error) error {
+	var f *Fault
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &f) && f.Kind == pb.StageFault_CONDITIONING_MISSING:
+		return status.Error(codes.FailedPrecondition, err.Error())
+	case errors.As(err, &f):
+		return status.Error(codes.Unavailable, err.Error())
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, err.Error())
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, err.Error())
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Error(codes.Internal, err.Error())
+}
+
+// BeginRun binds a run to the deployment's active plan. It fails when the
+// deployment does not exist, is not ready, or is smaller than the request.
+func (s *Server) BeginRun(ctx context.Context, req *pb.BeginRunRequest) (*pb.BeginRunResponse, error) {
+	d, err := s.cfg.Plans.Deployment(ctx, req.Deployment)
+	if err != nil {
+		return nil, err
+	}
+	if !d.Ready {
+		return nil, status.Errorf(codes.Unavailable, "deployment %s is not ready: %s", req.Deployment, d.Message)
+	}
+	l, err := newLengths(d, req.Dims)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	p, err := s.acquire(ctx, d)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	id, raw, err := newRunID()
+	if err != nil {
+		s.release(p)
+		return nil, toStatus(err)
+	}
+	r := &run{id: id, raw: raw, dims: req.Dims, pipeline: p, lengths: l, used: time.Now()}
+	for _, drv := range p.drivers {
+		ev, err := drv.ask(ctx, "run/"+id, &pb.StageCommand{Command: &pb.StageCommand_BeginRun{
+			BeginRun: &pb.BeginStageRun{Run: id, Dims: req.Dims}}})
+		if err == nil && ev.GetRunReady().Error != "" {
+			err = p.fault(drv.stage, pb.StageFault_FRAME_REFUSED, ev.GetRunReady().Error)
+		}
+		if err != nil {
+			s.endRun(r)
+			return nil, toStatus(err)
+		}
+	}
+	s.mu.Lock()
+	if len(s.runs) >= s.cfg.MaxRuns {
+		s.mu.Unlock()
+		s.endRun(r)
+		return nil, status.Errorf(codes.ResourceExhausted, "%d runs are open, the limit of this endpoint; end one or wait", s.cfg.MaxRuns)
+	}
+	s.runs[id] = r
+	s.mu.Unlock()
+	return &pb.BeginRunResponse{Run: id, Plan: d.Plan}, nil
+}
+
+// acquire finds or opens the pipeline of a plan and counts one more user.
+func (s *Server) acquire(ctx context.Context, d Deployment) (*pipeline, error) {
+	key := pipelineKey{name: d.Plan.Deployment, id: d.Plan.DeploymentId, epoch: d.Plan.Epoch}
+	s.mu.Lock()
+	if p := s.pipelines[key]; p != nil && p.err() == nil {
+		p.users++
+		s.mu.Unlock()
+		return p, nil
+	}
+	s.mu.Unlock()
+	largest, err := newLengths(d, d.Plan.Workload.GetDims())
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.open(ctx, key, d.Plan, largest.output)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if other := s.pipelines[key]; other != nil && other.err() == nil {
+		other.users++ // two runs began at once; one pipeline is enough
+		s.wg.Go(p.close)
+		return other, nil
+	}
+	p.users = 1
+	s.pipelines[key] = p
+	return p, nil
+}
+
+func (s *Server) release(p *pipeline) {
+	s.mu.Lock()
+	p.users--
+	last := p.users == 0
+	if last && s.pipelines[p.key] == p {
+		delete(s.pipelines, p.key)
+	}
+	s.mu.Unlock()
+	if last {
+		p.close()
+	}
+}
+
+// use finds a run and keeps it from expiring until the returned func is called.
+func (s *Server) use(id string) (*run, func(), error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.runs[id]
+	if r == nil || r.ended {
+		return nil, nil, status.Errorf(codes.NotFound, "run %s is not open here: it ended, or the coordinator restarted; begin a new run", id)
+	}
+	r.active++
+	r.used = time.Now()
+	return r, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		r.active--
+		r.used = time.Now()
+	}, nil
+}
+
+// PutConditioning gives the first stage the tensors that stay the same over
+// the steps of one branch, and answers with their digest.
+func (s *Server) PutConditioning(ctx context.Context, req *pb.PutConditioningRequest) (*pb.PutConditioningResponse, error) {
+	r, done, err := s.use(req.Run)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := r.lengths.checkConditioning(req.Tensors); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	digest := Digest(req.Tensors)
+	ev, err := r.pipeline.drivers[0].ask(ctx, "conditioning/"+r.id+"/"+digest,
+		&pb.StageCommand{Command: &pb.StageCommand_Conditioning{Conditioning: &pb.PutConditioningRequest{
+			Run: r.id, Tensors: req.Tensors, Digest: digest}}})
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	if msg := ev.GetConditioningReady().Error; msg != "" {
+		return nil, toStatus(r.pipeline.fault(0, pb.StageFault_FRAME_REFUSED, msg))
+	}
+	return &pb.PutConditioningResponse{Digest: digest}, nil
+}
+
+// Digest is BLAKE3 over names, dtypes, shapes and bytes, in order of name.
+func Digest(tensors []*pb.Tensor) string {
+	sorted := slices.Clone(tensors)
+	slices.SortFunc(sorted, func(a, b *pb.Tensor) int { return cmp.Compare(a.Name, b.Name) })
+	h := blake3.New()
+	for _, t := range sorted {
+		_, _ = fmt.Fprintf(h, "%q %s %v %d\n", t.Name, t.Dtype, t.Shape, len(t.Data)) // a hash does not fail
+		_, _ = h.Write(t.Data)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:32])
+}
+
+// Forward runs one forward of a run: x and timestep in, prediction out.
+func (s *Server) Forward(ctx context.Context, req *pb.ForwardRequest) (*pb.ForwardResponse, error) {
+	r, done, err := s.use(req.Run)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	inputs, err := r.lengths.inputs(req)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	limit := maxForwardTime
+	if d := req.Deadline.AsDuration(); d > 0 && d < limit {
+		limit = d
+	}
+	began := time.Now()
+	fctx, cancel := context.WithTimeoutCause(ctx, limit,
+		fmt.Errorf("%w: forward of step %d did not finish in %s", context.DeadlineExceeded, req.Step, limit))
+	defer cancel()
+	stop := context.AfterFunc(s.ctx, cancel)
+	defer stop()
+	out := make([]byte, r.lengths.output)
+	id := &pb.ForwardID{Run: r.id, Step: req.Step, Branch: req.Branch}
+	timing, err := r.pipeline.forward(fctx, id, r.raw, inputs, out)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &pb.ForwardResponse{
+		Out:    &pb.Tensor{Name: "out", Dtype: "F32", Shape: r.lengths.outputShape, Data: out[:r.lengths.outputBytes]},
+		Stages: timing, Total: durationpb.New(time.Since(began)),
+	}, nil
+}
+
+// EndRun forgets a run and answers with what its stages counted.
+func (s *Server) EndRun(_ context.Context, req *pb.EndRunRequest) (*pb.EndRunResponse, error) {
+	s.mu.Lock()
+	r := s.runs[req.Run]
+	s.mu.Unlock()
+	if r == nil {
+		return nil, status.Errorf(codes.NotFound, "run %s is not open here: it ended already", req.Run)
+	}
+	return &pb.EndRunResponse{Stages: s.endRun(r)}, nil
+}
+
+func (s *Server) endRun(r *run) []*pb.StageStats {
+	s.mu.Lock()
+	if r.ended {
+		s.mu.Unlock()
+		return nil
+	}
+	r.ended = true
+	delete(s.runs, r.id)
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), endRunTimeout)
+	defer cancel()
+	var stats []*pb.StageStats
+	for _, d := range r.pipeline.drivers {
+		ev, err := d.ask(ctx, "stats/"+r.id, &pb.StageCommand{Command: &pb.StageCommand_EndRun{EndRun: r.id}})
+		if err != nil {
+			break // the stage is lost; its memory went with it
+		}
+		stats = append(stats, ev.GetStats())
+	}
+	s.release(r.pipeline)
+	return stats
+}
