@@ -160,6 +160,14 @@ func TestF16EveryCode(t *testing.T) {
 		if want != want && got == got || want == want && math.Float32bits(got) != math.Float32bits(float32(want)) {
 			t.Fatalf("%#04x: got %g, want %g", h, got, want)
 		}
+		// Each code beside normal ones and beside a rare one.
+		for _, other := range []byte{0x3c, 0x7c} {
+			b := make([]uint16, 4)
+			raw := []byte{0, other, byte(h), byte(h >> 8), 1, 0x40, 0, other}
+			if err := ToBF16(b, raw, F16); err != nil || b[1] != BF16FromF32(got) || b[2] != 0x4000 {
+				t.Fatalf("%#04x: bfloat16 %#x, want %#x (%v)", h, b, BF16FromF32(got), err)
+			}
+		}
 	}
 }
 
