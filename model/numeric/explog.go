@@ -112,7 +112,7 @@ func logParts(x float64) (hi, lo float64) {
 	w := float64(float64(k)*ln2Hi) + t[1]
 	hi, lo = twoSum(w, r)
 	hh, hl := twoProd(r, r)
-	hi, e := twoSum(hi, -0.5*hh)
+	hi, e := twoSum(hi, float64(-0.5*hh))
 	p := 1.0/7 - float64(r*(1.0/8-float64(r*(1.0/9))))
 	p = math.FMA(-r, math.FMA(-r, p, 1.0/6), 1.0/5)
 	p = math.FMA(-r, math.FMA(-r, p, 1.0/4), 1.0/3)

@@ -47,7 +47,7 @@ func cosKernel(h, l float64) float64 {
 	p = math.FMA(z, p, 1.0/40320)
 	p = math.FMA(z, p, -1.0/720)
 	p = math.FMA(z, p, 1.0/24)
-	w, we := fastTwoSum(1, -0.5*z)
+	w, we := fastTwoSum(1, float64(-0.5*z))
 	return w + (we + math.FMA(float64(z*z), p, math.FMA(-h, l, -0.5*ze)))
 }
 
