@@ -12,6 +12,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"errors"
 	"math/big"
 	"net"
@@ -187,15 +188,15 @@ func register(t testing.TB, h *Host, n int, opts ...RegionOption) (*Region, []by
 
 // pattern is n bytes that differ by position and seed.
 func pattern(n int, seed uint64) []byte {
-	b := make([]byte, n)
+	b := make([]byte, n+8)
 	x := seed*0x9e3779b97f4a7c15 + 1
-	for i := range b {
+	for i := 0; i < n; i += 8 {
 		x ^= x << 13
 		x ^= x >> 7
 		x ^= x << 17
-		b[i] = byte(x)
+		binary.LittleEndian.PutUint64(b[i:], x)
 	}
-	return b
+	return b[:n:n]
 }
 
 func requireEqual(t testing.TB, got, want []byte) {
@@ -248,6 +249,12 @@ type cutter struct {
 	after []int
 	cuts  int
 	dials int
+}
+
+func (k *cutter) counts() (cuts, dials int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.cuts, k.dials
 }
 
 func (k *cutter) dial(ctx context.Context, addr string) (net.Conn, error) {

@@ -152,8 +152,8 @@ func TestThreeCutsOneCompletion(t *testing.T) {
 			if c := next(t, b.Completions()); c.Region != r || c.Length != n {
 				t.Fatalf("completion %+v", c)
 			}
-			if k.cuts != 3 || k.dials != 4 {
-				t.Fatalf("%d cuts, %d dials", k.cuts, k.dials)
+			if cuts, dials := k.counts(); cuts != 3 || dials != 4 {
+				t.Fatalf("%d cuts, %d dials", cuts, dials)
 			}
 			if asked.Load() != 1 {
 				t.Fatalf("the policy was asked %d times for one transfer", asked.Load())
@@ -210,8 +210,11 @@ func TestFlippedByteIsResentOrReported(t *testing.T) {
 			if !errors.Is(err, c.want) {
 				t.Fatalf("got %v, want %v", err, c.want)
 			}
-			if k.flips < min(c.flips, maxIntegrity+1) {
-				t.Fatalf("%d flips", k.flips)
+			k.mu.Lock()
+			flips := k.flips
+			k.mu.Unlock()
+			if flips < min(c.flips, maxIntegrity+1) {
+				t.Fatalf("%d flips", flips)
 			}
 			if c.want == nil {
 				next(t, b.Completions())
@@ -477,8 +480,8 @@ func TestManyConcurrentWritesOfOneHost(t *testing.T) {
 		}
 		requireEqual(t, bufs[w], pattern(n, uint64(w)))
 	}
-	if k.cuts != 2 {
-		t.Errorf("%d cuts", k.cuts)
+	if cuts, _ := k.counts(); cuts != 2 {
+		t.Errorf("%d cuts", cuts)
 	}
 	requireNone(t, a, b, addr)
 }
