@@ -1,0 +1,52 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package measure
+
+import (
+	"context"
+	"testing"
+
+	"github.com/distorch/distorch/agent/engine/native"
+	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/model/tensor"
+)
+
+func TestMeasureLeavesNothing(t *testing.T) {
+	best := isa.Supported()
+	e, err := native.New(native.Config{ISA: best[len(best)-1], Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := e.Open(t.Context(), native.CPU)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	before, _, _ := s.Account()
+	for _, d := range []tensor.DType{tensor.F32, tensor.BF16} {
+		r, err := Measure(t.Context(), s, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, v := range map[string]float64{"linear": r.Linear, "attention": r.Attention, "elementwise": r.Elementwise, "expand": r.Expand} {
+			if v < 1e6 || v > 1e15 {
+				t.Errorf("%v %s rate is %g per second", d, name, v)
+			}
+		}
+		t.Logf("%+v", r)
+	}
+	// What stays is the session's own memory to expand weights, grown once.
+	after, _, _ := s.Account()
+	if _, err := Measure(t.Context(), s, tensor.F32); err != nil {
+		t.Fatal(err)
+	}
+	if again, _, _ := s.Account(); again != after || after-before > 1<<20 {
+		t.Errorf("account holds %v before, %v after, %v after again", before, after, again)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Measure(ctx, s, tensor.F32); err == nil {
+		t.Error("a cancelled measurement gave rates")
+	}
+}
