@@ -67,6 +67,9 @@ func (h *Host) newConn(t target, dial func(context.Context, string) (net.Conn, e
 	if err != nil {
 		return nil, fmt.Errorf("credentials for node %s: %w", t.node, err)
 	}
+	if creds.Info().SecurityProtocol == "tls" {
+		creds = batchCredentials{creds}
+	}
 	c, err := grpc.NewClient("passthrough:///"+t.addr,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithContextDialer(dial),

@@ -145,7 +145,7 @@ func (f *fixture) serve(h *Host, ln net.Listener, creds credentials.TransportCre
 	go func() { done <- s.Serve(ln) }()
 	f.t.Cleanup(func() {
 		s.Stop()
-		if err := <-done; err != nil {
+		if err := <-done; err != nil && !errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
 			f.t.Error(err)
 		}
 	})
@@ -153,7 +153,7 @@ func (f *fixture) serve(h *Host, ln net.Listener, creds credentials.TransportCre
 
 func listen(t testing.TB) net.Listener {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := Listen(context.Background(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

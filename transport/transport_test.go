@@ -236,7 +236,7 @@ func TestFlippedByteUnderTLSBreaksAndResumes(t *testing.T) {
 				return nil, err
 			}
 			return &brokenConn{raw, func(c net.Conn, p []byte) (int, error) {
-				if writes.Add(1) == 60 {
+				if writes.Add(1) == 12 {
 					p = bytes.Clone(p)
 					p[len(p)/2] ^= 1
 					flips.Add(1)
