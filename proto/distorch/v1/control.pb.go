@@ -80,7 +80,7 @@ func (x Observed_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Observed_State.Descriptor instead.
 func (Observed_State) EnumDescriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18, 0}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // Workload is the largest request that a deployment is placed for.
@@ -228,8 +228,11 @@ type Device struct {
 	Isa                    string                 `protobuf:"bytes,8,opt,name=isa,proto3" json:"isa,omitempty"`
 	NumericsClasses        []string               `protobuf:"bytes,9,rep,name=numerics_classes,json=numericsClasses,proto3" json:"numerics_classes,omitempty"`
 	Rates                  []*Rates               `protobuf:"bytes,10,rep,name=rates,proto3" json:"rates,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// What the agent's process and its engine's kernels take of the allocatable
+	// memory, beside any stage. Counted once per node.
+	OverheadBytes uint64 `protobuf:"varint,11,opt,name=overhead_bytes,json=overheadBytes,proto3" json:"overhead_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
@@ -330,6 +333,13 @@ func (x *Device) GetRates() []*Rates {
 		return x.Rates
 	}
 	return nil
+}
+
+func (x *Device) GetOverheadBytes() uint64 {
+	if x != nil {
+		return x.OverheadBytes
+	}
+	return 0
 }
 
 // NodeRecord is /nodes/<id>, written by that agent under its lease.
@@ -1518,6 +1528,85 @@ func (x *Certificate) GetGap() float64 {
 	return 0
 }
 
+// BarredNode is a node that an earlier plan of the same deployment used and
+// that is not used now.
+type BarredNode struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Failed  bool                   `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`  // it reported a failure; otherwise it left the cluster
+	Message string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"` // what it reported
+	// Of its record when it failed: it is tried again when the record changes.
+	Revision      int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BarredNode) Reset() {
+	*x = BarredNode{}
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BarredNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BarredNode) ProtoMessage() {}
+
+func (x *BarredNode) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BarredNode.ProtoReflect.Descriptor instead.
+func (*BarredNode) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *BarredNode) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *BarredNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BarredNode) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
+func (x *BarredNode) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *BarredNode) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 // Plan is /deployments/<name>/plan: immutable, numbered by epoch.
 type Plan struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -1537,14 +1626,15 @@ type Plan struct {
 	Numerics     string                 `protobuf:"bytes,14,opt,name=numerics,proto3" json:"numerics,omitempty"` // the sentence: "equals one device (native/1)"
 	InputDigest  string                 `protobuf:"bytes,15,opt,name=input_digest,json=inputDigest,proto3" json:"input_digest,omitempty"`
 	// Why there is no plan; stages are empty then.
-	Infeasible    string `protobuf:"bytes,16,opt,name=infeasible,proto3" json:"infeasible,omitempty"`
+	Infeasible    string        `protobuf:"bytes,16,opt,name=infeasible,proto3" json:"infeasible,omitempty"`
+	Barred        []*BarredNode `protobuf:"bytes,17,rep,name=barred,proto3" json:"barred,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1646,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1659,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Plan) GetDeployment() string {
@@ -1684,6 +1774,13 @@ func (x *Plan) GetInfeasible() string {
 	return ""
 }
 
+func (x *Plan) GetBarred() []*BarredNode {
+	if x != nil {
+		return x.Barred
+	}
+	return nil
+}
+
 // Observed is /observed/<name>/<node>, written by that agent under its lease.
 type Observed struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -1703,7 +1800,7 @@ type Observed struct {
 
 func (x *Observed) Reset() {
 	*x = Observed{}
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1812,7 @@ func (x *Observed) String() string {
 func (*Observed) ProtoMessage() {}
 
 func (x *Observed) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1825,7 @@ func (x *Observed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observed.ProtoReflect.Descriptor instead.
 func (*Observed) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Observed) GetDeployment() string {
@@ -1816,7 +1913,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1925,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1938,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TokenRecord) GetId() string {
@@ -1895,7 +1992,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1907,7 +2004,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,7 +2017,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
@@ -1939,7 +2036,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2048,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2061,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -1982,7 +2079,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2091,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2104,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 type NodeStatus struct {
@@ -2021,7 +2118,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2130,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2143,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NodeStatus) GetRecord() *NodeRecord {
@@ -2079,7 +2176,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2188,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2201,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeStatus {
@@ -2123,7 +2220,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2135,7 +2232,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2148,7 +2245,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -2166,7 +2263,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2275,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2288,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 type ListModelsRequest struct {
@@ -2202,7 +2299,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2311,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2324,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 type ModelStatus struct {
@@ -2240,7 +2337,7 @@ type ModelStatus struct {
 
 func (x *ModelStatus) Reset() {
 	*x = ModelStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2349,7 @@ func (x *ModelStatus) String() string {
 func (*ModelStatus) ProtoMessage() {}
 
 func (x *ModelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2362,7 @@ func (x *ModelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelStatus.ProtoReflect.Descriptor instead.
 func (*ModelStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ModelStatus) GetRecord() *ModelRecord {
@@ -2291,7 +2388,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2400,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2413,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelStatus {
@@ -2335,7 +2432,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2444,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2457,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PlanRequest) GetSpec() *DeploymentSpec {
@@ -2380,7 +2477,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2489,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2502,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PlanResponse) GetPlan() *Plan {
@@ -2431,7 +2528,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2540,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2553,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeployRequest) GetSpec() *DeploymentSpec {
@@ -2475,7 +2572,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +2584,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +2597,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeployResponse) GetSpec() *DeploymentSpec {
@@ -2523,7 +2620,7 @@ type DeploymentStatus struct {
 
 func (x *DeploymentStatus) Reset() {
 	*x = DeploymentStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2632,7 @@ func (x *DeploymentStatus) String() string {
 func (*DeploymentStatus) ProtoMessage() {}
 
 func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2645,7 @@ func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentStatus.ProtoReflect.Descriptor instead.
 func (*DeploymentStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeploymentStatus) GetSpec() *DeploymentSpec {
@@ -2595,7 +2692,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2704,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2717,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StatusRequest) GetName() string {
@@ -2640,7 +2737,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2749,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2762,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StatusResponse) GetDeployments() []*DeploymentStatus {
@@ -2691,7 +2788,7 @@ type UndeployRequest struct {
 
 func (x *UndeployRequest) Reset() {
 	*x = UndeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +2800,7 @@ func (x *UndeployRequest) String() string {
 func (*UndeployRequest) ProtoMessage() {}
 
 func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +2813,7 @@ func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
 func (*UndeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *UndeployRequest) GetName() string {
@@ -2734,7 +2831,7 @@ type UndeployResponse struct {
 
 func (x *UndeployResponse) Reset() {
 	*x = UndeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2843,7 @@ func (x *UndeployResponse) String() string {
 func (*UndeployResponse) ProtoMessage() {}
 
 func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2856,7 @@ func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
 func (*UndeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 type VersionRequest struct {
@@ -2770,7 +2867,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2782,7 +2879,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2795,7 +2892,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 type VersionResponse struct {
@@ -2810,7 +2907,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2822,7 +2919,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2835,7 +2932,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -2882,7 +2979,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x17linear_flops_per_second\x18\x02 \x01(\x01R\x14linearFlopsPerSecond\x12;\n" +
 	"\x1aattention_flops_per_second\x18\x03 \x01(\x01R\x17attentionFlopsPerSecond\x125\n" +
 	"\x17expand_bytes_per_second\x18\x04 \x01(\x01R\x14expandBytesPerSecond\x12?\n" +
-	"\x1celementwise_bytes_per_second\x18\x05 \x01(\x01R\x19elementwiseBytesPerSecond\"\xd4\x02\n" +
+	"\x1celementwise_bytes_per_second\x18\x05 \x01(\x01R\x19elementwiseBytesPerSecond\"\xfb\x02\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x14\n" +
@@ -2894,7 +2991,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x03isa\x18\b \x01(\tR\x03isa\x12)\n" +
 	"\x10numerics_classes\x18\t \x03(\tR\x0fnumericsClasses\x12(\n" +
 	"\x05rates\x18\n" +
-	" \x03(\v2\x12.distorch.v1.RatesR\x05rates\"\x83\x04\n" +
+	" \x03(\v2\x12.distorch.v1.RatesR\x05rates\x12%\n" +
+	"\x0eoverhead_bytes\x18\v \x01(\x04R\roverheadBytes\"\x83\x04\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3017,7 +3115,14 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\vCertificate\x12\x18\n" +
 	"\aoptimal\x18\x01 \x01(\bR\aoptimal\x12.\n" +
 	"\x13lower_bound_seconds\x18\x02 \x01(\x01R\x11lowerBoundSeconds\x12\x10\n" +
-	"\x03gap\x18\x03 \x01(\x01R\x03gap\"\xda\x04\n" +
+	"\x03gap\x18\x03 \x01(\x01R\x03gap\"\x82\x01\n" +
+	"\n" +
+	"BarredNode\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06failed\x18\x03 \x01(\bR\x06failed\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\"\x8b\x05\n" +
 	"\x04Plan\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
@@ -3042,7 +3147,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\finput_digest\x18\x0f \x01(\tR\vinputDigest\x12\x1e\n" +
 	"\n" +
 	"infeasible\x18\x10 \x01(\tR\n" +
-	"infeasible\"\xa9\x03\n" +
+	"infeasible\x12/\n" +
+	"\x06barred\x18\x11 \x03(\v2\x17.distorch.v1.BarredNodeR\x06barred\"\xa9\x03\n" +
 	"\bObserved\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
@@ -3150,7 +3256,7 @@ func file_distorch_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_distorch_v1_control_proto_goTypes = []any{
 	(Observed_State)(0),         // 0: distorch.v1.Observed.State
 	(*Workload)(nil),            // 1: distorch.v1.Workload
@@ -3170,47 +3276,48 @@ var file_distorch_v1_control_proto_goTypes = []any{
 	(*UnusedNode)(nil),          // 15: distorch.v1.UnusedNode
 	(*NodeLoss)(nil),            // 16: distorch.v1.NodeLoss
 	(*Certificate)(nil),         // 17: distorch.v1.Certificate
-	(*Plan)(nil),                // 18: distorch.v1.Plan
-	(*Observed)(nil),            // 19: distorch.v1.Observed
-	(*TokenRecord)(nil),         // 20: distorch.v1.TokenRecord
-	(*CreateTokenRequest)(nil),  // 21: distorch.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil), // 22: distorch.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),    // 23: distorch.v1.ListNodesRequest
-	(*NodeStatus)(nil),          // 24: distorch.v1.NodeStatus
-	(*ListNodesResponse)(nil),   // 25: distorch.v1.ListNodesResponse
-	(*RemoveNodeRequest)(nil),   // 26: distorch.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),  // 27: distorch.v1.RemoveNodeResponse
-	(*ListModelsRequest)(nil),   // 28: distorch.v1.ListModelsRequest
-	(*ModelStatus)(nil),         // 29: distorch.v1.ModelStatus
-	(*ListModelsResponse)(nil),  // 30: distorch.v1.ListModelsResponse
-	(*PlanRequest)(nil),         // 31: distorch.v1.PlanRequest
-	(*PlanResponse)(nil),        // 32: distorch.v1.PlanResponse
-	(*DeployRequest)(nil),       // 33: distorch.v1.DeployRequest
-	(*DeployResponse)(nil),      // 34: distorch.v1.DeployResponse
-	(*DeploymentStatus)(nil),    // 35: distorch.v1.DeploymentStatus
-	(*StatusRequest)(nil),       // 36: distorch.v1.StatusRequest
-	(*StatusResponse)(nil),      // 37: distorch.v1.StatusResponse
-	(*UndeployRequest)(nil),     // 38: distorch.v1.UndeployRequest
-	(*UndeployResponse)(nil),    // 39: distorch.v1.UndeployResponse
-	(*VersionRequest)(nil),      // 40: distorch.v1.VersionRequest
-	(*VersionResponse)(nil),     // 41: distorch.v1.VersionResponse
-	nil,                         // 42: distorch.v1.Workload.DimsEntry
-	nil,                         // 43: distorch.v1.NodeRecord.LabelsEntry
-	nil,                         // 44: distorch.v1.ModelRecord.HyperParametersEntry
-	(*durationpb.Duration)(nil), // 45: google.protobuf.Duration
-	(*Model)(nil),               // 46: distorch.v1.Model
+	(*BarredNode)(nil),          // 18: distorch.v1.BarredNode
+	(*Plan)(nil),                // 19: distorch.v1.Plan
+	(*Observed)(nil),            // 20: distorch.v1.Observed
+	(*TokenRecord)(nil),         // 21: distorch.v1.TokenRecord
+	(*CreateTokenRequest)(nil),  // 22: distorch.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil), // 23: distorch.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),    // 24: distorch.v1.ListNodesRequest
+	(*NodeStatus)(nil),          // 25: distorch.v1.NodeStatus
+	(*ListNodesResponse)(nil),   // 26: distorch.v1.ListNodesResponse
+	(*RemoveNodeRequest)(nil),   // 27: distorch.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),  // 28: distorch.v1.RemoveNodeResponse
+	(*ListModelsRequest)(nil),   // 29: distorch.v1.ListModelsRequest
+	(*ModelStatus)(nil),         // 30: distorch.v1.ModelStatus
+	(*ListModelsResponse)(nil),  // 31: distorch.v1.ListModelsResponse
+	(*PlanRequest)(nil),         // 32: distorch.v1.PlanRequest
+	(*PlanResponse)(nil),        // 33: distorch.v1.PlanResponse
+	(*DeployRequest)(nil),       // 34: distorch.v1.DeployRequest
+	(*DeployResponse)(nil),      // 35: distorch.v1.DeployResponse
+	(*DeploymentStatus)(nil),    // 36: distorch.v1.DeploymentStatus
+	(*StatusRequest)(nil),       // 37: distorch.v1.StatusRequest
+	(*StatusResponse)(nil),      // 38: distorch.v1.StatusResponse
+	(*UndeployRequest)(nil),     // 39: distorch.v1.UndeployRequest
+	(*UndeployResponse)(nil),    // 40: distorch.v1.UndeployResponse
+	(*VersionRequest)(nil),      // 41: distorch.v1.VersionRequest
+	(*VersionResponse)(nil),     // 42: distorch.v1.VersionResponse
+	nil,                         // 43: distorch.v1.Workload.DimsEntry
+	nil,                         // 44: distorch.v1.NodeRecord.LabelsEntry
+	nil,                         // 45: distorch.v1.ModelRecord.HyperParametersEntry
+	(*durationpb.Duration)(nil), // 46: google.protobuf.Duration
+	(*Model)(nil),               // 47: distorch.v1.Model
 }
 var file_distorch_v1_control_proto_depIdxs = []int32{
-	42, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
+	43, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
 	2,  // 1: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
 	3,  // 2: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
-	43, // 3: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
-	45, // 4: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
-	45, // 5: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
+	44, // 3: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
+	46, // 4: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
+	46, // 5: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
 	5,  // 6: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
-	46, // 7: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
+	47, // 7: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
 	7,  // 8: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
-	44, // 9: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
+	45, // 9: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
 	1,  // 10: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
 	10, // 11: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
 	12, // 12: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
@@ -3220,45 +3327,46 @@ var file_distorch_v1_control_proto_depIdxs = []int32{
 	15, // 16: distorch.v1.Plan.unused:type_name -> distorch.v1.UnusedNode
 	16, // 17: distorch.v1.Plan.if_lost:type_name -> distorch.v1.NodeLoss
 	17, // 18: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
-	0,  // 19: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
-	45, // 20: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
-	45, // 21: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	4,  // 22: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
-	6,  // 23: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
-	24, // 24: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
-	8,  // 25: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
-	29, // 26: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
-	11, // 27: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	18, // 28: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
-	11, // 29: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	11, // 30: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
-	11, // 31: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
-	18, // 32: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
-	19, // 33: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
-	35, // 34: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
-	40, // 35: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
-	21, // 36: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
-	23, // 37: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
-	26, // 38: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
-	28, // 39: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
-	31, // 40: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
-	33, // 41: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
-	36, // 42: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
-	38, // 43: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
-	41, // 44: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
-	22, // 45: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
-	25, // 46: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
-	27, // 47: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
-	30, // 48: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
-	32, // 49: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
-	34, // 50: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
-	37, // 51: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
-	39, // 52: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
-	44, // [44:53] is the sub-list for method output_type
-	35, // [35:44] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	18, // 19: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
+	0,  // 20: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
+	46, // 21: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
+	46, // 22: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	4,  // 23: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
+	6,  // 24: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
+	25, // 25: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
+	8,  // 26: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
+	30, // 27: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
+	11, // 28: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	19, // 29: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
+	11, // 30: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	11, // 31: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
+	11, // 32: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
+	19, // 33: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
+	20, // 34: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
+	36, // 35: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
+	41, // 36: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
+	22, // 37: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
+	24, // 38: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
+	27, // 39: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
+	29, // 40: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
+	32, // 41: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
+	34, // 42: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
+	37, // 43: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
+	39, // 44: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
+	42, // 45: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
+	23, // 46: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
+	26, // 47: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
+	28, // 48: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
+	31, // 49: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
+	33, // 50: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
+	35, // 51: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
+	38, // 52: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
+	40, // 53: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
+	45, // [45:54] is the sub-list for method output_type
+	36, // [36:45] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_control_proto_init() }
@@ -3273,7 +3381,7 @@ func file_distorch_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_control_proto_rawDesc), len(file_distorch_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
