@@ -1,0 +1,75 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/distorch/distorch/cmd/internal/config"
+)
+
+// app is what every command is made with: where it writes, and how it comes to
+// its configuration. Results go to stdout; logs, progress and the one line of
+// an error to stderr.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	configFile     string
+}
+
+// run executes one command line and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) int {
+	root := newRoot(a)
+	root.SetArgs(args)
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if cause := context.Cause(ctx); isInterrupt(cause) {
+		err = cause
+	}
+	fmt.Fprintf(a.stderr, "distorch: %s\n", oneLine(err))
+	return exitCode(err)
+}
+
+// oneLine joins the lines of an error that names several faults.
+func oneLine(err error) string {
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	return strings.Join(lines, "; ")
+}
+
+// load reads the configuration for a command: its flags that were made with
+// config.Flag, the environment, the file of --config, the defaults. The logger
+// writes to stderr as log.level and log.format say.
+func (a *app) load(cmd *cobra.Command) (*config.Config, *slog.Logger, error) {
+	cfg, err := config.Load(cmd.Flags(), a.configFile)
+	if err != nil {
+		return nil, nil, usage(err)
+	}
+	return cfg, newLogger(a.stderr, cfg.Log), nil
+}
+
+func newLogger(w io.Writer, c config.Log) *slog.Logger {
+	var level slog.Level
+	if level.UnmarshalText([]byte(c.Level)) != nil {
+		level = slog.LevelInfo // config has refused every other word
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}

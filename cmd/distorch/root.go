@@ -1,0 +1,137 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/distorch/distorch/cmd/internal/config"
+)
+
+func newRoot(a *app) *cobra.Command {
+	root := group(&cobra.Command{
+		Use:   "distorch",
+		Short: "One ComfyUI model across mixed machines",
+		Long: `distorch runs one ComfyUI model across mixed machines. It tells you the speed
+before it runs, and the split never changes the picture.
+
+Settings come from flags, the environment (DISTORCH_AGENT_MEMORY for
+agent.memory), the file of --config, and defaults, in this order.
+
+` + exitHelp,
+	})
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(flagError)
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.configFile, "config", "", "file of settings (YAML, TOML or JSON)")
+	config.Flag(flags, "data-dir", "data_dir", "folder of this machine's identity, state and caches")
+	config.Flag(flags, "log-level", "log.level", "debug, info, warn or error")
+	config.Flag(flags, "log-format", "log.format", "text or json")
+	root.AddCommand(commands(a)...)
+	return root
+}
+
+// commands are all commands, in the order of the files.
+func commands(a *app) []*cobra.Command {
+	return []*cobra.Command{}
+}
+
+// group makes a command that only has commands below it: alone it shows its
+// help, and a word that it does not know is answered with the nearest.
+func group(c *cobra.Command) *cobra.Command {
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		var names []string
+		for _, sub := range cmd.Commands() {
+			if !sub.Hidden {
+				names = append(names, sub.Name())
+			}
+		}
+		return usage(fmt.Errorf("there is no command %q%s (%q lists them)", cmd.CommandPath()+" "+args[0], didYouMean(args[0], names), cmd.CommandPath()+" --help"))
+	}
+	return c
+}
+
+// arguments checks how many arguments a command is given; names say what they
+// are.
+func arguments(least int, names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return usage(fmt.Errorf("%s needs %s; %q shows how", cmd.CommandPath(), names[len(args)], cmd.CommandPath()+" --help"))
+		case len(args) > len(names):
+			return usage(fmt.Errorf("%s: unexpected argument %q; %q shows how", cmd.CommandPath(), args[len(names)], cmd.CommandPath()+" --help"))
+		}
+		return nil
+	}
+}
+
+// flagError names the nearest flag.
+func flagError(cmd *cobra.Command, err error) error {
+	var missing *pflag.NotExistError
+	if !errors.As(err, &missing) {
+		return usage(fmt.Errorf("%s: %w", cmd.CommandPath(), err))
+	}
+	var names []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			names = append(names, "--"+f.Name)
+		}
+	})
+	name := missing.GetSpecifiedName()
+	if len(name) == 1 {
+		return usage(fmt.Errorf("%s has no flag -%s (%q lists them)", cmd.CommandPath(), name, cmd.CommandPath()+" --help"))
+	}
+	return usage(fmt.Errorf("%s has no flag --%s%s (%q lists them)", cmd.CommandPath(), name, didYouMean("--"+name, names), cmd.CommandPath()+" --help"))
+}
+
+// didYouMean is the end of a sentence that names the nearest of the candidates,
+// empty if none is near.
+func didYouMean(word string, candidates []string) string {
+	best, fewest := "", len(word)/2+1
+	for _, c := range candidates {
+		d := edits(strings.ToLower(word), strings.ToLower(c))
+		if len(word) >= 3 && strings.HasPrefix(c, word) {
+			d = 1
+		}
+		if d < fewest {
+			best, fewest = c, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf(", did you mean %q?", best)
+}
+
+// edits is Levenshtein's distance of words, the first at most 64 bytes of it.
+func edits(a, b string) int {
+	a = a[:min(len(a), 64)]
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
