@@ -1,0 +1,313 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is a node of the cluster: it reports its device and its
+// checkpoints into the store under a lease, loads the stages that plans give
+// it, and serves them.
+//
+// Imported by the commands and by tests. It must not import the coordinator or
+// placement: it executes plans or refuses with numbers, and decides nothing.
+// Run owns every goroutine, the device's session and all loaded stages.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/distorch/distorch/agent/catalog"
+	"github.com/distorch/distorch/agent/device"
+	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/measure"
+	"github.com/distorch/distorch/agent/serve"
+	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/tensor"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+	"github.com/distorch/distorch/store"
+	"github.com/distorch/distorch/transport"
+	"github.com/distorch/distorch/transport/gossip"
+	"github.com/distorch/distorch/transport/identity"
+	"github.com/distorch/distorch/transport/node"
+)
+
+// Config of an Agent.
+type Config struct {
+	Credentials *identity.Credentials
+	GossipKey   []byte
+	Store       *store.Store
+	Engine      engine.Engine
+	Device      engine.DeviceID
+
+	Listen, Advertise string
+	Memory            tensor.Bytes // what stages may take
+	Reserve           tensor.Bytes // of the device, kept free; already taken off Memory
+	ModelDirs         []string
+	Labels            map[string]string
+	Version           string
+	EngineName        string
+	LeaseTTL          time.Duration
+	HandshakeTimeout  time.Duration
+	RedialFor         time.Duration
+	Log               *slog.Logger // may be nil
+	// Ready is called once the agent is registered; may be nil.
+	Ready func(address string)
+}
+
+// Agent is one node.
+type Agent struct {
+	cfg     Config
+	log     *slog.Logger
+	node    *node.Node
+	serve   *serve.Server
+	session engine.Session
+	device  engine.Device
+	entries []catalog.Entry
+
+	mu    sync.Mutex
+	lease *store.Lease
+}
+
+// New opens the agent's port and device and finds its checkpoints.
+func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
+	if cfg.Credentials == nil || cfg.Store == nil || cfg.Engine == nil {
+		return nil, errors.New("agent: credentials, store and engine are all needed")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	a := &Agent{cfg: cfg, log: cfg.Log}
+	if a.device, err = findDevice(ctx, cfg); err != nil {
+		return nil, err
+	}
+	if a.session, err = cfg.Engine.Open(ctx, cfg.Device); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.session.Close())
+		}
+	}()
+	if err := a.scan(); err != nil {
+		return nil, err
+	}
+	a.node, err = node.New(ctx, node.Config{
+		Credentials: cfg.Credentials, Listen: cfg.Listen, Advertise: cfg.Advertise, GossipKey: cfg.GossipKey,
+		Seeds: a.seeds, HandshakeTimeout: cfg.HandshakeTimeout, RedialFor: cfg.RedialFor, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.serve, err = serve.New(serve.Config{
+		Transport: a.node.Host(), Hello: a.hello(), PeerFrom: node.PeerFrom, Log: cfg.Log,
+		Facts: serve.Facts{
+			NodeName: cfg.Credentials.Self().Name, ISA: a.device.ISA, PID: int64(os.Getpid()), Threads: uint32(a.device.Threads),
+			Memory: func() uint64 { return uint64(device.PeakResident()) },
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	pb.RegisterStageServiceServer(a.node.Server(), a.serve)
+	return a, nil
+}
+
+func findDevice(ctx context.Context, cfg Config) (engine.Device, error) {
+	all, err := cfg.Engine.Devices(ctx)
+	if err != nil {
+		return engine.Device{}, fmt.Errorf("find devices: %w", err)
+	}
+	for _, d := range all {
+		if d.ID == cfg.Device {
+			return d, nil
+		}
+	}
+	return engine.Device{}, fmt.Errorf("device %q is not there", cfg.Device)
+}
+
+func (a *Agent) scan() error {
+	entries, skipped, err := catalog.Scan(a.cfg.ModelDirs)
+	if err != nil {
+		return err
+	}
+	a.entries = entries
+	for _, s := range skipped {
+		a.log.Info("checkpoint not used", "path", s.Path, "reason", s.Err)
+	}
+	return nil
+}
+
+func (a *Agent) hello() *pb.Hello {
+	return &pb.Hello{
+		Node: a.node.ID(), Incarnation: a.node.Incarnation(),
+		ProtocolMin: node.ProtocolMin, ProtocolMax: node.ProtocolMax, OpSet: graph.OpSet,
+	}
+}
+
+// Address is where peers dial this agent.
+func (a *Agent) Address() string { return a.node.Address() }
+
+// ID is the node's id.
+func (a *Agent) ID() string { return a.node.ID() }
+
+// Run registers and serves until ctx ends. It frees everything before it
+// returns.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, a.session.Close()) }()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.node.Run(ctx) })
+	g.Go(func() error { return a.serve.Run(ctx) })
+	g.Go(func() error {
+		if err := a.register(ctx, g); err != nil {
+			return err
+		}
+		return a.follow(ctx)
+	})
+	return g.Wait()
+}
+
+// register measures the device and the link to the coordinators and writes the
+// node's records under a lease that g keeps.
+func (a *Agent) register(ctx context.Context, g *errgroup.Group) error {
+	lease, err := a.cfg.Store.NewLease(store.LeaseConfig{TTL: a.cfg.LeaseTTL})
+	if err != nil {
+		return err
+	}
+	record, err := a.measure(ctx)
+	if err != nil {
+		return err
+	}
+	link := a.measureLink(ctx)
+	a.mu.Lock()
+	a.lease = lease
+	a.mu.Unlock()
+	// The node's own record comes last: whoever sees it finds the rest.
+	for _, e := range a.entries {
+		if _, err := store.Create(ctx, a.cfg.Store, store.ModelKey(e.Record.Id), e.Record); err != nil && !errors.Is(err, store.ErrExists) {
+			return fmt.Errorf("announce %s: %w", e.Path, err)
+		}
+	}
+	g.Go(func() error { return lease.Run(ctx) })
+	for _, e := range a.entries {
+		h := &pb.HolderRecord{Model: e.Record.Id, Node: a.ID(), Path: e.Path}
+		if err := store.PutLeased(ctx, lease, store.HolderKey(h.Model, h.Node), h); err != nil {
+			return err
+		}
+	}
+	if err := store.PutLeased(ctx, lease, store.LinkKey(a.ID()), link); err != nil {
+		return err
+	}
+	if err := store.PutLeased(ctx, lease, store.NodeKey(a.ID()), record); err != nil {
+		return err
+	}
+	a.log.Info("registered", "node_id", a.ID(), "node", record.Name, "address", record.Address, "checkpoints", len(a.entries))
+	if a.cfg.Ready != nil {
+		a.cfg.Ready(a.Address())
+	}
+	return nil
+}
+
+// overhead is what the process takes beside the account: the Go runtime, the
+// connections' buffers and the kernels' scratch.
+const overhead = 96 * tensor.MB
+
+// measure runs the device's programs, a few seconds at most.
+func (a *Agent) measure(ctx context.Context) (*pb.NodeRecord, error) {
+	self := a.cfg.Credentials.Self()
+	d := &pb.Device{
+		Name: string(a.device.ID), Uuid: a.device.UUID, Model: a.device.Model,
+		MemoryTotalBytes: uint64(a.cfg.Memory + a.cfg.Reserve), MemoryAllocatableBytes: uint64(a.cfg.Memory),
+		ReserveBytes: uint64(a.cfg.Reserve), Threads: uint32(a.device.Threads), Isa: a.device.ISA, OverheadBytes: uint64(overhead),
+	}
+	if m := device.CPUModel(); m != "" && a.device.ID == "cpu" {
+		d.Model = m
+	}
+	for _, t := range a.device.DTypes {
+		r, err := measure.Measure(ctx, a.session, t)
+		if err != nil {
+			return nil, err
+		}
+		d.NumericsClasses = append(d.NumericsClasses, a.device.Class(t))
+		d.Rates = append(d.Rates, &pb.Rates{
+			Dtype: lower(t), LinearFlopsPerSecond: r.Linear, AttentionFlopsPerSecond: r.Attention,
+			ElementwiseBytesPerSecond: r.Elementwise, ExpandBytesPerSecond: r.Expand,
+		})
+	}
+	return &pb.NodeRecord{
+		Id: a.ID(), Name: self.Name, Incarnation: a.node.Incarnation(), Address: a.Address(), Devices: []*pb.Device{d},
+		Labels: a.cfg.Labels, Version: a.cfg.Version, ProtocolMin: node.ProtocolMin, ProtocolMax: node.ProtocolMax,
+		OpSet: graph.OpSet, Platform: runtime.GOOS + "/" + runtime.GOARCH, Engine: a.cfg.EngineName, Pid: int64(os.Getpid()),
+		LoadBytesPerSecond: a.loadRate(),
+	}, nil
+}
+
+// members lists the nodes that are registered, without this one.
+func (a *Agent) members(ctx context.Context) ([]*pb.NodeRecord, error) {
+	snap, err := store.List(ctx, a.cfg.Store, store.Nodes())
+	if err != nil {
+		return nil, err
+	}
+	var out []*pb.NodeRecord
+	for _, e := range snap.Entries {
+		if e.Value.Id != a.ID() {
+			out = append(out, e.Value)
+		}
+	}
+	return out, nil
+}
+
+func (a *Agent) seeds(ctx context.Context) ([]gossip.Seed, error) {
+	members, err := a.members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []gossip.Seed
+	for _, m := range members {
+		out = append(out, gossip.Seed{Node: m.Id, Addr: m.Address})
+	}
+	return out, nil
+}
+
+// maxPeers bounds the links that one agent measures.
+const maxPeers = 8
+
+// measureLink probes the nodes that are there; without any, the link is as fast
+// as this machine talks to itself.
+func (a *Agent) measureLink(ctx context.Context) *pb.LinkRecord {
+	l := &pb.LinkRecord{Node: a.ID()}
+	members, err := a.members(ctx)
+	if err != nil {
+		a.log.Warn("peers are not known yet", "error", err)
+	}
+	best := transport.ProbeResult{}
+	for i, m := range members {
+		if i == maxPeers {
+			break
+		}
+		r, err := a.node.Host().Probe(ctx, m.Address, transport.NodeID(m.Id))
+		if err != nil {
+			a.log.Warn("link not measured", "peer", m.Name, "address", m.Address, "error", err)
+			continue
+		}
+		l.Peers = append(l.Peers, &pb.PeerLink{Node: m.Id, BytesPerSecond: r.BytesPerSecond, RoundTrip: durationpb.New(r.RoundTrip)})
+		if r.BytesPerSecond > best.BytesPerSecond {
+			best = r
+		}
+	}
+	if best.BytesPerSecond == 0 {
+		if r, err := a.node.Host().Probe(ctx, a.Address(), transport.NodeID(a.ID())); err == nil {
+			best = r
+		} else {
+			a.log.Warn("own link not measured", "error", err)
+		}
+	}
+	l.NicBytesPerSecond, l.Latency = best.BytesPerSecond, durationpb.New(best.RoundTrip/2)
+	return l
+}

@@ -1,0 +1,140 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package catalog finds the checkpoints of this node and describes them for
+// the cluster: identity, architecture, graph and weights.
+//
+// Imported by the agent. It reads headers and samples, never whole files; it
+// must not import the store, the transport or an engine.
+package catalog
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/graph/wire"
+	"github.com/distorch/distorch/model/safetensors"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+)
+
+// Entry is one checkpoint of this node.
+type Entry struct {
+	Path   string
+	Record *pb.ModelRecord
+}
+
+// Skipped is a file that is no model this build can run, and why.
+type Skipped struct {
+	Path string
+	Err  error
+}
+
+// maxFiles bounds the files of one folder tree.
+const maxFiles = 10_000
+
+// Scan describes every .safetensors file below dirs, sorted by path. A folder
+// that cannot be read is an error; a file that is no model is Skipped.
+func Scan(dirs []string) ([]Entry, []Skipped, error) {
+	var entries []Entry
+	var skipped []Skipped
+	seen := map[string]bool{}
+	for _, dir := range dirs {
+		paths, err := files(dir)
+		if err != nil {
+			return nil, nil, fmt.Errorf("models.dirs: %w", err)
+		}
+		for _, p := range paths {
+			if seen[p] {
+				continue
+			}
+			seen[p] = true
+			r, err := Describe(p)
+			if err != nil {
+				skipped = append(skipped, Skipped{p, err})
+				continue
+			}
+			entries = append(entries, Entry{p, r})
+		}
+	}
+	return entries, skipped, nil
+}
+
+func files(dir string) ([]string, error) {
+	var out []string
+	root, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil && path == root:
+			return err
+		case err != nil:
+			return nil // a folder below that may not be read holds nothing for us
+		case d.IsDir() || !strings.EqualFold(filepath.Ext(path), ".safetensors"):
+			return nil
+		case len(out) == maxFiles:
+			return fmt.Errorf("%s holds more than %d checkpoints; name a folder with fewer", dir, maxFiles)
+		}
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			out = append(out, path)
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s does not exist; create it or correct models.dirs", dir)
+	}
+	slices.Sort(out)
+	return out, err
+}
+
+// Describe is the record of one file. The error of a file that is no model
+// this build can run is an *arch.Refusal or a *safetensors.FormatError.
+func Describe(path string) (*pb.ModelRecord, error) {
+	f, err := safetensors.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r, err := Recognise(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	id, err := f.QuickID()
+	if err != nil {
+		return nil, err
+	}
+	record := &pb.ModelRecord{
+		Id: id, Name: filepath.Base(path), Architecture: r.Arch, Variant: r.Variant, Prefix: r.Prefix,
+		Graph: wire.ToProto(r.Params.Build(arch.Options{})), FileBytes: uint64(f.Size()),
+		DefaultDtype: strings.ToLower(r.ComputeDType().String()),
+	}
+	for _, t := range f.Tensors() {
+		name, ok := strings.CutPrefix(t.Name, r.Prefix)
+		if _, used := r.Stored[name]; !ok || !used {
+			continue
+		}
+		n, err := t.Shape.Elements()
+		if err != nil {
+			return nil, fmt.Errorf("%s: tensor %q: %w", path, t.Name, err)
+		}
+		record.Parameters += uint64(n)
+		record.Weights = append(record.Weights, &pb.WeightEntry{Name: name, Dtype: t.DType.String(), Shape: t.Shape})
+	}
+	return record, nil
+}
+
+// Recognise is arch.Recognise on a file's header.
+func Recognise(f *safetensors.File) (*arch.Recognised, error) {
+	tensors := map[string]arch.Tensor{}
+	for _, t := range f.Tensors() {
+		tensors[t.Name] = arch.Tensor{Shape: t.Shape, DType: t.DType}
+	}
+	return arch.Recognise(tensors, f.Metadata())
+}
