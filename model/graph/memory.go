@@ -32,6 +32,7 @@ type storage struct {
 // storage of its own. Arena storages are then packed by lifetime.
 type planner struct {
 	seg      *Segment
+	keep     bool  // every value stays until the segment's end
 	producer []int // step that makes a value, -1 for inputs and constants
 	lastUse  []int // by value
 	store    []int // by value: its storage, -1 as long as unknown
@@ -40,8 +41,9 @@ type planner struct {
 
 // place assigns memory. bound, where given, is the same segment at dimensions
 // nowhere smaller: its offsets are kept, so that the arena cannot be larger.
-func (s *Segment) place(bound *Segment) error {
-	p := &planner{seg: s}
+// keep gives up all reuse of memory.
+func (s *Segment) place(bound *Segment, keep bool) error {
+	p := &planner{seg: s, keep: keep}
 	p.begin()
 	for i := len(s.Steps) - 1; i >= 0; i-- {
 		p.pushDown(i)
@@ -222,6 +224,9 @@ func (p *planner) rename(st *Step) {
 // overwrites finds an input that step i may write its output over: it alone
 // fills arena storage, and no view of that storage is used afterwards.
 func (p *planner) overwrites(i int, out ValueID) (ValueID, bool) {
+	if p.keep {
+		return 0, false
+	}
 	s := p.seg
 	st := &s.Steps[i]
 	var candidates []ValueID
@@ -270,6 +275,9 @@ func (p *planner) free(store, i int) bool {
 func (p *planner) lifetimes() {
 	for i := range p.storages {
 		p.storages[i].first, p.storages[i].last = len(p.seg.Steps), -1
+		if p.keep {
+			p.storages[i].first, p.storages[i].last = -1, len(p.seg.Steps)
+		}
 	}
 	for id, at := range p.store {
 		st := &p.storages[at]

@@ -105,6 +105,7 @@ type Program struct {
 	Head      *Segment
 	Runs      []ProgramRun
 	Tail      *Segment
+	kept      bool // made by SpecialiseKept
 }
 
 // ProgramRun is a Run at concrete dimensions. Entry is nil where the run has

@@ -18,7 +18,14 @@ import (
 //
 // Dimensions that are missing or out of the model's bounds give a *DimError.
 func Specialise(m *Model, free Dims, compute tensor.DType) (*Program, error) {
-	return specialise(m, free, compute, nil)
+	return specialise(m, free, compute, nil, false)
+}
+
+// SpecialiseKept is Specialise with a place of its own for every value (views
+// apart): nothing is overwritten, so that all taps can be read when a segment
+// has run. It computes the same bits in a larger arena.
+func SpecialiseKept(m *Model, free Dims, compute tensor.DType) (*Program, error) {
+	return specialise(m, free, compute, nil, true)
 }
 
 // Within specialises the same model for a request that must fit the workload
@@ -28,10 +35,10 @@ func (p *Program) Within(request Dims) (*Program, error) {
 	if err := p.Model.Within(request, p.Dims); err != nil {
 		return nil, err
 	}
-	return specialise(p.Model, request, p.Compute, p)
+	return specialise(p.Model, request, p.Compute, p, p.kept)
 }
 
-func specialise(m *Model, free Dims, compute tensor.DType, bound *Program) (*Program, error) {
+func specialise(m *Model, free Dims, compute tensor.DType, bound *Program, keep bool) (*Program, error) {
 	if compute != tensor.F32 && compute != tensor.BF16 {
 		return nil, fmt.Errorf("compute dtype %v: must be F32 or BF16", compute)
 	}
@@ -39,7 +46,7 @@ func specialise(m *Model, free Dims, compute tensor.DType, bound *Program) (*Pro
 	if err != nil {
 		return nil, err
 	}
-	p := &Program{Model: m, Dims: dims, Compute: compute}
+	p := &Program{Model: m, Dims: dims, Compute: compute, kept: keep}
 	if err := p.bindInterface(); err != nil {
 		return nil, err
 	}
@@ -55,7 +62,7 @@ func specialise(m *Model, free Dims, compute tensor.DType, bound *Program) (*Pro
 	err = m.eachGraph(func(g part) error {
 		s, err := segment(g.name, g.graph, dims, compute)
 		if err == nil {
-			err = s.place(bound.segment(g.name))
+			err = s.place(bound.segment(g.name), keep)
 		}
 		if err != nil {
 			return fmt.Errorf("specialise %s: %w", g.name, err)
