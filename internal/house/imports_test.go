@@ -14,8 +14,9 @@ import (
 // takes the rule of the nearest folder above it; every folder may import what
 // lies below itself.
 var arrows = map[string][]string{
-	"cmd":                   {"agent", "coordinator", "internal", "model", "placement", "proto", "store", "transport"},
+	"cmd":                   {"agent", "coordinator", "internal", "model", "placement", "proto", "store", "transport", "verify"},
 	"bench":                 {"agent", "coordinator", "internal", "model", "placement", "proto", "store", "transport"},
+	"verify":                {"agent", "model"},
 	"coordinator":           {"model", "placement", "proto", "store", "transport"},
 	"coordinator/reconcile": {"model", "placement"},
 	"agent":                 {"model", "proto", "store", "transport"},
@@ -122,6 +123,8 @@ func TestArrowsRefuse(t *testing.T) {
 		{"cmd/distorch", "github.com/spf13/viper", false, true},
 		{"agent", "github.com/NVIDIA/go-nvml/pkg/nvml", false, true},
 		{"agent", m + "internal/netns", false, true},
+		{"verify", m + "coordinator", false, true},
+		{"agent/stage", m + "verify", true, true},
 
 		{"agent", m + "internal/netns", true, false},
 		{"model/graph/wire", m + "proto/distorch/v1", false, false},
@@ -132,6 +135,8 @@ func TestArrowsRefuse(t *testing.T) {
 		{"coordinator", m + "coordinator/reconcile", false, false},
 		{"coordinator", m + "transport/identity", false, false},
 		{"cmd/distorch", m + "cmd/internal/config", false, false},
+		{"cmd/distorch", m + "verify", false, false},
+		{"verify", m + "agent/stage", false, false},
 		{"store", "go.etcd.io/etcd/server/v3/embed", false, false},
 		{"transport/gossip", "github.com/hashicorp/memberlist", false, false},
 	} {

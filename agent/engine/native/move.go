@@ -97,18 +97,58 @@ func (p *program) split(st *graph.Step) func(*frame) error {
 	}
 }
 
-// reshape writes rows of the input one after another; the output is contiguous
-// where reshape is not a view.
+// reshape copies elements in row-major order from one shape to the other, in
+// stretches that lie side by side in both.
 func (p *program) reshape(st *graph.Step) func(*frame) error {
 	x, out := &p.segment.Values[st.In[0]], &p.segment.Values[st.Out[0]]
-	dense := make([]int64, len(x.Shape))
-	n := int64(1)
-	for d := len(x.Shape) - 1; d >= 0; d-- {
-		dense[d] = n
-		n *= x.Shape[d]
+	n := gcd(denseTail(x), denseTail(out))
+	from, to := stretches(x, n), stretches(out, n)
+	mv := moverOf(out.DType.Size())
+	xs, os := p.data(st.In[0]), p.data(st.Out[0])
+	l := lead{outer: 1, inner: len(from)}
+	return func(f *frame) error {
+		d, s := os(f), xs(f)
+		l.each(f, int(n), func(_, first, count int) {
+			for i := first; i < first+count; i++ {
+				mv(d, to[i], s, from[i], int(n))
+			}
+		})
+		return nil
 	}
-	do := p.copyView(x.Shape, dense, x.Place.Strides, out.DType.Size(), p.data(st.Out[0]), p.data(st.In[0]))
-	return func(f *frame) error { do(f); return nil }
+}
+
+// denseTail is how many elements lie side by side: the last dimensions as far
+// as their strides are those of a contiguous tensor.
+func denseTail(v *graph.Tensor) int64 {
+	n := int64(1)
+	for d := len(v.Shape) - 1; d >= 0 && v.Place.Strides[d] == n; d-- {
+		n *= v.Shape[d]
+	}
+	return n
+}
+
+// stretches lists where every n elements of a value begin; n divides its dense
+// tail.
+func stretches(v *graph.Tensor, n int64) []int {
+	tail, d := int64(1), len(v.Shape)
+	for whole := denseTail(v); tail < whole; {
+		d--
+		tail *= v.Shape[d]
+	}
+	dims := append(append([]int64{}, v.Shape[:d]...), tail/n)
+	steps := append(append([]int64{}, v.Place.Strides[:d]...), n)
+	count := 1
+	for _, d := range dims {
+		count *= int(d)
+	}
+	return offsets(dims, steps, count)
+}
+
+func gcd(a, b int64) int64 {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
 }
 
 func (p *program) transpose(st *graph.Step) func(*frame) error {

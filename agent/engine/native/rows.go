@@ -135,6 +135,11 @@ func rowStep[T vector.Elem](p *program, st *graph.Step, ops *vector.Ops[T]) (fun
 		strides[i], data[i] = spread(&p.segment.Values[id], out), p.data(id)
 	}
 	l := walk(out.Shape[:len(out.Shape)-1], strides)
+	// A vector per batch item changes with every row where an item has one row.
+	rowwise := false
+	for i, id := range operands {
+		rowwise = rowwise || l.step[i] != 0 && len(p.segment.Values[id].Shape) < len(out.Shape)
+	}
 	return func(f *frame) error {
 		all := make([][]T, len(operands))
 		for i := range data {
@@ -145,7 +150,16 @@ func rowStep[T vector.Elem](p *program, st *graph.Step, ops *vector.Ops[T]) (fun
 			for i := range all {
 				r[i] = vector.Rows[T]{Data: all[i][l.at[i][o]+row*l.step[i]:], Stride: l.step[i]}
 			}
-			do(f, r[:len(all)], rows, n)
+			if !rowwise {
+				do(f, r[:len(all)], rows, n)
+				return
+			}
+			for range rows {
+				do(f, r[:len(all)], 1, n)
+				for i := range all {
+					r[i].Data = r[i].Data[min(r[i].Stride, len(r[i].Data)):]
+				}
+			}
 		})
 		return nil
 	}, nil
