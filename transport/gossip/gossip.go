@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -89,6 +90,12 @@ type Gossip struct {
 	mu   sync.Mutex
 	meta Meta
 	list *memberlist.Memberlist // nil before Run
+
+	// members is kept from events: what memberlist's Members returns may be
+	// read only under a lock that it does not export. It has a lock of its own
+	// because memberlist calls with that one held.
+	membersMu sync.Mutex
+	members   map[string]Member
 }
 
 // New checks the configuration. Nothing runs before Run.
@@ -114,7 +121,7 @@ func New(cfg Config) (*Gossip, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Gossip{cfg: cfg, log: log, meta: cfg.Meta, events: newEventQueue()}, nil
+	return &Gossip{cfg: cfg, log: log, meta: cfg.Meta, members: map[string]Member{}, events: newEventQueue()}, nil
 }
 
 // Run takes part until ctx ends, then says goodbye and closes everything that
@@ -203,9 +210,9 @@ func (g *Gossip) join(ctx context.Context, list *memberlist.Memberlist) error {
 		return fmt.Errorf("list seeds: %w", err)
 	}
 	alive := map[string]bool{g.cfg.Meta.ID: true, g.cfg.Advertise.String(): true}
-	for _, n := range list.Members() {
-		alive[n.Name] = true
-		alive[n.Address()] = true
+	for _, m := range g.Members() {
+		alive[m.Meta.ID] = true
+		alive[m.Addr.String()] = true
 	}
 	var errs []error
 	for _, s := range seeds {
@@ -252,18 +259,9 @@ func resolve(ctx context.Context, addr string) (string, error) {
 
 // Members are the processes alive, this one included, by id.
 func (g *Gossip) Members() []Member {
-	g.mu.Lock()
-	list := g.list
-	g.mu.Unlock()
-	if list == nil {
-		return nil
-	}
-	var out []Member
-	for _, n := range list.Members() {
-		if m, err := memberOf(n); err == nil {
-			out = append(out, m)
-		}
-	}
+	g.membersMu.Lock()
+	out := slices.Collect(maps.Values(g.members))
+	g.membersMu.Unlock()
 	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(a.Meta.ID, b.Meta.ID) })
 	return out
 }
@@ -341,11 +339,18 @@ func (d eventDelegate) NotifyLeave(n *memberlist.Node) {
 }
 
 func (d eventDelegate) notify(k EventKind, n *memberlist.Node) {
-	if n.Name == d.g.cfg.Meta.ID {
-		return
-	}
 	m, err := memberOf(n)
-	if err != nil || k == Updated && m.Meta.Leaving { // Left follows
+	if err != nil {
+		return // aliveDelegate has refused it
+	}
+	d.g.membersMu.Lock()
+	if k == Left || k == Failed {
+		delete(d.g.members, n.Name)
+	} else {
+		d.g.members[n.Name] = m
+	}
+	d.g.membersMu.Unlock()
+	if n.Name == d.g.cfg.Meta.ID || k == Updated && m.Meta.Leaving { // Left follows
 		return
 	}
 	d.g.events.push(Event{Kind: k, Member: m})
