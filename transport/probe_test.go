@@ -32,8 +32,7 @@ func TestProbeOfNobody(t *testing.T) {
 	ln.Close()
 	a := f.host("a", nil, func(c *Config) { c.RedialFor = 50 * time.Millisecond })
 	_, err := a.Probe(t.Context(), addr, "b")
-	var u ErrPeerUnreachable
-	if !errors.As(err, &u) {
+	if _, ok := errors.AsType[ErrPeerUnreachable](err); !ok {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -288,8 +288,7 @@ func TestOtherIdentityIsNotWrittenTo(t *testing.T) {
 	a, b, addr := f.pair(func(c *Config) { c.RedialFor = 100 * time.Millisecond }, nil)
 	r, _ := register(t, b, 10)
 	err := a.WriteImm(t.Context(), addr, "c", r.Key(), 0, [][]byte{{1}}, Immediate{})
-	var v ErrPeerUnreachable
-	if !errors.As(err, &v) {
+	if _, ok := errors.AsType[ErrPeerUnreachable](err); !ok {
 		t.Fatalf("got %v", err)
 	}
 }
