@@ -1,0 +1,156 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/tensor"
+	"github.com/distorch/distorch/placement"
+)
+
+// table is a model at a workload, as placement sees it, with its weights
+// packed for the engine or as they are in the file.
+type table struct {
+	program *graph.Program
+	packed  placement.Model
+	stored  placement.Model
+	smaller bool // stored takes less than packed: worth a try
+}
+
+// newTable converts a program. placement multiplies nothing by the forwards in
+// flight here: their regions are part of each piece's scratch.
+func newTable(name string, p *graph.Program, stored map[string]tensor.DType, inFlight int) (*table, error) {
+	common, head, err := common(p, inFlight)
+	if err != nil {
+		return nil, err
+	}
+	dtype := placement.DType(strings.ToLower(p.Compute.String()))
+	step, _ := graph.StepLayout(p)
+	base := placement.Model{
+		Name: name, ComputeDType: dtype, StoredDType: mostly(p, stored),
+		Vec: bytesOf(alignedSum(p.Travel)), Input: bytesOf(step.Bytes), Output: bytesOf(graph.OutputLayout(p).Bytes),
+	}
+	t := &table{program: p, packed: base, stored: base}
+	piece := func(segments []*graph.Segment, count int, extra tensor.Bytes) (packed, file placement.Cost, err error) {
+		w, cost, arena, err := pieceOf(p, segments, count, stored)
+		if err != nil {
+			return packed, file, err
+		}
+		packed = placement.Cost{
+			Weights: bytesOf(w.packed), Linear: float64(cost.LinearFLOPs), Attention: float64(cost.AttentionFLOPs),
+			Elementwise: placement.Bytes(cost.MovedBytes),
+		}
+		file = packed
+		working := arena + common + extra
+		packed.Scratch = bytesOf(max(working, w.stored))
+		file.Scratch = bytesOf(working)
+		file.Weights, file.Staging, file.Expansion = bytesOf(w.stored), bytesOf(w.packed), bytesOf(w.packed)
+		return packed, file, nil
+	}
+	if t.packed.Head, t.stored.Head, err = piece([]*graph.Segment{p.Head}, 1, head); err != nil {
+		return nil, err
+	}
+	if t.packed.Tail, t.stored.Tail, err = piece([]*graph.Segment{p.Tail}, 1, 0); err != nil {
+		return nil, err
+	}
+	for i := range p.Runs {
+		r := &p.Runs[i]
+		segments := []*graph.Segment{r.Block}
+		if r.Entry != nil {
+			segments = append(segments, r.Entry)
+		}
+		packed, file, err := piece(segments, r.Count, 0)
+		if err != nil {
+			return nil, err
+		}
+		run := placement.Run{Name: r.Name, Count: r.Count, Block: packed, Boundary: bytesOf(alignedSum(r.State))}
+		t.packed.Runs = append(t.packed.Runs, run)
+		run.Block = file
+		t.stored.Runs = append(t.stored.Runs, run)
+	}
+	t.smaller = t.stored.Weights() < t.packed.Weights()
+	return t, nil
+}
+
+func bytesOf(n tensor.Bytes) placement.Bytes { return placement.Bytes(n) }
+
+// common is what every stage takes beside weights and arena, by the largest
+// region on either side, and what the head adds.
+func common(p *graph.Program, inFlight int) (every, head tensor.Bytes, err error) {
+	edge := graph.OutputLayout(p).Bytes
+	if l, _ := graph.StepLayout(p); l.Bytes > edge {
+		edge = l.Bytes
+	}
+	cut := 0
+	for _, r := range p.Runs {
+		l, err := graph.BoundaryLayout(p, cut)
+		if err != nil {
+			return 0, 0, err
+		}
+		edge = max(edge, l.Bytes)
+		cut += r.Count
+	}
+	last, err := graph.BoundaryLayout(p, cut)
+	if err != nil {
+		return 0, 0, err
+	}
+	edge = max(edge, last.Bytes)
+	n := tensor.Bytes(inFlight)
+	every = 2*n*edge + 2*stateBytes(p) + alignedSum(p.Travel)
+	for i := range p.Constants {
+		every += p.Constants[i].Bytes
+	}
+	return every, n * graph.ConditioningLayout(p).Bytes, nil
+}
+
+// pieceOf is the largest weights and the mean work of count executions of the
+// first segment, of which the first one runs the others too.
+func pieceOf(p *graph.Program, segments []*graph.Segment, count int, stored map[string]tensor.DType) (w weight, c graph.Cost, arena tensor.Bytes, err error) {
+	for i := range count {
+		one, err := weigh(p, segments[0], i, stored)
+		if err != nil {
+			return w, c, 0, err
+		}
+		w.stored, w.packed = max(w.stored, one.stored), max(w.packed, one.packed)
+	}
+	c, arena = segments[0].Cost, segments[0].Arena
+	for _, s := range segments[1:] {
+		extra, err := weigh(p, s, 0, stored)
+		if err != nil {
+			return w, c, 0, err
+		}
+		w.stored += extra.stored
+		w.packed += extra.packed
+		n := int64(count)
+		c.LinearFLOPs += s.Cost.LinearFLOPs / n
+		c.AttentionFLOPs += s.Cost.AttentionFLOPs / n
+		c.MovedBytes += s.Cost.MovedBytes / n
+		arena = max(arena, s.Arena)
+	}
+	return w, c, arena, nil
+}
+
+// mostly is the dtype that most weights are stored in, as placement names it.
+func mostly(p *graph.Program, stored map[string]tensor.DType) placement.DType {
+	bytes := map[tensor.DType]tensor.Bytes{}
+	for _, r := range p.Runs {
+		for _, w := range r.Block.Weights {
+			if d, ok := stored[graph.Resolve(w.Name, 0)]; ok {
+				if n, err := w.Shape.Bytes(d); err == nil {
+					bytes[d] += n * tensor.Bytes(r.Count)
+				}
+			}
+		}
+	}
+	if len(bytes) == 0 {
+		return ""
+	}
+	best := slices.MaxFunc(slices.Sorted(maps.Keys(bytes)), func(a, b tensor.DType) int { return cmp.Compare(bytes[a], bytes[b]) })
+	return placement.DType(strings.ToLower(best.String()))
+}

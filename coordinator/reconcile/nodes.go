@@ -1,0 +1,134 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/placement"
+)
+
+// ReasonFailed is the reason of a node that reported a failure.
+const ReasonFailed placement.ReasonKind = "failed"
+
+// cpu is the name of the device that runs a stage.
+const cpu = "cpu"
+
+func (n *Node) cpu() *Device {
+	for i := range n.Devices {
+		if n.Devices[i].Name == cpu {
+			return &n.Devices[i]
+		}
+	}
+	return nil
+}
+
+func (d *Device) rates(dtype string) (Rates, bool) {
+	for _, r := range d.Rates {
+		if r.DType == dtype {
+			return r, true
+		}
+	}
+	return Rates{}, false
+}
+
+// class is the numerics class of a dtype: the one that names it as a part.
+func (d *Device) class(dtype string) string {
+	for _, c := range d.Classes {
+		for _, part := range strings.Split(c, "/") {
+			if part == dtype {
+				return c
+			}
+		}
+	}
+	return ""
+}
+
+// offer is every node as placement sees it for a deployment, those that left
+// included.
+func (w *world) offer(spec *Spec, m *Model, dtype string, barred []Barred) []placement.Node {
+	lost := map[string]Barred{}
+	out := make([]placement.Node, 0, len(w.nodes)+len(barred))
+	for _, b := range barred {
+		lost[b.Node] = b
+		if w.node[b.Node] == nil {
+			out = append(out, placement.Node{
+				ID: placement.NodeID(b.Node), Name: b.Name,
+				Rejected: placement.Reason{Kind: placement.ReasonOffline, Detail: "it left the cluster; start its agent again"},
+			})
+		}
+	}
+	for i := range w.nodes {
+		n := w.convert(&w.nodes[i], spec, m, dtype)
+		n.Rejected = w.reject(&w.nodes[i], n, m.Graph, dtype)
+		if b, ok := lost[w.nodes[i].ID]; ok {
+			n.Rejected = placement.Reason{Kind: ReasonFailed, Detail: b.Message}
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+func (w *world) convert(n *Node, spec *Spec, m *Model, dtype string) placement.Node {
+	out := placement.Node{
+		ID: placement.NodeID(n.ID), Name: n.Name, Load: n.Load,
+		HasModel: w.holds[Holder{Model: m.ID, Node: n.ID}],
+	}
+	if n.Link != nil {
+		out.Link = placement.Link{BytesPerSecond: n.Link.BytesPerSecond, Latency: n.Link.Latency}
+	}
+	d := n.cpu()
+	if d == nil {
+		return out
+	}
+	free := d.Allocatable
+	free -= min(free, d.Overhead)
+	free -= min(free, w.taken(n.ID, spec.Name))
+	c := placement.Device{ID: d.Name, Kind: placement.KindCPU, Allocatable: placement.Bytes(min(free, math.MaxInt64))}
+	if r, ok := d.rates(dtype); ok {
+		c.Rates = []placement.Rate{{DType: placement.DType(dtype), Linear: r.Linear, Attention: r.Attention}}
+		c.Expansion, c.Memory = r.Expand, r.Elementwise
+	} else {
+		c.Memory = 1 // placement names the missing dtype
+	}
+	out.Devices = []placement.Device{c}
+	return out
+}
+
+// reject says why a node cannot be used for a model whatever the plan.
+func (w *world) reject(n *Node, as placement.Node, g *graph.Model, dtype string) placement.Reason {
+	if n.Protocol.Max < w.protocol.Min || n.Protocol.Min > w.protocol.Max {
+		return placement.Reason{Kind: placement.ReasonProtocol, Detail: fmt.Sprintf("it speaks protocol %s, the cluster %s; install the same distorch on both", n.Protocol, w.protocol)}
+	}
+	if n.OpSet < g.OpSet {
+		return placement.Reason{Kind: placement.ReasonOps, Detail: fmt.Sprintf("it has operation set %d, the model takes %d; install a newer distorch on it", n.OpSet, g.OpSet)}
+	}
+	if n.Link == nil {
+		return placement.Reason{Kind: placement.ReasonRates, Detail: "its network has not been measured yet"}
+	}
+	if err := as.Validate(); err != nil {
+		return placement.Reason{Kind: placement.ReasonRates, Detail: err.Error()}
+	}
+	if d := n.cpu(); d != nil {
+		r, ok := d.rates(dtype)
+		switch {
+		case ok && d.class(dtype) == "":
+			return placement.Reason{Kind: placement.ReasonRates, Detail: "it names no numerics class for " + dtype}
+		case ok && r.Expand == 0:
+			return placement.Reason{Kind: placement.ReasonRates, Detail: "it measured no rate for expanding weights; start its agent again"}
+		}
+	}
+	return placement.Reason{}
+}
+
+// String is "1-2".
+func (v Versions) String() string {
+	if v.Min == v.Max {
+		return fmt.Sprint(v.Min)
+	}
+	return fmt.Sprintf("%d-%d", v.Min, v.Max)
+}

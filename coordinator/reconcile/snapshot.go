@@ -1,0 +1,191 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/tensor"
+)
+
+// Snapshot is everything that a decision depends on. The order of its slices
+// does not matter; names and ids are unique.
+type Snapshot struct {
+	Protocol Versions // what this cluster speaks
+	Nodes    []Node
+	Models   []Model
+	Holders  []Holder
+	Specs    []Spec
+	Plans    []Plan
+	Observed []Observed
+}
+
+// Versions is a range of protocol versions, both ends included.
+type Versions struct{ Min, Max uint32 }
+
+// Rates are a device's measured speeds for one compute dtype, per second.
+type Rates struct {
+	DType       string // bf16
+	Linear      float64
+	Attention   float64
+	Expand      float64 // packed bytes
+	Elementwise float64 // bytes
+}
+
+// Device of a node. The one called "cpu" is used.
+type Device struct {
+	Name        string
+	Allocatable uint64 // bytes that distorch may use
+	Overhead    uint64 // bytes of them that the agent takes beside any stage
+	Classes     []string
+	Rates       []Rates
+}
+
+// Link is what a node measured of its network.
+type Link struct {
+	BytesPerSecond float64
+	Latency        float64 // seconds, one way
+}
+
+// Node is a registered agent.
+type Node struct {
+	ID          string
+	Name        string
+	Incarnation string
+	Address     string
+	Revision    int64 // of its record
+	Protocol    Versions
+	OpSet       uint32
+	Load        float64 // bytes per second from disk
+	Devices     []Device
+	Link        *Link // nil: not measured
+}
+
+// Model is a checkpoint that an agent announced.
+type Model struct {
+	ID           string
+	Name         string
+	Graph        *graph.Model
+	Stored       map[string]tensor.DType // by resolved weight name
+	DefaultDType string
+	Problem      string // why it cannot be used; Graph is nil then
+}
+
+// Holder says that a node has a model's file.
+type Holder struct{ Model, Node string }
+
+// Workload is the largest request.
+type Workload struct {
+	Dims     map[string]int64 // in the user's words
+	InFlight int              // 0: 2
+}
+
+// Pin forces blocks onto a node.
+type Pin struct {
+	Node   string // id or name
+	First  int
+	Blocks int
+}
+
+// Spec is what an operator wants.
+type Spec struct {
+	Name       string
+	ID         string // another one for each deploy
+	Generation uint64
+	Model      string // id
+	Workload   Workload
+	DType      string // empty: the model's default
+	Pins       []Pin
+	Excludes   []string
+}
+
+// Observed is what a node says of a deployment's stage.
+type Observed struct {
+	Deployment   string
+	DeploymentID string
+	Node         string // id
+	Incarnation  string
+	Epoch        uint64
+	Failed       bool
+	Message      string
+}
+
+const defaultInFlight = 2
+
+func (w Workload) inFlight() int {
+	if w.InFlight == 0 {
+		return defaultInFlight
+	}
+	return w.InFlight
+}
+
+// world is a snapshot in order, with what this step has decided so far.
+type world struct {
+	protocol Versions
+	nodes    []Node // by id
+	specs    []Spec // by name
+	node     map[string]*Node
+	model    map[string]*Model
+	holds    map[Holder]bool
+	observed map[[2]string]*Observed // deployment, node
+	stored   map[string]*Plan
+	next     map[string]*Plan
+	why      map[string]string
+}
+
+func newWorld(s Snapshot) *world {
+	w := &world{
+		protocol: s.Protocol,
+		nodes:    slices.SortedFunc(slices.Values(s.Nodes), func(a, b Node) int { return cmp.Compare(a.ID, b.ID) }),
+		specs:    slices.SortedFunc(slices.Values(s.Specs), func(a, b Spec) int { return cmp.Compare(a.Name, b.Name) }),
+		node:     map[string]*Node{}, model: map[string]*Model{}, holds: map[Holder]bool{},
+		observed: map[[2]string]*Observed{}, stored: map[string]*Plan{}, next: map[string]*Plan{}, why: map[string]string{},
+	}
+	for i := range w.nodes {
+		w.node[w.nodes[i].ID] = &w.nodes[i]
+	}
+	for i := range s.Models {
+		w.model[s.Models[i].ID] = &s.Models[i]
+	}
+	for _, h := range s.Holders {
+		w.holds[h] = true
+	}
+	for i := range s.Observed {
+		o := &s.Observed[i]
+		w.observed[[2]string{o.Deployment, o.Node}] = o
+	}
+	for i := range s.Plans {
+		w.stored[s.Plans[i].Deployment] = &s.Plans[i]
+	}
+	return w
+}
+
+// plan is a deployment's plan after what was decided so far, or nil.
+func (w *world) plan(deployment string) *Plan {
+	if p := w.next[deployment]; p != nil {
+		return p
+	}
+	return w.stored[deployment]
+}
+
+// taken is the memory that other deployments' plans use on a node, in bytes.
+func (w *world) taken(node, deployment string) uint64 {
+	var sum uint64
+	for i := range w.specs {
+		name := w.specs[i].Name
+		if name == deployment {
+			continue
+		}
+		if p := w.plan(name); p != nil {
+			for _, s := range p.Stages {
+				if s.Node == node {
+					sum += s.Forecast.PeakBytes
+				}
+			}
+		}
+	}
+	return sum
+}
