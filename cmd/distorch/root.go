@@ -40,7 +40,7 @@ agent.memory), the file of --config, and defaults, in this order.
 
 // commands are all commands, in the order of the files.
 func commands(a *app) []*cobra.Command {
-	return []*cobra.Command{}
+	return []*cobra.Command{newVerify()}
 }
 
 // group makes a command that only has commands below it: alone it shows its
