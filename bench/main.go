@@ -48,9 +48,9 @@ type section struct {
 func sections() []section {
 	return []section{
 		{"blocks", "FLUX.1 blocks against PyTorch", blockFigures},
-		//{"isa", "instruction sets against their peaks", isaFigures},
-		//{"files", "reading a checkpoint", fileFigures},
-		//{"stages", "three stages against one in one process", stageFigures},
+		{"isa", "instruction sets against their peaks", isaFigures},
+		{"files", "reading a checkpoint", fileFigures},
+		{"stages", "three stages against one in one process", stageFigures},
 	}
 }
 
