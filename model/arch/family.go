@@ -10,37 +10,39 @@ import (
 )
 
 // family is a kind of file that this build knows by name alone. A marker that
-// ends in a dot or underscore is a prefix of names, any other a whole name.
+// ends in a dot or underscore is a prefix of names, one that begins with a dot
+// the end of names, any other a whole name.
 type family struct {
 	name    string
 	markers []string // all must be present
+	alone   bool     // the name says what to do; the nearest architecture adds nothing
 }
 
 // families are tested in this order (after ComfyUI's model_detection.py).
 func families() []family {
 	return []family{
-		{"a LoRA, which goes on top of a model and is none", []string{"lora_"}},
-		{"a LoRA, which goes on top of a model and is none", []string{".lora_A.weight"}},
-		{"a LoRA, which goes on top of a model and is none", []string{".lora_down.weight"}},
-		{"a FLUX file under diffusers names (use the one under ComfyUI's or BFL's names)", []string{"x_embedder.weight", "single_transformer_blocks."}},
-		{"FLUX.2", []string{"double_stream_modulation_img.lin.weight"}},
-		{"Chroma", []string{"distilled_guidance_layer."}},
-		{"HunyuanVideo", []string{"txt_in.individual_token_refiner."}},
-		{"Stable Diffusion 3", []string{"joint_blocks."}},
-		{"Qwen-Image", []string{"txt_norm.weight", "transformer_blocks."}},
-		{"WAN", []string{"head.modulation"}},
-		{"Mochi", []string{"t5_yproj.weight"}},
-		{"LTX-Video", []string{"adaln_single.emb.timestep_embedder.linear_1.bias"}},
-		{"Z-Image or Lumina 2", []string{"cap_embedder.1.weight"}},
-		{"HiDream", []string{"caption_projection.0.linear.weight"}},
-		{"SDXL", []string{"input_blocks.", "label_emb."}},
-		{"Stable Diffusion 1.x or 2.x", []string{"input_blocks.", "output_blocks."}},
-		{"a Stable Diffusion model under diffusers names", []string{"down_blocks.", "up_blocks."}},
-		{"a FLUX ControlNet", []string{"controlnet_blocks."}},
-		{"a T5 text encoder", []string{"encoder.block.0.", "shared.weight"}},
-		{"a CLIP text encoder", []string{"text_model."}},
-		{"a language model", []string{"model.layers."}},
-		{"a VAE", []string{"decoder.conv_in.weight"}},
+		{"a LoRA, which goes on top of a model and is none", []string{"lora_"}, true},
+		{"a LoRA, which goes on top of a model and is none", []string{".lora_A.weight"}, true},
+		{"a LoRA, which goes on top of a model and is none", []string{".lora_down.weight"}, true},
+		{"FLUX.2", []string{"double_stream_modulation_img."}, false},
+		{"a FLUX file under diffusers names (use the one under ComfyUI's or BFL's names)", []string{"x_embedder.weight", "single_transformer_blocks."}, true},
+		{"Chroma", []string{"distilled_guidance_layer."}, false},
+		{"HunyuanVideo", []string{"txt_in.individual_token_refiner."}, false},
+		{"Stable Diffusion 3", []string{"joint_blocks."}, false},
+		{"Qwen-Image", []string{"txt_norm.weight", "transformer_blocks."}, false},
+		{"WAN", []string{"head.modulation"}, false},
+		{"Mochi", []string{"t5_yproj.weight"}, false},
+		{"LTX-Video", []string{"adaln_single.emb.timestep_embedder.linear_1.bias"}, false},
+		{"Z-Image or Lumina 2", []string{"cap_embedder.1.weight"}, false},
+		{"HiDream", []string{"caption_projection.0.linear.weight"}, false},
+		{"SDXL", []string{"input_blocks.", "label_emb."}, false},
+		{"Stable Diffusion 1.x or 2.x", []string{"input_blocks.", "output_blocks."}, false},
+		{"a Stable Diffusion model under diffusers names", []string{"down_blocks.", "up_blocks."}, false},
+		{"a FLUX ControlNet", []string{"controlnet_blocks."}, false},
+		{"a T5 text encoder", []string{"encoder.block.0.", "shared.weight"}, false},
+		{"a CLIP text encoder", []string{"text_model."}, false},
+		{"a language model", []string{"model.layers."}, false},
+		{"a VAE", []string{"decoder.conv_in.weight"}, false},
 	}
 }
 
@@ -68,6 +70,9 @@ func refuseFamily(own map[string]Tensor) error {
 	names := sortedKeys(own)
 	nearest := nearestFlux(names)
 	for _, f := range families() {
+		if f.matches(names) && f.alone {
+			return unsupported("family", "this is %s", f.name)
+		}
 		if f.matches(names) {
 			return unsupported("family", "this is %s; %s", f.name, nearest)
 		}

@@ -40,6 +40,46 @@ func (e *DimError) Is(target error) bool {
 
 func sortedNames[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
+// Resolve gives every dimension its value, derived ones included. Free ones
+// that are missing, unknown or out of bounds give a *DimError.
+func (m *Model) Resolve(free Dims) (Dims, error) {
+	dims := make(Dims, len(m.Dims))
+	taken := 0
+	for _, d := range m.Dims {
+		if d.Derived != nil {
+			v, err := d.Derived.Eval(dims)
+			if err != nil {
+				return nil, fmt.Errorf("dimension %q: %w", d.Name, err)
+			}
+			dims[d.Name] = v
+			if given, ok := free[d.Name]; ok {
+				if given != v {
+					return nil, &DimError{Dim: d.Name, Got: given, Min: v, Max: v}
+				}
+				taken++
+			}
+			continue
+		}
+		v, ok := free[d.Name]
+		if !ok {
+			return nil, &DimError{Dim: d.Name, Min: d.Min, Max: d.Max, Missing: true}
+		}
+		if v < d.Min || v > d.Max {
+			return nil, &DimError{Dim: d.Name, Got: v, Min: d.Min, Max: d.Max}
+		}
+		taken++
+		dims[d.Name] = v
+	}
+	if taken != len(free) {
+		for _, name := range sortedNames(free) {
+			if _, ok := dims[name]; !ok {
+				return nil, fmt.Errorf("%s has no dimension %s", m.Arch, quote(name))
+			}
+		}
+	}
+	return dims, nil
+}
+
 // Request turns a workload or request in a user's words (FLUX: width, height in
 // pixels, text_tokens, batch) into free dimensions. Words that are missing are
 // an error, unknown ones too.

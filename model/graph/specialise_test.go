@@ -146,7 +146,11 @@ type cell struct {
 }
 
 // checkPlaces simulates which value every element of memory holds.
-func checkPlaces(t *testing.T, s *graph.Segment) {
+func checkPlaces(t *testing.T, s *graph.Segment) { checkPlacesUntil(t, s, false) }
+
+// checkPlacesUntil wants, with kept, every value to be intact at the end.
+func checkPlacesUntil(t *testing.T, s *graph.Segment, kept bool) {
+	t.Helper()
 	holds := map[cell]element{}
 	cells := func(v graph.Tensor) []cell {
 		var out []cell
@@ -225,6 +229,13 @@ func checkPlaces(t *testing.T, s *graph.Segment) {
 			}
 		}
 	}
+	for id, v := range s.Values {
+		for j, c := range cells(v) {
+			if kept && holds[c] != content[graph.ValueID(id)][j] {
+				t.Fatalf("%s was overwritten by %v", v.Name, holds[c])
+			}
+		}
+	}
 	for _, id := range s.Outputs {
 		if s.Values[id].Place.Space != graph.SpaceOutput {
 			t.Errorf("output %s lies elsewhere", s.Values[id].Name)
@@ -233,6 +244,19 @@ func checkPlaces(t *testing.T, s *graph.Segment) {
 			if holds[c] != content[id][j] {
 				t.Fatalf("output %s was overwritten by %v", s.Values[id].Name, holds[c])
 			}
+		}
+	}
+}
+
+func TestSpecialiseKeptOverwritesNothing(t *testing.T) {
+	m := small().Build(arch.Options{})
+	for _, d := range []tensor.DType{tensor.F32, tensor.BF16} {
+		p, err := graph.SpecialiseKept(m, graph.Dims{"B": 2, "S_txt": 5, "h": 5, "w": 6}, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, seg := range p.Segments() {
+			checkPlacesUntil(t, seg, true)
 		}
 	}
 }
