@@ -100,7 +100,21 @@ func uriOf(cluster string, role Role, id string) *url.URL {
 // nobody else can have it.
 func idOf(spki []byte) string {
 	sum := sha256.Sum256(spki)
+	return idOfHash(sum[:])
+}
+
+func idOfHash(sum []byte) string {
 	return "n-" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:10]))
+}
+
+// NodeIDOf returns the id that belongs to a KeyHash.
+func NodeIDOf(keyHash string) (string, error) {
+	digits, ok := strings.CutPrefix(keyHash, fingerLabel)
+	sum, err := hex.DecodeString(digits)
+	if !ok || err != nil || len(sum) != sha256.Size {
+		return "", fmt.Errorf("key hash %.80q is not %s and 64 hexadecimal digits", keyHash, fingerLabel)
+	}
+	return idOfHash(sum), nil
 }
 
 // ValidName checks the name of a node or another holder of a certificate: 1 to
