@@ -78,10 +78,9 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if _, err := rand.Read(n.incarnation[:]); err != nil {
 		return nil, fmt.Errorf("make an incarnation: %w", err)
 	}
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", cfg.Listen)
+	ln, err := transport.Listen(ctx, cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w; another program has the port, choose another with --listen", cfg.Listen, err)
+		return nil, fmt.Errorf("%w; if another program has the port, choose another with --listen", err)
 	}
 	defer func() {
 		if err != nil {

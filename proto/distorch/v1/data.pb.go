@@ -2046,10 +2046,10 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\x06EndRun\x12\x1a.distorch.v1.EndRunRequest\x1a\x1b.distorch.v1.EndRunResponse2\x92\x01\n" +
 	"\fStageService\x12?\n" +
 	"\x05Drive\x12\x19.distorch.v1.StageCommand\x1a\x17.distorch.v1.StageEvent(\x010\x01\x12A\n" +
-	"\x06Attach\x12\x1a.distorch.v1.AttachRequest\x1a\x1b.distorch.v1.AttachResponse2\x8a\x01\n" +
+	"\x06Attach\x12\x1a.distorch.v1.AttachRequest\x1a\x1b.distorch.v1.AttachResponse2\x8e\x01\n" +
 	"\x04Bulk\x12B\n" +
-	"\x05Write\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01\x12>\n" +
-	"\x05Probe\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponseB;Z9github.com/distorch/distorch/proto/distorch/v1;distorchv1b\x06proto3"
+	"\x05Write\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01\x12B\n" +
+	"\x05Probe\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01B;Z9github.com/distorch/distorch/proto/distorch/v1;distorchv1b\x06proto3"
 
 var (
 	file_distorch_v1_data_proto_rawDescOnce sync.Once

@@ -403,7 +403,7 @@ const (
 // its name. Probe measures a link.
 type BulkClient interface {
 	Write(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProbeRequest, ProbeResponse], error)
-	Probe(ctx context.Context, in *ProbeRequest, opts ...grpc.CallOption) (*ProbeResponse, error)
+	Probe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProbeRequest, ProbeResponse], error)
 }
 
 type bulkClient struct {
@@ -427,15 +427,18 @@ func (c *bulkClient) Write(ctx context.Context, opts ...grpc.CallOption) (grpc.B
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Bulk_WriteClient = grpc.BidiStreamingClient[ProbeRequest, ProbeResponse]
 
-func (c *bulkClient) Probe(ctx context.Context, in *ProbeRequest, opts ...grpc.CallOption) (*ProbeResponse, error) {
+func (c *bulkClient) Probe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProbeRequest, ProbeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ProbeResponse)
-	err := c.cc.Invoke(ctx, Bulk_Probe_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Bulk_ServiceDesc.Streams[1], Bulk_Probe_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[ProbeRequest, ProbeResponse]{ClientStream: stream}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Bulk_ProbeClient = grpc.BidiStreamingClient[ProbeRequest, ProbeResponse]
 
 // BulkServer is the server API for Bulk service.
 // All implementations must embed UnimplementedBulkServer
@@ -447,7 +450,7 @@ func (c *bulkClient) Probe(ctx context.Context, in *ProbeRequest, opts ...grpc.C
 // its name. Probe measures a link.
 type BulkServer interface {
 	Write(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error
-	Probe(context.Context, *ProbeRequest) (*ProbeResponse, error)
+	Probe(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error
 	mustEmbedUnimplementedBulkServer()
 }
 
@@ -461,8 +464,8 @@ type UnimplementedBulkServer struct{}
 func (UnimplementedBulkServer) Write(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error {
 	return status.Error(codes.Unimplemented, "method Write not implemented")
 }
-func (UnimplementedBulkServer) Probe(context.Context, *ProbeRequest) (*ProbeResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Probe not implemented")
+func (UnimplementedBulkServer) Probe(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error {
+	return status.Error(codes.Unimplemented, "method Probe not implemented")
 }
 func (UnimplementedBulkServer) mustEmbedUnimplementedBulkServer() {}
 func (UnimplementedBulkServer) testEmbeddedByValue()              {}
@@ -492,23 +495,12 @@ func _Bulk_Write_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Bulk_WriteServer = grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]
 
-func _Bulk_Probe_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ProbeRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(BulkServer).Probe(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Bulk_Probe_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(BulkServer).Probe(ctx, req.(*ProbeRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+func _Bulk_Probe_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(BulkServer).Probe(&grpc.GenericServerStream[ProbeRequest, ProbeResponse]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Bulk_ProbeServer = grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]
 
 // Bulk_ServiceDesc is the grpc.ServiceDesc for Bulk service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -516,16 +508,17 @@ func _Bulk_Probe_Handler(srv interface{}, ctx context.Context, dec func(interfac
 var Bulk_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "distorch.v1.Bulk",
 	HandlerType: (*BulkServer)(nil),
-	Methods: []grpc.MethodDesc{
-		{
-			MethodName: "Probe",
-			Handler:    _Bulk_Probe_Handler,
-		},
-	},
+	Methods:     []grpc.MethodDesc{},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Write",
 			Handler:       _Bulk_Write_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Probe",
+			Handler:       _Bulk_Probe_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},
