@@ -107,12 +107,16 @@ type Tap func(name string, values []float32, raw []byte, d tensor.DType) error
 // returns the output, row-major. tap may be nil; with one the program must be
 // of graph.SpecialiseKept.
 func (pl *Pipeline) Forward(ctx context.Context, dims graph.Dims, in Tensors, tap Tap) (out []byte, err error) {
+	var conditioning engine.Buffer
 	runs := make([]*stage.Run, len(pl.stages))
 	defer func() {
 		for _, r := range runs {
 			if r != nil {
 				r.Close()
 			}
+		}
+		if conditioning != nil {
+			conditioning.Free()
 		}
 	}()
 	for i, st := range pl.stages {
@@ -126,11 +130,9 @@ func (pl *Pipeline) Forward(ctx context.Context, dims graph.Dims, in Tensors, ta
 		return nil, err
 	}
 	given := graph.ConditioningLayout(p)
-	conditioning, err := pl.sessions[0].Buffer(given.Bytes)
-	if err != nil {
+	if conditioning, err = pl.sessions[0].Buffer(given.Bytes); err != nil {
 		return nil, err
 	}
-	defer conditioning.Free()
 	if err := fill(conditioning.Host(), given, in); err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -27,6 +28,7 @@ type Run struct {
 	launches  []graph.Launch
 	programs  []engine.Program
 	constants map[string]engine.Buffer
+	issued    atomic.Uint64 // the last event on the queue
 }
 
 // NewRun specialises the stage for a request that fits its workload. The
@@ -90,8 +92,10 @@ func (r *Run) makeConstants(s *graph.Segment) error {
 	return nil
 }
 
-// Close gives the run's memory back.
+// Close gives the run's memory back. A segment that a cancelled forward left
+// running is waited for: after Close nothing reads the forward's conditioning.
 func (r *Run) Close() {
+	r.stage.drain(&r.issued)
 	for _, b := range r.constants {
 		b.Free()
 	}
@@ -112,8 +116,10 @@ func (r *Run) Output() graph.Layout { return r.output }
 
 // Forward is one execution of the stage.
 type Forward struct {
-	Slot         int
-	Conditioning engine.Buffer // of the first stage, laid out as ConditioningLayout
+	Slot int
+	// Conditioning is the first stage's, laid out as graph.ConditioningLayout. It
+	// is read until Do returns without an error, or until the next Do or Close.
+	Conditioning engine.Buffer
 	// Stop is asked before each segment; true ends the forward with ErrStopped.
 	Stop func() bool
 	// Tap sees the segment's values after each launch; may be nil. A value is
@@ -246,6 +252,7 @@ func (r *Run) issue(i int, env environment) (engine.Event, []engine.Binding, err
 		after = append(after, st.session.Pack(r.programs[i], weights, 0, own.resident, own.weights, st.slotUse[slot]))
 	}
 	e := st.session.Run(r.programs[i], weights, 0, st.scratch, bindings, after...)
+	r.note(e)
 	if slot >= 0 {
 		st.slotUse[slot] = e
 	}
@@ -253,6 +260,12 @@ func (r *Run) issue(i int, env environment) (engine.Event, []engine.Binding, err
 		env[b.Name] = b
 	}
 	return e, bindings, nil
+}
+
+// note remembers the last event that was issued.
+func (r *Run) note(e engine.Event) {
+	r.issued.Store(uint64(e))
+	r.stage.issued.Store(uint64(e))
 }
 
 // outputs places what launch i makes: state in the two state buffers by turns,
@@ -297,6 +310,7 @@ func (r *Run) passOn(ctx context.Context, f Forward, env environment, after engi
 			continue
 		}
 		after = r.stage.session.Copy(r.stage.Outputs[f.Slot], v.Place.Offset, from.Buffer, from.Offset, v.Bytes, after)
+		r.note(after)
 	}
 	return r.stage.session.Wait(ctx, after)
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/model/graph"
@@ -53,6 +54,7 @@ type Stage struct {
 	all      []engine.Buffer
 	programs map[*graph.Segment]engine.Program
 	nextSlot int
+	issued   atomic.Uint64 // the last event on the queue
 }
 
 // launch is one execution of a segment with its weights.
@@ -166,12 +168,20 @@ func (st *Stage) allocate() error {
 	return nil
 }
 
-// Close gives all memory back. Nothing of the stage may be running.
+// Close gives all memory back. No forward may be begun any more; a segment that
+// a cancelled one left running is waited for.
 func (st *Stage) Close() {
+	st.drain(&st.issued)
 	for _, b := range st.all {
 		b.Free()
 	}
 	st.all = nil
+}
+
+// drain waits until the queue is past an event: what runs still reads and
+// writes the stage's memory.
+func (st *Stage) drain(issued *atomic.Uint64) {
+	_ = st.session.Wait(context.Background(), engine.Event(issued.Load())) // its error was the forward's
 }
 
 // inputLayout is what arrives in one slot.

@@ -41,10 +41,11 @@ func (a *account) give(n tensor.Bytes) {
 
 // buffer is memory of a session, aligned to graph.Align.
 type buffer struct {
-	account *account
-	data    []byte
-	free    func()
-	once    sync.Once
+	account  *account
+	data     []byte
+	free     func()
+	released func() // may be nil
+	once     sync.Once
 }
 
 func newBuffer(a *account, n tensor.Bytes) (*buffer, error) {
@@ -74,6 +75,9 @@ func (b *buffer) Free() {
 		b.account.give(b.Bytes())
 		b.data = nil
 		b.free()
+		if b.released != nil {
+			b.released()
+		}
 	})
 }
 

@@ -5,37 +5,74 @@ package native
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native/matmul"
 	"github.com/distorch/distorch/model/tensor"
 )
 
-// growExpand makes room, per worker, for the widest panel of weights that may
-// have to be expanded before it is packed.
-func (s *session) growExpand(p *program) error {
+// expansion is memory in which workers expand a panel of stored weights before
+// it is packed. It is taken when first needed and stays as long as any buffer
+// of the session is in use, so that a run never fails for want of it.
+type expansion struct {
+	mu      sync.Mutex
+	perWork []*buffer
+	holders int // buffers handed out
+}
+
+// expandBytes is what Pack of p needs per worker: its widest panel.
+func (p *program) expandBytes() tensor.Bytes {
 	widest := 0
 	for i := range p.weights {
 		if w := &p.weights[i]; w.panels {
 			widest = max(widest, matmul.PanelColumns*w.k)
 		}
 	}
-	need := tensor.Bytes(widest * p.dtype.Size())
-	for i, b := range s.expand {
-		if b != nil && b.Bytes() >= need || need == 0 {
+	return tensor.Bytes(widest * p.dtype.Size())
+}
+
+// grow makes room for n bytes per worker; mu is held.
+func (x *expansion) grow(a *account, workers int, n tensor.Bytes) error {
+	if len(x.perWork) == 0 {
+		x.perWork = make([]*buffer, workers)
+	}
+	for i, b := range x.perWork {
+		if b != nil && b.Bytes() >= n {
 			continue
 		}
 		if b != nil {
 			b.Free()
-			s.expand[i] = nil
+			x.perWork[i] = nil
 		}
-		grown, err := newBuffer(&s.account, need)
+		grown, err := newBuffer(a, n)
 		if err != nil {
 			return fmt.Errorf("memory to expand weights: %w", err)
 		}
-		s.expand[i] = grown
+		x.perWork[i] = grown
 	}
 	return nil
+}
+
+func (x *expansion) hold() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.holders++
+}
+
+// release frees the memory with the last buffer.
+func (x *expansion) release() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.holders--; x.holders > 0 {
+		return
+	}
+	for i, b := range x.perWork {
+		if b != nil {
+			b.Free()
+			x.perWork[i] = nil
+		}
+	}
 }
 
 // Pack lays one block's weights out. Stored dtypes are expanded exactly, or
@@ -53,6 +90,8 @@ func (s *session) Pack(ep engine.Program, dst engine.Buffer, dstOffset tensor.By
 		if len(weights) != len(p.weights) {
 			return fmt.Errorf("segment %s takes %d weights, %d given", p.segment.Name, len(p.weights), len(weights))
 		}
+		s.expand.mu.Lock()
+		defer s.expand.mu.Unlock()
 		for i := range p.weights {
 			if err := s.packOne(p, &p.weights[i], to, src, &weights[i]); err != nil {
 				return fmt.Errorf("segment %s: weight %s: %w", p.segment.Name, weights[i].Name, err)
@@ -78,6 +117,12 @@ func (s *session) packOne(p *program, w *packedWeight, to []byte, src engine.Buf
 	if !w.panels {
 		return s.expandTo(p.dtype, dst, from, in.DType)
 	}
+	direct := in.DType == tensor.F32 && p.dtype == matmul.F32 || in.DType == tensor.BF16 && p.dtype == matmul.BF16
+	if !direct {
+		if err := s.expand.grow(&s.account, s.pool.Workers(), p.expandBytes()); err != nil {
+			return err
+		}
+	}
 	panels := (w.n + matmul.PanelColumns - 1) / matmul.PanelColumns
 	errs := make([]error, s.pool.Workers())
 	stored := w.k * in.DType.Size()
@@ -85,15 +130,15 @@ func (s *session) packOne(p *program, w *packedWeight, to []byte, src engine.Buf
 		first := i * matmul.PanelColumns
 		last := min(first+matmul.PanelColumns, w.n)
 		rows := from[first*stored : last*stored]
-		if kind(in.DType) != p.dtype || in.DType != tensor.F32 && in.DType != tensor.BF16 {
-			b := s.expand[worker].Host()[:(last-first)*w.k*p.dtype.Size()]
+		if !direct {
+			b := s.expand.perWork[worker].Host()[:(last-first)*w.k*p.dtype.Size()]
 			if err := s.expandTo(p.dtype, b, rows, in.DType); err != nil {
 				errs[worker] = err
 				return
 			}
 			rows = b
 		}
-		if err := matmul.Pack(p.dtype, dst, rows, w.n, w.k, first, last); err != nil {
+		if err := s.engine.matmul.Pack(p.dtype, dst, rows, w.n, w.k, first, last); err != nil {
 			errs[worker] = err
 		}
 	})

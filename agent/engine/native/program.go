@@ -68,9 +68,6 @@ func (s *session) Compile(_ context.Context, seg *graph.Segment) (engine.Program
 		}
 		p.steps = append(p.steps, f)
 	}
-	if err := s.growExpand(p); err != nil {
-		return nil, fmt.Errorf("segment %s: %w", seg.Name, err)
-	}
 	return p, nil
 }
 
@@ -218,13 +215,6 @@ func (p *program) compileStep(st *graph.Step) (func(*frame) error, error) {
 }
 
 func (p *program) isF32(id graph.ValueID) bool { return p.segment.Values[id].DType == tensor.F32 }
-
-func kind(d tensor.DType) matmul.DType {
-	if d == tensor.BF16 {
-		return matmul.BF16
-	}
-	return matmul.F32
-}
 
 // linear runs matmul once per stretch of rows of one stride.
 func (p *program) linear(st *graph.Step) (func(*frame) error, error) {

@@ -29,7 +29,7 @@ type session struct {
 	engine  *Engine
 	account account
 	pool    *pool
-	expand  []*buffer // per worker: rows of a weight being expanded, grown by Compile
+	expand  expansion
 
 	mu     sync.Mutex
 	cond   *sync.Cond
@@ -46,7 +46,7 @@ var _ engine.Session = (*session)(nil)
 func newSession(e *Engine) *session {
 	s := &session{
 		engine: e, account: account{limit: e.cfg.Memory}, pool: newPool(e.cfg.Threads),
-		expand: make([]*buffer, e.cfg.Threads), errs: map[engine.Event]error{},
+		errs: map[engine.Event]error{},
 	}
 	s.cond = sync.NewCond(&s.mu)
 	s.wg.Go(s.work)
@@ -143,6 +143,8 @@ func (s *session) Buffer(n tensor.Bytes) (engine.Buffer, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.expand.hold()
+	b.released = s.expand.release
 	return b, nil
 }
 
@@ -181,8 +183,8 @@ func (s *session) Copy(dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buf
 	})
 }
 
-// Close ends the queue after what is running, joins the workers and frees the
-// session's own memory. Buffers that were handed out stay valid until freed.
+// Close ends the queue after what is running and joins the workers. Buffers
+// that were handed out stay valid until freed.
 func (s *session) Close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -194,10 +196,5 @@ func (s *session) Close() error {
 	s.mu.Unlock()
 	s.wg.Wait()
 	s.pool.close()
-	for _, b := range s.expand {
-		if b != nil {
-			b.Free()
-		}
-	}
 	return nil
 }
