@@ -43,17 +43,17 @@ func (w *world) propose(spec *Spec, now *Plan) *Proposal {
 	}
 	m := w.model[spec.Model]
 	if m == nil {
-		return refuse(fmt.Errorf("deployment %s: no model %s is known; start an agent whose models.dirs has the file", spec.Name, spec.Model))
+		return refuse(fmt.Errorf("%s: no model %s is known; start an agent whose models.dirs has the file", label(spec), spec.Model))
 	}
 	out.Plan.ModelName = m.Name
 	if m.Graph == nil {
-		return refuse(fmt.Errorf("deployment %s: model %s cannot be used: %s", spec.Name, m.Name, m.Problem))
+		return refuse(fmt.Errorf("%s: model %s cannot be used: %s", label(spec), m.Name, m.Problem))
 	}
 	dtype := computeDType(spec, m)
 	out.Plan.DType = dtype
 	t, err := specialise(spec, m, dtype)
 	if err != nil {
-		return refuse(fmt.Errorf("deployment %s: %w", spec.Name, err))
+		return refuse(fmt.Errorf("%s: %w", label(spec), err))
 	}
 	problem := placement.Problem{Deployment: spec.Name, Model: t.packed, Nodes: w.offer(spec, m, dtype, barred), Constraints: constraints(spec)}
 	out.Plan.InputDigest = problem.Digest()
@@ -65,10 +65,18 @@ func (w *world) propose(spec *Spec, now *Plan) *Proposal {
 		return refuse(err)
 	}
 	if err := w.fill(&out.Plan, t, m.Stored, best, stored); err != nil {
-		return refuse(fmt.Errorf("deployment %s: %w", spec.Name, err))
+		return refuse(fmt.Errorf("%s: %w", label(spec), err))
 	}
 	out.Explanation = best.Explain() + "numerics: " + out.Plan.Numerics + "\n"
 	return out
+}
+
+// label names the deployment; a plan that is only asked for may have no name.
+func label(spec *Spec) string {
+	if spec.Name == "" {
+		return "plan"
+	}
+	return "deployment " + spec.Name
 }
 
 func computeDType(spec *Spec, m *Model) string {

@@ -1,0 +1,167 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package coordinator
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+	"github.com/distorch/distorch/store"
+	"github.com/distorch/distorch/transport/identity"
+)
+
+// maxTokenTTL is what the store keeps a token for.
+const maxTokenTTL = 30 * 24 * time.Hour
+
+// operator refuses everyone but an operator.
+func operator(ctx context.Context) error {
+	p, err := identity.PeerFromContext(ctx)
+	if err != nil {
+		return err
+	}
+	if p.Role != identity.RoleOperator {
+		return fmt.Errorf("%s: %w: this call takes an operator's certificate", p, errForbidden)
+	}
+	return nil
+}
+
+// read authorises the caller and reads the state, newer than any write that
+// was answered before.
+func (c *Coordinator) read(ctx context.Context) (*store.State, error) {
+	if err := operator(ctx); err != nil {
+		return nil, toStatus(err)
+	}
+	st, err := c.cfg.Store.ReadState(ctx)
+	return st, toStatus(err)
+}
+
+// Version says what runs here.
+func (c *Coordinator) Version(ctx context.Context, _ *pb.VersionRequest) (*pb.VersionResponse, error) {
+	if err := operator(ctx); err != nil {
+		return nil, toStatus(err)
+	}
+	return &pb.VersionResponse{
+		Version: c.cfg.Version, ProtocolMin: c.cfg.ProtocolMin, ProtocolMax: c.cfg.ProtocolMax, Cluster: c.cfg.Credentials.Self().Cluster,
+	}, nil
+}
+
+// CreateToken makes a join token, for 24 h unless the request says otherwise.
+func (c *Coordinator) CreateToken(ctx context.Context, req *pb.CreateTokenRequest) (*pb.CreateTokenResponse, error) {
+	if err := operator(ctx); err != nil {
+		return nil, toStatus(err)
+	}
+	ttl := identity.DefaultTokenTTL
+	if req.GetTtl() != nil {
+		ttl = req.GetTtl().AsDuration()
+	}
+	if ttl < time.Second || ttl > maxTokenTTL {
+		return nil, toStatus(invalid("token lifetime %v: use 1s to %v", ttl, maxTokenTTL))
+	}
+	token, err := c.cfg.Credentials.NewToken(c.cfg.Addresses)
+	if err != nil {
+		return nil, toStatus(fmt.Errorf("create token: %w", err))
+	}
+	text, err := token.Text()
+	if err != nil {
+		return nil, toStatus(fmt.Errorf("create token: %w", err))
+	}
+	if err := c.cfg.Store.CreateToken(ctx, token.ID, token.SecretHash(), ttl); err != nil {
+		return nil, toStatus(err)
+	}
+	c.log.Info("token created", "token_id", token.ID, "ttl", ttl)
+	return &pb.CreateTokenResponse{Token: text}, nil
+}
+
+// ListNodes lists the registered nodes by name.
+func (c *Coordinator) ListNodes(ctx context.Context, _ *pb.ListNodesRequest) (*pb.ListNodesResponse, error) {
+	st, err := c.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	models := map[string][]string{}
+	for of := range st.Holders {
+		models[of.Node] = append(models[of.Node], modelName(st, of.Of))
+	}
+	out := &pb.ListNodesResponse{}
+	for id, e := range st.Nodes {
+		slices.Sort(models[id])
+		out.Nodes = append(out.Nodes, &pb.NodeStatus{Record: e.Value, Link: st.Links[id].Value, Models: models[id]})
+	}
+	slices.SortFunc(out.Nodes, func(a, b *pb.NodeStatus) int {
+		return cmp.Or(cmp.Compare(a.Record.Name, b.Record.Name), cmp.Compare(a.Record.Id, b.Record.Id))
+	})
+	return out, nil
+}
+
+func modelName(st *store.State, id string) string {
+	if n := st.Models[id].Value.GetName(); n != "" {
+		return n
+	}
+	return id
+}
+
+func nodeName(st *store.State, id string) string {
+	if n := st.Nodes[id].Value.GetName(); n != "" {
+		return n
+	}
+	return id
+}
+
+func nodeNames(st *store.State) []string {
+	var out []string
+	for id := range st.Nodes {
+		out = append(out, nodeName(st, id))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// RemoveNode takes a node's name and records away; its certificate is of no
+// use afterwards.
+func (c *Coordinator) RemoveNode(ctx context.Context, req *pb.RemoveNodeRequest) (*pb.RemoveNodeResponse, error) {
+	st, err := c.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	name := req.GetName()
+	err = c.cfg.Store.RemoveNode(ctx, name)
+	if status := toStatus(err); isNotFound(status) {
+		return nil, toStatus(&UnknownError{Kind: "node", Name: name, Nearest: nearest(name, nodeNames(st))})
+	} else if err != nil {
+		return nil, status
+	}
+	c.log.Info("node removed", "name", name)
+	return &pb.RemoveNodeResponse{}, nil
+}
+
+// ListModels lists the known checkpoints by name, without graph and weights.
+func (c *Coordinator) ListModels(ctx context.Context, _ *pb.ListModelsRequest) (*pb.ListModelsResponse, error) {
+	st, err := c.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	holders := map[string][]string{}
+	for of := range st.Holders {
+		holders[of.Of] = append(holders[of.Of], nodeName(st, of.Node))
+	}
+	out := &pb.ListModelsResponse{}
+	for _, id := range slices.Sorted(maps.Keys(st.Models)) {
+		r, ok := proto.Clone(st.Models[id].Value).(*pb.ModelRecord)
+		if !ok {
+			continue
+		}
+		r.Graph, r.Weights = nil, nil
+		slices.Sort(holders[id])
+		out.Models = append(out.Models, &pb.ModelStatus{Record: r, Holders: holders[id]})
+	}
+	slices.SortStableFunc(out.Models, func(a, b *pb.ModelStatus) int { return cmp.Compare(a.Record.Name, b.Record.Name) })
+	return out, nil
+}

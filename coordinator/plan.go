@@ -1,0 +1,90 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package coordinator
+
+import (
+	"github.com/distorch/distorch/coordinator/reconcile"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+)
+
+func planToProto(p *reconcile.Plan) *pb.Plan {
+	out := &pb.Plan{
+		Deployment: p.Deployment, DeploymentId: p.DeploymentID, Epoch: p.Epoch, Generation: p.Generation,
+		Model: p.Model, ModelName: p.ModelName, Dtype: p.DType, Workload: workloadToProto(p.Workload),
+		Numerics: p.Numerics, InputDigest: p.InputDigest, Infeasible: p.Infeasible,
+	}
+	if len(p.Stages) > 0 {
+		f, c := p.Forecast, p.Certificate
+		out.Forecast = &pb.Forecast{
+			StepSeconds: f.Step, PairSeconds: f.Pair, ComputeSeconds: f.Compute, ExpandSeconds: f.Expand,
+			HopSeconds: f.Hop, WaitingSeconds: f.Waiting, LoadSeconds: f.Load,
+		}
+		out.Certificate = &pb.Certificate{Optimal: c.Optimal, LowerBoundSeconds: c.LowerBound, Gap: c.Gap}
+	}
+	for i := range p.Stages {
+		out.Stages = append(out.Stages, stageToProto(&p.Stages[i]))
+	}
+	for _, u := range p.Unused {
+		out.Unused = append(out.Unused, &pb.UnusedNode{Node: u.Node, Reason: u.Reason})
+	}
+	for _, l := range p.IfLost {
+		out.IfLost = append(out.IfLost, &pb.NodeLoss{Node: l.Node, Consequence: l.Consequence})
+	}
+	for _, b := range p.Barred {
+		out.Barred = append(out.Barred, &pb.BarredNode{Node: b.Node, Name: b.Name, Failed: b.Failed, Message: b.Message, Revision: b.Revision})
+	}
+	return out
+}
+
+func stageToProto(s *reconcile.Stage) *pb.Stage {
+	f := s.Forecast
+	return &pb.Stage{
+		Node: s.Node, NodeName: s.Name, Device: s.Device, Address: s.Address, Incarnation: s.Incarnation,
+		FirstBlock: uint32(s.First), Blocks: uint32(s.Blocks), Head: s.Head, Tail: s.Tail,
+		Stored: s.Stored, Slots: uint32(s.Slots), NumericsClass: s.Class,
+		Forecast: &pb.StageForecast{
+			ComputeSeconds: f.Compute, ExpandSeconds: f.Expand, HopSeconds: f.Hop, LoadSeconds: f.Load, PeakBytes: f.PeakBytes,
+		},
+	}
+}
+
+func planFromProto(name string, p *pb.Plan) reconcile.Plan {
+	f, c := p.GetForecast(), p.GetCertificate()
+	out := reconcile.Plan{
+		Deployment: name, DeploymentID: p.GetDeploymentId(), Epoch: p.GetEpoch(), Generation: p.GetGeneration(),
+		Model: p.GetModel(), ModelName: p.GetModelName(), DType: p.GetDtype(), Workload: workloadFromProto(p.GetWorkload()),
+		Forecast: reconcile.Forecast{
+			Step: f.GetStepSeconds(), Pair: f.GetPairSeconds(), Compute: f.GetComputeSeconds(), Expand: f.GetExpandSeconds(),
+			Hop: f.GetHopSeconds(), Waiting: f.GetWaitingSeconds(), Load: f.GetLoadSeconds(),
+		},
+		Certificate: reconcile.Certificate{Optimal: c.GetOptimal(), LowerBound: c.GetLowerBoundSeconds(), Gap: c.GetGap()},
+		Numerics:    p.GetNumerics(), InputDigest: p.GetInputDigest(), Infeasible: p.GetInfeasible(),
+	}
+	for _, s := range p.GetStages() {
+		out.Stages = append(out.Stages, stageFromProto(s))
+	}
+	for _, u := range p.GetUnused() {
+		out.Unused = append(out.Unused, reconcile.Unused{Node: u.GetNode(), Reason: u.GetReason()})
+	}
+	for _, l := range p.GetIfLost() {
+		out.IfLost = append(out.IfLost, reconcile.Loss{Node: l.GetNode(), Consequence: l.GetConsequence()})
+	}
+	for _, b := range p.GetBarred() {
+		out.Barred = append(out.Barred, reconcile.Barred{Node: b.GetNode(), Name: b.GetName(), Failed: b.GetFailed(), Message: b.GetMessage(), Revision: b.GetRevision()})
+	}
+	return out
+}
+
+func stageFromProto(s *pb.Stage) reconcile.Stage {
+	f := s.GetForecast()
+	return reconcile.Stage{
+		Node: s.GetNode(), Name: s.GetNodeName(), Device: s.GetDevice(), Address: s.GetAddress(), Incarnation: s.GetIncarnation(),
+		First: int(s.GetFirstBlock()), Blocks: int(s.GetBlocks()), Head: s.GetHead(), Tail: s.GetTail(),
+		Stored: s.GetStored(), Slots: int(s.GetSlots()), Class: s.GetNumericsClass(),
+		Forecast: reconcile.StageForecast{
+			Compute: f.GetComputeSeconds(), Expand: f.GetExpandSeconds(), Hop: f.GetHopSeconds(), Load: f.GetLoadSeconds(),
+			PeakBytes: f.GetPeakBytes(),
+		},
+	}
+}
