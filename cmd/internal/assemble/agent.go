@@ -1,0 +1,170 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package assemble
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/distorch/distorch/agent"
+	"github.com/distorch/distorch/agent/device"
+	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/engine/native"
+	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/cmd/internal/config"
+	"github.com/distorch/distorch/model/tensor"
+	"github.com/distorch/distorch/store"
+	"github.com/distorch/distorch/transport/identity"
+)
+
+// Agent is an agent to run.
+type Agent struct {
+	Config  *config.Config
+	Dir     identity.Dir
+	Version string
+	Log     *slog.Logger
+	// Engine replaces the one that the configuration names; for tests.
+	Engine engine.Engine
+	// Ready is called once with the address, when the agent is registered.
+	Ready func(address string)
+}
+
+// hostLabel is the label that says on which host an agent runs.
+const hostLabel = "distorch.host"
+
+// Run joins nothing: the data directory must hold the node's identity. It
+// blocks until ctx ends.
+func (a Agent) Run(ctx context.Context) error {
+	creds, err := a.Dir.Load(identity.SlotNode)
+	if err != nil {
+		return fmt.Errorf("data directory %s: %w", a.Dir.Path(), err)
+	}
+	cluster, err := a.Dir.Cluster()
+	if err != nil {
+		return err
+	}
+	key, err := a.Dir.GossipKey()
+	if err != nil {
+		return err
+	}
+	st, err := store.Open(ctx, store.Config{
+		Endpoints: cluster.Etcd, Logger: a.Log,
+		TLS: creds.ClientTLS(identity.ALPNControl, identity.Expect{Roles: []identity.Role{identity.RoleEtcd}}),
+	})
+	if err != nil {
+		return fmt.Errorf("open the cluster's state: %w", err)
+	}
+	run := func() error {
+		cfg, err := a.configure(ctx, st)
+		if err != nil {
+			return err
+		}
+		cfg.Credentials, cfg.GossipKey, cfg.Store = creds, key, st
+		ag, err := agent.New(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		return ag.Run(ctx)
+	}
+	return errors.Join(run(), st.Close())
+}
+
+func (a Agent) configure(ctx context.Context, st *store.Store) (agent.Config, error) {
+	c := a.Config.Agent
+	labels, err := c.LabelMap()
+	if err != nil {
+		return agent.Config{}, err
+	}
+	host, err := os.Hostname()
+	if err == nil && labels[hostLabel] == "" {
+		labels[hostLabel] = host
+	}
+	cfg := agent.Config{
+		Device: native.CPU, Listen: c.Listen, Advertise: c.Advertise, ModelDirs: a.Config.Models.Dirs, Labels: labels,
+		Version: a.Version, EngineName: "native", LeaseTTL: a.Config.Coordinator.LeaseTTL, Reserve: tensor.Bytes(c.Reserve),
+		HandshakeTimeout: a.Config.Transport.HandshakeTimeout, RedialFor: a.Config.Transport.RedialFor, Log: a.Log, Ready: a.Ready,
+	}
+	if cfg.Memory, err = memory(tensor.Bytes(c.Memory), cfg.Reserve); err != nil {
+		return cfg, err
+	}
+	if cfg.Engine = a.Engine; cfg.Engine != nil {
+		return cfg, nil
+	}
+	if c.Engine != "" && c.Engine != "native" {
+		return cfg, fmt.Errorf("agent.engine %q is unknown: this build has native", c.Engine)
+	}
+	set, err := isa.Parse(c.CPUISA)
+	if err != nil {
+		return cfg, fmt.Errorf("agent.%w", err)
+	}
+	threads := c.Threads
+	if threads == 0 {
+		threads = share(ctx, st, labels[hostLabel], a.Log)
+	}
+	cfg.Engine, err = native.New(native.Config{ISA: set, Threads: threads, Memory: cfg.Memory})
+	return cfg, err
+}
+
+// memory is what stages may take: what is asked for, or nine tenths of what
+// the host has free, without the reserve.
+func memory(asked, reserve tensor.Bytes) (tensor.Bytes, error) {
+	ram, err := device.RAM()
+	if asked == 0 {
+		if err != nil {
+			return 0, err
+		}
+		asked = ram.Available / 10 * 9
+	}
+	if err == nil && asked > ram.Total {
+		return 0, fmt.Errorf("agent.memory is %v, this machine has %v; lower it", asked, ram.Total)
+	}
+	if reserve >= asked {
+		return 0, fmt.Errorf("agent.reserve is %v of agent.memory %v: nothing is left for weights", reserve, asked)
+	}
+	return asked - reserve, nil
+}
+
+// share is the cores divided by the agents on this host, this one included.
+func share(ctx context.Context, st *store.Store, host string, log *slog.Logger) int {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	others := 0
+	snap, err := store.List(ctx, st, store.Nodes())
+	if err != nil {
+		log.Warn("other agents on this host are not known", "error", err)
+	}
+	for _, e := range snap.Entries {
+		if host != "" && e.Value.Labels[hostLabel] == host {
+			others++
+		}
+	}
+	return max(1, runtime.GOMAXPROCS(0)/(others+1))
+}
+
+// JoinCluster gives this machine a node's identity by a token, unless it has
+// one of the same cluster already.
+func JoinCluster(ctx context.Context, dir identity.Dir, token, name string) error {
+	if name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("name of this machine: %w; say it with --name", err)
+		}
+		name = strings.ToLower(strings.Split(host, ".")[0])
+	}
+	t, err := identity.ParseToken(token)
+	if err != nil {
+		return err
+	}
+	if creds, err := dir.Load(identity.SlotNode); err == nil && creds.Self().Cluster == t.Cluster && creds.Self().Name == name {
+		return nil // joined before; the token may be used up
+	}
+	_, err = identity.Join(ctx, dir, identity.SlotNode, t, name)
+	return err
+}

@@ -1,0 +1,9 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package assemble puts the parts of a process together from the
+// configuration: an agent, or a coordinator with its embedded etcd.
+//
+// Imported by cmd/distorch and by whole-cluster tests. It holds no decisions:
+// what it adds to the parts is their order of starting and stopping.
+package assemble
