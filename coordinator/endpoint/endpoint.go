@@ -49,6 +49,8 @@ type Config struct {
 	Address   string // where agents reach this process
 	Log       *slog.Logger
 
+	// Allow says whether the caller may use the endpoint; nil allows all.
+	Allow func(ctx context.Context) error
 	// Silence after which a stage counts as lost while forwards are in flight.
 	Silence time.Duration
 	// MaxRuns bounds the runs open at one time.

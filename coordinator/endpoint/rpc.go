@@ -48,9 +48,19 @@ func toStatus(err error) error {
 	return status.Error(codes.Internal, err.Error())
 }
 
+func (s *Server) allow(ctx context.Context) error {
+	if s.cfg.Allow == nil {
+		return nil
+	}
+	return s.cfg.Allow(ctx)
+}
+
 // BeginRun binds a run to the deployment's active plan. It fails when the
 // deployment does not exist, is not ready, or is smaller than the request.
 func (s *Server) BeginRun(ctx context.Context, req *pb.BeginRunRequest) (*pb.BeginRunResponse, error) {
+	if err := s.allow(ctx); err != nil {
+		return nil, err
+	}
 	d, err := s.cfg.Plans.Deployment(ctx, req.Deployment)
 	if err != nil {
 		return nil, err
@@ -138,7 +148,10 @@ func (s *Server) release(p *pipeline) {
 }
 
 // use finds a run and keeps it from expiring until the returned func is called.
-func (s *Server) use(id string) (*run, func(), error) {
+func (s *Server) use(ctx context.Context, id string) (*run, func(), error) {
+	if err := s.allow(ctx); err != nil {
+		return nil, nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.runs[id]
@@ -158,7 +171,7 @@ func (s *Server) use(id string) (*run, func(), error) {
 // PutConditioning gives the first stage the tensors that stay the same over
 // the steps of one branch, and answers with their digest.
 func (s *Server) PutConditioning(ctx context.Context, req *pb.PutConditioningRequest) (*pb.PutConditioningResponse, error) {
-	r, done, err := s.use(req.Run)
+	r, done, err := s.use(ctx, req.Run)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +206,7 @@ func Digest(tensors []*pb.Tensor) string {
 
 // Forward runs one forward of a run: x and timestep in, prediction out.
 func (s *Server) Forward(ctx context.Context, req *pb.ForwardRequest) (*pb.ForwardResponse, error) {
-	r, done, err := s.use(req.Run)
+	r, done, err := s.use(ctx, req.Run)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +238,10 @@ func (s *Server) Forward(ctx context.Context, req *pb.ForwardRequest) (*pb.Forwa
 }
 
 // EndRun forgets a run and answers with what its stages counted.
-func (s *Server) EndRun(_ context.Context, req *pb.EndRunRequest) (*pb.EndRunResponse, error) {
+func (s *Server) EndRun(ctx context.Context, req *pb.EndRunRequest) (*pb.EndRunResponse, error) {
+	if err := s.allow(ctx); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	r := s.runs[req.Run]
 	s.mu.Unlock()

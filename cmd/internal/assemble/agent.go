@@ -152,11 +152,10 @@ func share(ctx context.Context, st *store.Store, host string, log *slog.Logger) 
 // one of the same cluster already.
 func JoinCluster(ctx context.Context, dir identity.Dir, token, name string) error {
 	if name == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			return fmt.Errorf("name of this machine: %w; say it with --name", err)
+		var err error
+		if name, err = hostName(); err != nil {
+			return err
 		}
-		name = strings.ToLower(strings.Split(host, ".")[0])
 	}
 	t, err := identity.ParseToken(token)
 	if err != nil {
@@ -167,4 +166,46 @@ func JoinCluster(ctx context.Context, dir identity.Dir, token, name string) erro
 	}
 	_, err = identity.Join(ctx, dir, identity.SlotNode, t, name)
 	return err
+}
+
+// LocalAgent gives the machine that holds the CA a node's identity of its own
+// and reserves its name.
+func LocalAgent(ctx context.Context, dir identity.Dir, name string, now time.Time) error {
+	ca, err := dir.CA()
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		if name, err = hostName(); err != nil {
+			return err
+		}
+	}
+	creds, err := dir.Ensure(ca, identity.SlotNode, identity.Subject{Role: identity.RoleAgent, Name: name}, now)
+	if err != nil {
+		return err
+	}
+	cluster, err := dir.Cluster()
+	if err != nil {
+		return err
+	}
+	admin, err := dir.Load(identity.SlotCoordinator)
+	if err != nil {
+		return err
+	}
+	st, err := store.Open(ctx, store.Config{
+		Endpoints: cluster.Etcd,
+		TLS:       admin.ClientTLS(identity.ALPNControl, identity.Expect{Roles: []identity.Role{identity.RoleEtcd}}),
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(st.ClaimName(ctx, name, creds.Self().KeyHash), st.Close())
+}
+
+func hostName() (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("name of this machine: %w; say it with --name", err)
+	}
+	return strings.ToLower(strings.Split(host, ".")[0]), nil
 }
