@@ -258,6 +258,9 @@ func (p *program) attention(st *graph.Step) (func(*frame) error, error) {
 	if q.DType != p.segment.Compute {
 		return nil, fmt.Errorf("attention in %v, compute dtype is %v", q.DType, p.segment.Compute)
 	}
+	if q.Shape[3] > attention.MaxDim {
+		return nil, fmt.Errorf("heads of %d elements; at most %d are run", q.Shape[3], attention.MaxDim)
+	}
 	shape := attention.Attention{
 		Type: p.dtype, Batch: int(q.Shape[0]), Queries: int(q.Shape[1]), Keys: int(k.Shape[1]),
 		Heads: int(q.Shape[2]), Dim: int(q.Shape[3]), Scale: float32(st.Attrs.Scale),

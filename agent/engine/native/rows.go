@@ -205,6 +205,11 @@ func rowKernel[T vector.Elem](p *program, st *graph.Step, ops *vector.Ops[T]) (f
 		return func(_ *frame, r rowsOf, rows, n int) { ops.LayerNorm(r[0], r[1], eps, rows, n) }, nil
 	case st.Op == graph.OpLayerNorm && len(weights) == 2:
 		return func(f *frame, r rowsOf, rows, n int) { ops.LayerNormAffine(r[0], r[1], w(f, 0), w(f, 1), eps, rows, n) }, nil
+	case st.Op == graph.OpLayerNorm && len(weights) == 1:
+		none := make([]T, p.weights[st.Weights[0]].Shape[0])
+		return func(f *frame, r rowsOf, rows, n int) { ops.LayerNormAffine(r[0], r[1], w(f, 0), none, eps, rows, n) }, nil
+	case st.Op == graph.OpRMSNorm && len(weights) == 0:
+		return func(_ *frame, r rowsOf, rows, n int) { ops.RMSNormPlain(r[0], r[1], eps, rows, n) }, nil
 	case st.Op == graph.OpRMSNorm && len(weights) == 1:
 		return func(f *frame, r rowsOf, rows, n int) { ops.RMSNorm(r[0], r[1], w(f, 0), eps, rows, n) }, nil
 	}

@@ -330,7 +330,7 @@ func (r *run) step(st *graph.Step) error {
 	case graph.OpAttention:
 		r.store(out, attention(st.Attrs.Scale, shapes(out), shapes(st.In[1])[1], in))
 	case graph.OpTranspose:
-		return fmt.Errorf("not in use")
+		r.store(out, transpose(st.Attrs.Perm, shapes(out), shapes(st.In[0]), in[0]))
 	default:
 		v, err := elementwise(st, in)
 		if err != nil {
@@ -406,6 +406,23 @@ func (r *run) split(st *graph.Step, x []float32) {
 		r.store(id, v)
 		from += width
 	}
+}
+
+func transpose(perm []int, to, from tensor.Shape, x []float32) []float64 {
+	out := make([]float64, len(x))
+	for i := range out {
+		rest, at := int64(i), int64(0)
+		for d := len(to) - 1; d >= 0; d-- {
+			step := int64(1)
+			for _, n := range from[perm[d]+1:] {
+				step *= n
+			}
+			at += rest % to[d] * step
+			rest /= to[d]
+		}
+		out[i] = float64(x[at])
+	}
+	return out
 }
 
 func patchify(p [2]int64, s tensor.Shape, x []float32) []float64 {
