@@ -4,6 +4,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -58,7 +59,7 @@ func (c *Coordinator) Deploy(ctx context.Context, req *pb.DeployRequest) (*pb.De
 		return nil, err
 	}
 	name := req.GetSpec().GetName()
-	if err := identity.ValidName(name); err != nil {
+	if err := identity.ValidName(name); req.GetSpec() != nil && err != nil {
 		return nil, toStatus(invalid("deployment: %w", err))
 	}
 	spec, _, err := c.propose(st, req.GetSpec())
@@ -110,7 +111,7 @@ func (c *Coordinator) propose(st *store.State, in *pb.DeploymentSpec) (*pb.Deplo
 	if err := checkSpec(spec); err != nil {
 		return nil, nil, err
 	}
-	id, err := resolveModel(st, cmpOr(spec.GetModel(), spec.GetModelName()))
+	id, err := resolveModel(st, cmp.Or(spec.GetModel(), spec.GetModelName()))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -130,13 +131,6 @@ func (c *Coordinator) propose(st *store.State, in *pb.DeploymentSpec) (*pb.Deplo
 	}
 	spec.Workload.InFlight, spec.Dtype = uint32(p.Plan.Workload.InFlight), p.Plan.DType
 	return spec, &p, nil
-}
-
-func cmpOr(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // checkSpec checks what can be checked without the cluster.

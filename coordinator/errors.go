@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -84,12 +85,14 @@ func toStatus(err error) error {
 }
 
 // nearest is the known name that takes the fewest changes, if they are at most
-// half of its length. Names of equal distance go by their order.
+// half of its length; a file's extension may be left out. Names of equal distance go by their order.
 func nearest(name string, known []string) string {
 	best, at := "", len(name)/2+1
+	name = strings.ToLower(name)
 	for _, k := range known {
-		d := distance(strings.ToLower(name), strings.ToLower(k))
-		if strings.Contains(strings.ToLower(k), strings.ToLower(name)) && name != "" {
+		low := strings.ToLower(k)
+		d := min(distance(name, low), distance(name, strings.TrimSuffix(low, path.Ext(low))))
+		if name != "" && strings.Contains(low, name) {
 			d = min(d, 1)
 		}
 		if d <= len(k)/2+1 && (d < at || d == at && (best == "" || k < best)) {
