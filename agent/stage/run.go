@@ -149,6 +149,9 @@ func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
 		if f.Stop != nil && f.Stop() {
 			return res, ErrStopped
 		}
+		if ctx.Err() != nil {
+			return res, context.Cause(ctx)
+		}
 		e, bound, err := r.issue(i, env)
 		if err != nil {
 			return res, err
