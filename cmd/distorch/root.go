@@ -38,9 +38,13 @@ agent.memory), the file of --config, and defaults, in this order.
 	return root
 }
 
-// commands are all commands, in the order of the files.
+// commands are all commands.
 func commands(a *app) []*cobra.Command {
-	return []*cobra.Command{newVerify()}
+	return []*cobra.Command{
+		newUp(a), newCoordinator(a), newAgent(a),
+		newToken(a), newNodes(a), newModels(a), newPlan(a), newDeploy(a), newStatus(a), newUndeploy(a),
+		newVerify(), newVersion(a),
+	}
 }
 
 // group makes a command that only has commands below it: alone it shows its

@@ -1,0 +1,171 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/distorch/distorch/cmd/internal/output"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+)
+
+type nodeView struct {
+	Name        string            `json:"name"`
+	ID          string            `json:"id"`
+	Address     string            `json:"address"`
+	Version     string            `json:"version"`
+	Platform    string            `json:"platform"`
+	Engine      string            `json:"engine"`
+	PID         int64             `json:"pid"`
+	Incarnation string            `json:"incarnation"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Devices     []deviceView      `json:"devices"`
+	LoadRate    float64           `json:"load_bytes_per_second"`
+	NIC         float64           `json:"nic_bytes_per_second"`
+	Latency     float64           `json:"latency_seconds"`
+	Peers       []peerView        `json:"peers,omitempty"`
+	Models      []string          `json:"models"`
+}
+
+type deviceView struct {
+	Name        string     `json:"name"`
+	Model       string     `json:"model"`
+	Memory      uint64     `json:"memory_total_bytes"`
+	Allocatable uint64     `json:"memory_allocatable_bytes"`
+	Threads     uint32     `json:"threads"`
+	ISA         string     `json:"isa"`
+	Classes     []string   `json:"numerics_classes"`
+	Rates       []rateView `json:"rates"`
+}
+
+type rateView struct {
+	DType     string  `json:"dtype"`
+	Linear    float64 `json:"linear_flops_per_second"`
+	Attention float64 `json:"attention_flops_per_second"`
+	Expand    float64 `json:"expand_bytes_per_second"`
+}
+
+type peerView struct {
+	Node      string  `json:"node"`
+	Bandwidth float64 `json:"bytes_per_second"`
+	RoundTrip float64 `json:"round_trip_seconds"`
+}
+
+func newNodeView(n *pb.NodeStatus) nodeView {
+	r := n.GetRecord()
+	v := nodeView{
+		Name: r.GetName(), ID: r.GetId(), Address: r.GetAddress(), Version: r.GetVersion(), Platform: r.GetPlatform(),
+		Engine: r.GetEngine(), PID: r.GetPid(), Incarnation: r.GetIncarnation(), Labels: r.GetLabels(), LoadRate: r.GetLoadBytesPerSecond(),
+		NIC: n.GetLink().GetNicBytesPerSecond(), Latency: n.GetLink().GetLatency().AsDuration().Seconds(),
+		Devices: []deviceView{}, Models: append([]string{}, n.Models...),
+	}
+	for _, d := range r.GetDevices() {
+		dv := deviceView{d.Name, d.Model, d.MemoryTotalBytes, d.MemoryAllocatableBytes, d.Threads, d.Isa, d.NumericsClasses, []rateView{}}
+		for _, rate := range d.Rates {
+			dv.Rates = append(dv.Rates, rateView{rate.Dtype, rate.LinearFlopsPerSecond, rate.AttentionFlopsPerSecond, rate.ExpandBytesPerSecond})
+		}
+		v.Devices = append(v.Devices, dv)
+	}
+	for _, p := range n.GetLink().GetPeers() {
+		v.Peers = append(v.Peers, peerView{p.Node, p.BytesPerSecond, p.RoundTrip.AsDuration().Seconds()})
+	}
+	return v
+}
+
+func (v nodeView) row() []string {
+	var devices, memory, compute, rates []string
+	for _, d := range v.Devices {
+		devices = append(devices, d.Name)
+		memory = append(memory, fmt.Sprintf("%s of %s", output.Bytes(d.Allocatable), output.Bytes(d.Memory)))
+		compute = append(compute, fmt.Sprintf("%d %s", d.Threads, d.ISA))
+		for _, r := range d.Rates {
+			rates = append(rates, r.DType+" "+output.Rate(r.Linear, "FLOP"))
+		}
+	}
+	link := ""
+	if v.NIC > 0 {
+		link = fmt.Sprintf("%s, %s", output.Rate(v.NIC, "B"), output.Seconds(v.Latency))
+	}
+	join := func(s []string) string { return strings.Join(s, ", ") }
+	// A node is listed as long as its lease lives.
+	return []string{v.Name, v.Address, "ready", join(devices), join(memory), join(compute), join(rates), link, join(v.Models)}
+}
+
+func newNodes(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "nodes",
+		Short: "List the nodes: devices, memory, measured speed, checkpoints",
+	}
+	group(cmd)
+	operatorFlags(cmd)
+	format := outputFlag(cmd)
+	unknown := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return unknown(cmd, args)
+		}
+		o, err := a.connect(cmd)
+		if err != nil {
+			return err
+		}
+		defer o.close()
+		answer, err := ask(cmd.Context(), o, "list nodes", o.Control.ListNodes, &pb.ListNodesRequest{})
+		if err != nil {
+			return err
+		}
+		views, rows := []nodeView{}, [][]string{}
+		for _, n := range answer.Nodes {
+			v := newNodeView(n)
+			views, rows = append(views, v), append(rows, v.row())
+		}
+		if *format == output.JSON {
+			return output.WriteJSON(a.stdout, views)
+		}
+		return output.WriteTable(a.stdout, []string{"NAME", "ADDRESS", "STATE", "DEVICES", "MEMORY", "THREADS", "RATES", "LINK", "MODELS"}, rows)
+	}
+	cmd.AddCommand(newNodesRemove(a))
+	return cmd
+}
+
+func newNodesRemove(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Take a node's name and records away; it must join again",
+		Args:  arguments(1, "NAME"),
+	}
+	operatorFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o, err := a.connect(cmd)
+		if err != nil {
+			return err
+		}
+		defer o.close()
+		if _, err := ask(cmd.Context(), o, "", o.Control.RemoveNode, &pb.RemoveNodeRequest{Name: args[0]}); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(a.stdout, "node %s removed\n", output.Clean(args[0]))
+		return err
+	}
+	return cmd
+}
+
+// nodeNames are the nodes' names by id, for plans, which have ids.
+func nodeNames(cmd *cobra.Command, o *operator) (map[string]string, error) {
+	answer, err := ask(cmd.Context(), o, "list nodes", o.Control.ListNodes, &pb.ListNodesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]string{}
+	for _, n := range answer.Nodes {
+		names[n.GetRecord().GetId()] = n.GetRecord().GetName()
+	}
+	return names, nil
+}
+
+// round keeps JSON free of digits that mean nothing.
+func round(d time.Duration) float64 { return d.Round(time.Microsecond).Seconds() }

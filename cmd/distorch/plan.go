@@ -1,0 +1,187 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/distorch/distorch/cmd/internal/output"
+	"github.com/distorch/distorch/model/safetensors"
+	"github.com/distorch/distorch/placement"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+)
+
+// specFlags are the flags that plan and deploy share.
+type specFlags struct {
+	model, workload, dtype string
+	pins, excludes         []string
+}
+
+func (f *specFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.model, "model", "", "checkpoint: its name, its id, or a file that a node holds too")
+	flags.StringVar(&f.workload, "workload", "1024x1024", workloadHelp)
+	flags.StringVar(&f.dtype, "dtype", "", "compute dtype, f32 or bf16 (default: the model's own)")
+	flags.StringSliceVar(&f.pins, "pin", nil, "AGENT=BLOCKS: put a number of blocks (a=21) or a range (a=0-20) on a node; pins together name every block, in order")
+	flags.StringSliceVar(&f.excludes, "exclude", nil, "node not to use")
+}
+
+// spec is what the flags ask for, with the model as it was written.
+func (f *specFlags) spec(name string) (*pb.DeploymentSpec, error) {
+	if f.model == "" {
+		return nil, usage(errors.New("--model is missing: name a checkpoint of `distorch models`"))
+	}
+	load, err := workload(f.workload)
+	if err != nil {
+		return nil, err
+	}
+	if f.dtype != "" {
+		if _, err := parseCompute(f.dtype); err != nil {
+			return nil, usage(err)
+		}
+	}
+	pins, err := parsePins(f.pins)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.DeploymentSpec{
+		Name: name, Model: f.model, Workload: load, Dtype: strings.ToLower(f.dtype), Objective: "latency", Pins: pins, Excludes: f.excludes,
+	}, nil
+}
+
+// parsePins reads pins in pipeline order; a count begins where the pin before
+// it ends.
+func parsePins(texts []string) ([]*pb.Pin, error) {
+	parsed, err := placement.ParsePins(strings.Join(texts, ","))
+	if err != nil {
+		return nil, usage(err)
+	}
+	var pins []*pb.Pin
+	next := 0
+	for _, p := range parsed {
+		if !p.Ranged {
+			p.First = next
+		}
+		next = p.First + p.Count
+		pins = append(pins, &pb.Pin{Node: p.Node, FirstBlock: uint32(p.First), Blocks: uint32(p.Count)})
+	}
+	return pins, nil
+}
+
+// partOfID is the beginning of an id as tables show it.
+var partOfID = regexp.MustCompile(`^[0-9a-f]{6,63}$`)
+
+// resolveModel turns a file on this machine or the beginning of an id into an
+// id. Everything else the coordinator resolves.
+func resolveModel(cmd *cobra.Command, o *operator, ref string) (string, error) {
+	if info, err := os.Stat(ref); err == nil && info.Mode().IsRegular() {
+		f, err := safetensors.Open(ref)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		if _, err := recognise(f); err != nil {
+			return "", fmt.Errorf("%s: %w", ref, err)
+		}
+		id, err := f.QuickID()
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", ref, err)
+		}
+		return id, heldSomewhere(cmd, o, ref, id)
+	}
+	if !partOfID.MatchString(ref) {
+		return ref, nil
+	}
+	answer, err := ask(cmd.Context(), o, "list models", o.Control.ListModels, &pb.ListModelsRequest{})
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, m := range answer.Models {
+		if strings.HasPrefix(m.GetRecord().GetId(), ref) {
+			found = append(found, m.Record.Id)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return ref, nil
+	case 1:
+		return found[0], nil
+	}
+	return "", usage(fmt.Errorf("model %s: the ids of %d checkpoints begin so; give more of it", ref, len(found)))
+}
+
+// heldSomewhere fails for a file of this machine that no node has.
+func heldSomewhere(cmd *cobra.Command, o *operator, path, id string) error {
+	answer, err := ask(cmd.Context(), o, "list models", o.Control.ListModels, &pb.ListModelsRequest{})
+	if err != nil {
+		return err
+	}
+	for _, m := range answer.Models {
+		if m.GetRecord().GetId() == id {
+			return nil
+		}
+	}
+	return notFound(fmt.Errorf("no node holds %s (id %s); copy it into a folder of models.dirs on a node and start its agent again", path, id[:shortID]))
+}
+
+func newPlan(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "plan --model MODEL",
+		Short: "Show how a model would be placed and how fast it would be, and change nothing",
+		Args:  arguments(0),
+	}
+	var f specFlags
+	f.add(cmd)
+	operatorFlags(cmd)
+	format := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		spec, err := f.spec("")
+		if err != nil {
+			return err
+		}
+		o, err := a.connect(cmd)
+		if err != nil {
+			return err
+		}
+		defer o.close()
+		if spec.Model, err = resolveModel(cmd, o, spec.Model); err != nil {
+			return err
+		}
+		answer, err := ask(cmd.Context(), o, "", o.Control.Plan, &pb.PlanRequest{Spec: spec})
+		if err != nil {
+			return err
+		}
+		if err := fits(answer.Plan); err != nil {
+			return err
+		}
+		names, err := nodeNames(cmd, o)
+		if err != nil {
+			return err
+		}
+		v := newPlanView(answer.Plan, names)
+		if *format == output.JSON {
+			return output.WriteJSON(a.stdout, v)
+		}
+		return v.write(a.stdout)
+	}
+	return cmd
+}
+
+// fits is the error of a plan that cannot be made.
+func fits(p *pb.Plan) error {
+	switch {
+	case p.GetInfeasible() != "":
+		return infeasible(errors.New(p.Infeasible))
+	case len(p.GetStages()) == 0:
+		return infeasible(errors.New("the coordinator found no plan"))
+	}
+	return nil
+}

@@ -1,0 +1,197 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/distorch/distorch/cmd/internal/output"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+)
+
+type specView struct {
+	Name       string           `json:"name"`
+	ID         string           `json:"id"`
+	Generation uint64           `json:"generation"`
+	Model      string           `json:"model"`
+	ModelName  string           `json:"model_name"`
+	Workload   map[string]int64 `json:"workload"`
+	InFlight   uint32           `json:"in_flight"`
+	DType      string           `json:"dtype"`
+	Objective  string           `json:"objective"`
+	Pins       []string         `json:"pins"`
+	Excludes   []string         `json:"excludes"`
+}
+
+type observedView struct {
+	Node        string `json:"node"`
+	NodeID      string `json:"node_id"`
+	Epoch       uint64 `json:"epoch"`
+	State       string `json:"state"` // loading, ready, failed, freed
+	Message     string `json:"message,omitempty"`
+	LoadedBytes uint64 `json:"loaded_bytes"`
+	TotalBytes  uint64 `json:"total_bytes"`
+	PeakBytes   uint64 `json:"account_peak_bytes"`
+}
+
+type deploymentView struct {
+	Name     string         `json:"name"`
+	Ready    bool           `json:"ready"`
+	Message  string         `json:"message,omitempty"`
+	Spec     specView       `json:"spec"`
+	Plan     *planView      `json:"plan"`
+	Observed []observedView `json:"observed"`
+}
+
+func newSpecView(s *pb.DeploymentSpec) specView {
+	v := specView{
+		Name: s.GetName(), ID: s.GetId(), Generation: s.GetGeneration(), Model: s.GetModel(), ModelName: s.GetModelName(),
+		Workload: s.GetWorkload().GetDims(), InFlight: s.GetWorkload().GetInFlight(), DType: s.GetDtype(), Objective: s.GetObjective(),
+		Pins: []string{}, Excludes: append([]string{}, s.GetExcludes()...),
+	}
+	for _, p := range s.GetPins() {
+		v.Pins = append(v.Pins, fmt.Sprintf("%s=%d-%d", p.Node, p.FirstBlock, p.FirstBlock+max(p.Blocks, 1)-1))
+	}
+	return v
+}
+
+func newDeploymentView(d *pb.DeploymentStatus, names map[string]string) deploymentView {
+	v := deploymentView{
+		Name: d.GetSpec().GetName(), Ready: d.Ready, Message: d.Message,
+		Spec: newSpecView(d.GetSpec()), Plan: newPlanView(d.Plan, names), Observed: []observedView{},
+	}
+	for _, o := range d.Observed {
+		name := stageName(d.Plan, o.Node)
+		if n := names[o.Node]; n != "" {
+			name = n
+		}
+		v.Observed = append(v.Observed, observedView{name, o.Node, o.Epoch, strings.ToLower(o.State.String()), o.Message, o.LoadedBytes, o.TotalBytes, o.AccountPeakBytes})
+	}
+	return v
+}
+
+func (v deploymentView) state() string {
+	switch {
+	case v.Ready:
+		return "ready"
+	case v.Plan != nil && v.Plan.Infeasible != "" && len(v.Plan.Stages) == 0:
+		return "does not fit"
+	}
+	for _, o := range v.Observed {
+		if o.State == "failed" {
+			return "failed"
+		}
+	}
+	return "loading"
+}
+
+func newStatus(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status [NAME]",
+		Short: "Show the deployments, or one with its plan and what each node has loaded",
+		Args:  arguments(0, "NAME"),
+	}
+	operatorFlags(cmd)
+	format := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o, err := a.connect(cmd)
+		if err != nil {
+			return err
+		}
+		defer o.close()
+		request := &pb.StatusRequest{}
+		if len(args) == 1 {
+			request.Name = args[0]
+		}
+		answer, err := ask(cmd.Context(), o, "", o.Control.Status, request)
+		if err != nil {
+			return err
+		}
+		names, err := nodeNames(cmd, o)
+		if err != nil {
+			return err
+		}
+		if len(args) == 1 || *format == output.JSON {
+			return writeDeployments(a, *format, answer.Deployments, names)
+		}
+		rows := [][]string{}
+		for _, d := range answer.Deployments {
+			rows = append(rows, newDeploymentView(d, names).row())
+		}
+		return output.WriteTable(a.stdout, []string{"NAME", "MODEL", "STATE", "WORKLOAD", "DTYPE", "STAGES", "FORECAST", "EPOCH", "MESSAGE"}, rows)
+	}
+	return cmd
+}
+
+func (v deploymentView) row() []string {
+	row := []string{v.Name, v.Spec.ModelName, v.state(), showWorkload(v.Spec.Workload), v.Spec.DType, "", "", "", ""}
+	if v.Plan != nil {
+		var stages []string
+		for _, s := range v.Plan.Stages {
+			stages = append(stages, s.Node+": "+s.span())
+		}
+		row[5], row[6], row[7] = strings.Join(stages, ", "), output.Seconds(v.Plan.Forecast.Step), fmt.Sprint(v.Plan.Epoch)
+	}
+	if !v.Ready {
+		row[8] = v.Message
+	}
+	return row
+}
+
+// writeDeployments prints deployments in full.
+func writeDeployments(a *app, format output.Format, deployments []*pb.DeploymentStatus, names map[string]string) error {
+	views := []deploymentView{}
+	for _, d := range deployments {
+		views = append(views, newDeploymentView(d, names))
+	}
+	if format == output.JSON {
+		return output.WriteJSON(a.stdout, views)
+	}
+	for _, v := range views {
+		p := &printer{w: a.stdout}
+		p.line("deployment %s, generation %d: %s", v.Name, v.Spec.Generation, v.state())
+		if v.Message != "" && !v.Ready {
+			p.line("%s", v.Message)
+		}
+		if p.err == nil && v.Plan != nil {
+			p.err = v.Plan.write(a.stdout)
+		}
+		rows := [][]string{}
+		for _, o := range v.Observed {
+			rows = append(rows, []string{o.Node, o.State, fmt.Sprint(o.Epoch), fmt.Sprintf("%s of %s", output.Bytes(o.LoadedBytes), output.Bytes(o.TotalBytes)), output.Bytes(o.PeakBytes), o.Message})
+		}
+		if len(rows) > 0 {
+			p.table([]string{"NODE", "STATE", "EPOCH", "LOADED", "PEAK", "MESSAGE"}, rows)
+		}
+		if p.err != nil {
+			return p.err
+		}
+	}
+	return nil
+}
+
+func newUndeploy(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "undeploy NAME",
+		Short: "Remove a deployment; the nodes free its memory",
+		Args:  arguments(1, "NAME"),
+	}
+	operatorFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o, err := a.connect(cmd)
+		if err != nil {
+			return err
+		}
+		defer o.close()
+		if _, err := ask(cmd.Context(), o, "", o.Control.Undeploy, &pb.UndeployRequest{Name: args[0]}); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(a.stdout, "deployment %s removed\n", output.Clean(args[0]))
+		return err
+	}
+	return cmd
+}

@@ -1,0 +1,60 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+)
+
+const defaultTokenTTL = 24 * time.Hour
+
+func newToken(a *app) *cobra.Command {
+	root := group(&cobra.Command{Use: "token", Short: "Make tokens that let machines join"})
+	root.AddCommand(newTokenCreate(a))
+	return root
+}
+
+func newTokenCreate(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Make a token that lets one machine join, once",
+		Long: `Makes a token that lets one machine join, once, with "distorch agent --join-file".
+It holds a secret: give it to that machine alone. With --out it is written to a
+file that only you can read, and not shown.`,
+		Args: arguments(0),
+	}
+	operatorFlags(cmd)
+	ttl := cmd.Flags().Duration("ttl", defaultTokenTTL, "how long it may wait to be used")
+	out := cmd.Flags().String("out", "", "file to write it to")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o, err := a.connect(cmd)
+		if err != nil {
+			return err
+		}
+		defer o.close()
+		var file *outFile
+		if *out != "" { // before a token is made that nobody gets
+			if file, err = reserve(*out, 0); err != nil {
+				return err
+			}
+			defer file.abort()
+		}
+		answer, err := ask(cmd.Context(), o, "create token", o.Control.CreateToken, &pb.CreateTokenRequest{Ttl: durationpb.New(*ttl)})
+		if err != nil {
+			return err
+		}
+		if file != nil {
+			return file.commit([]byte(answer.Token + "\n"))
+		}
+		_, err = fmt.Fprintln(a.stdout, answer.Token)
+		return err
+	}
+	return cmd
+}

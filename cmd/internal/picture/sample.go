@@ -1,0 +1,297 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package picture
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/distorch/distorch/model/sampling"
+	"github.com/distorch/distorch/model/tensor"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+)
+
+// Request is a picture to make.
+type Request struct {
+	Deployment    string
+	Model         Model
+	Width, Height int // pixels
+	Seed          uint64
+	Steps         int
+	CFG           float64
+	Guidance      float64
+	Scheduler     sampling.Scheduler
+	Shift         float64 // of FLUX.1 dev's noise levels
+	Text          Text
+	Negative      *Text // needed unless CFG is 1
+	// Planned, if not nil, sees the plan before the first step. Stepped sees
+	// each step when it is done, from 1.
+	Planned func(*pb.Plan)
+	Stepped func(step, steps int, took time.Duration)
+}
+
+// Dims are the request in the words of a workload.
+func (r Request) Dims() map[string]int64 {
+	return map[string]int64{"width": int64(r.Width), "height": int64(r.Height), "text_tokens": r.Text.Tokens(), "batch": 1}
+}
+
+// NeedsNegative says whether a negative text takes part.
+func (r Request) NeedsNegative() bool { return sampling.Config{CFG: r.CFG}.NeedsUncond() }
+
+func (r Request) check() error {
+	switch {
+	case r.Width < 1 || r.Height < 1 || r.Width > 1<<16 || r.Height > 1<<16:
+		return fmt.Errorf("picture of %dx%d pixels", r.Width, r.Height)
+	case math.IsNaN(r.CFG) || math.IsInf(r.CFG, 0):
+		return fmt.Errorf("cfg %g is not a number to scale by", r.CFG)
+	case math.IsNaN(r.Guidance) || math.IsInf(r.Guidance, 0):
+		return fmt.Errorf("guidance %g is not a number", r.Guidance)
+	case !(r.Shift >= -10 && r.Shift <= 10):
+		return fmt.Errorf("shift %g is not between -10 and 10", r.Shift)
+	case r.NeedsNegative() && r.Negative == nil:
+		return errors.New("cfg other than 1 needs a negative text: tensors negative.context and negative.y")
+	}
+	return nil
+}
+
+// Time is where the time of the forwards went, added up over a picture.
+type Time struct {
+	Compute time.Duration `json:"compute"`
+	Hops    time.Duration `json:"hops"`
+	Waiting time.Duration `json:"waiting"`
+}
+
+// Result is a picture and what it took.
+type Result struct {
+	Run      string
+	Plan     *pb.Plan
+	Latent   []float32 // in the model's space
+	Shape    tensor.Shape
+	Digest   string          // BLAKE3 of Latent's bytes, float32 little-endian, row-major
+	Steps    []time.Duration // wall-clock time of each
+	Forwards int
+	Time     Time
+	PerNode  map[string]Time  // by node id; hops are between nodes and not counted here
+	Stages   []*pb.StageStats // what the stages counted, in order
+}
+
+// Median is the median time of a step.
+func (r *Result) Median() time.Duration { return median(r.Steps) }
+
+func median(d []time.Duration) time.Duration {
+	if len(d) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(d))
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// Forecast is the plan's time of a step in seconds: of one forward, or of two
+// in flight where the picture takes two.
+func (r Request) Forecast(p *pb.Plan) float64 {
+	if r.NeedsNegative() {
+		return p.GetForecast().GetPairSeconds()
+	}
+	return p.GetForecast().GetStepSeconds()
+}
+
+const endTimeout = 5 * time.Second
+
+// Sample makes the picture. It ends the run at the endpoint in any case.
+func Sample(ctx context.Context, endpoint pb.EndpointClient, r Request) (_ *Result, err error) {
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	levels := r.Model.levels(r.Shift)
+	sigmas, err := levels.Sigmas(r.Scheduler, r.Steps)
+	if err != nil {
+		return nil, err
+	}
+	begun, err := endpoint.BeginRun(ctx, &pb.BeginRunRequest{Deployment: r.Deployment, Dims: r.Dims()})
+	if err != nil {
+		return nil, err
+	}
+	s := &session{endpoint: endpoint, request: r, run: begun.Run, levels: levels, stages: map[string]Time{}}
+	result := &Result{Run: begun.Run, Plan: begun.Plan, Shape: r.Model.LatentShape(r.Width, r.Height)}
+	defer func() {
+		// Also, and above all, when ctx has ended.
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+		defer cancel()
+		ended, endErr := endpoint.EndRun(end, &pb.EndRunRequest{Run: begun.Run})
+		if endErr == nil {
+			result.Stages = ended.Stages
+		} else if err == nil {
+			err = fmt.Errorf("end run: %w", endErr)
+		}
+	}()
+	if r.Planned != nil {
+		r.Planned(begun.Plan)
+	}
+	if err := s.begin(ctx); err != nil {
+		return result, err
+	}
+	elements, err := result.Shape.Elements()
+	if err != nil {
+		return result, err
+	}
+	x := sampling.Start(sampling.Randn(r.Seed, int(elements)), nil, sigmas[0])
+	began := time.Now()
+	config := sampling.Config{Sigmas: sigmas, CFG: r.CFG, OnStep: func(step int, _, _ []float32) {
+		took := time.Since(began)
+		began = began.Add(took)
+		result.Steps = append(result.Steps, took)
+		if r.Stepped != nil {
+			r.Stepped(step+1, len(sigmas)-1, took)
+		}
+	}}
+	if err := sampling.Euler(ctx, x, config, s.predict); err != nil {
+		return result, err
+	}
+	sampling.Finish(x, sigmas[len(sigmas)-1])
+	result.Latent, result.Digest = x, Digest(x)
+	result.Forwards, result.Time, result.PerNode = s.forwards, s.time, s.stages
+	return result, nil
+}
+
+// Digest is BLAKE3, in hexadecimal, of values as float32 little-endian.
+func Digest(latents ...[]float32) string {
+	h := blake3.New()
+	for _, x := range latents {
+		raw := make([]byte, 4*len(x))
+		tensor.PutF32(raw, x)
+		_, _ = h.Write(raw) // a hash takes every write
+	}
+	return hex.EncodeToString(h.Sum(nil)[:32])
+}
+
+// session is one run. Its methods are called one after another, the forwards
+// of one step at once.
+type session struct {
+	endpoint pb.EndpointClient
+	request  Request
+	run      string
+	levels   *sampling.Levels
+	branches []branch
+
+	forwards int
+	time     Time
+	stages   map[string]Time
+}
+
+// branch is one text of the run.
+type branch struct {
+	tensors []*pb.Tensor
+	digest  string
+}
+
+func (s *session) begin(ctx context.Context) error {
+	texts := []Text{s.request.Text}
+	if s.request.NeedsNegative() {
+		texts = append(texts, *s.request.Negative)
+	}
+	for _, t := range texts {
+		b := branch{tensors: []*pb.Tensor{f32("context", t.ContextShape, t.Context), f32("y", t.YShape, t.Y)}}
+		if s.request.Model.Guidance {
+			b.tensors = append(b.tensors, f32("guidance", tensor.Shape{1}, []float32{float32(s.request.Guidance)}))
+		}
+		var err error
+		if b.digest, err = s.put(ctx, b); err != nil {
+			return err
+		}
+		s.branches = append(s.branches, b)
+	}
+	return nil
+}
+
+func (s *session) put(ctx context.Context, b branch) (string, error) {
+	answer, err := s.endpoint.PutConditioning(ctx, &pb.PutConditioningRequest{Run: s.run, Tensors: b.tensors})
+	if err != nil {
+		return "", err
+	}
+	return answer.Digest, nil
+}
+
+func f32(name string, shape tensor.Shape, values []float32) *pb.Tensor {
+	raw := make([]byte, 4*len(values))
+	tensor.PutF32(raw, values)
+	return &pb.Tensor{Name: name, Dtype: tensor.F32.String(), Shape: shape, Data: raw}
+}
+
+// predict runs one step: the forwards of all branches at once.
+func (s *session) predict(ctx context.Context, step int, sigma float32, x []float32) (cond, uncond []float32, err error) {
+	inputs := []*pb.Tensor{
+		f32("x", s.request.Model.LatentShape(s.request.Width, s.request.Height), x),
+		f32("timestep", tensor.Shape{1}, []float32{s.levels.Timestep(sigma)}),
+	}
+	answers := make([]*pb.ForwardResponse, len(s.branches))
+	g, gctx := errgroup.WithContext(ctx)
+	for i := range s.branches {
+		g.Go(func() (err error) {
+			answers[i], err = s.forward(gctx, step, i, inputs)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return nil, nil, context.Cause(ctx)
+		}
+		return nil, nil, err
+	}
+	outputs := make([][]float32, 2)
+	for i, a := range answers {
+		if outputs[i], err = values(a.Out, len(x)); err != nil {
+			return nil, nil, err
+		}
+		s.count(a)
+	}
+	return outputs[0], outputs[1], nil
+}
+
+// forward sends the conditioning once more if the first stage has dropped it.
+func (s *session) forward(ctx context.Context, step, i int, inputs []*pb.Tensor) (*pb.ForwardResponse, error) {
+	b := s.branches[i]
+	request := &pb.ForwardRequest{Run: s.run, Step: uint32(step), Branch: uint32(i), Conditioning: b.digest, Tensors: inputs}
+	answer, err := s.endpoint.Forward(ctx, request)
+	if status.Code(err) != codes.FailedPrecondition {
+		return answer, err
+	}
+	if request.Conditioning, err = s.put(ctx, b); err != nil {
+		return nil, fmt.Errorf("send the conditioning again: %w", err)
+	}
+	return s.endpoint.Forward(ctx, request)
+}
+
+func values(t *pb.Tensor, want int) ([]float32, error) {
+	if t.GetDtype() != tensor.F32.String() || len(t.GetData()) != 4*want {
+		return nil, fmt.Errorf("the endpoint answered %d bytes of %q, want %d values of F32", len(t.GetData()), t.GetDtype(), want)
+	}
+	out := make([]float32, want)
+	return out, tensor.ToF32(out, t.Data, tensor.F32)
+}
+
+func (s *session) count(a *pb.ForwardResponse) {
+	s.forwards++
+	var compute, waiting time.Duration
+	for _, t := range a.Stages {
+		compute += t.Compute.AsDuration()
+		waiting += t.Waiting.AsDuration()
+		of := s.stages[t.Node]
+		of.Compute += t.Compute.AsDuration()
+		of.Waiting += t.Waiting.AsDuration()
+		s.stages[t.Node] = of
+	}
+	s.time.Compute += compute
+	s.time.Waiting += waiting
+	s.time.Hops += max(0, a.Total.AsDuration()-compute-waiting)
+}

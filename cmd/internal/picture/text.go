@@ -1,0 +1,98 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package picture
+
+import (
+	"fmt"
+
+	"github.com/distorch/distorch/model/demo"
+	"github.com/distorch/distorch/model/safetensors"
+	"github.com/distorch/distorch/model/tensor"
+)
+
+// Text is the conditioning of one branch.
+type Text struct {
+	Context      []float32
+	ContextShape tensor.Shape // [1, tokens, width]
+	Y            []float32
+	YShape       tensor.Shape // [1, width]
+}
+
+// Tokens is the number of text tokens.
+func (t Text) Tokens() int64 { return t.ContextShape[1] }
+
+// Prompt is the text of a prompt of the demo, and that of no prompt.
+func Prompt(prompt string) (positive, negative Text, err error) {
+	words, err := demo.Words()
+	if err != nil {
+		return Text{}, Text{}, err
+	}
+	c, err := words.Encode(prompt)
+	if err != nil {
+		return Text{}, Text{}, err
+	}
+	return demoText(c), demoText(words.Unconditional()), nil
+}
+
+func demoText(c demo.Conditioning) Text {
+	return Text{
+		Context: c.Context, ContextShape: tensor.Shape{1, demo.Tokens, demo.Width},
+		Y: c.Y, YShape: tensor.Shape{1, demo.Width},
+	}
+}
+
+// maxText bounds a text tensor: 8192 tokens of 4096.
+const maxText = 128 * tensor.MiB
+
+// Conditioning reads context and y from a safetensors file, and
+// negative.context and negative.y where it has them: negative is nil otherwise.
+func Conditioning(path string) (positive Text, negative *Text, err error) {
+	f, err := safetensors.Open(path)
+	if err != nil {
+		return Text{}, nil, err
+	}
+	defer f.Close()
+	if positive, err = readText(f, ""); err != nil {
+		return Text{}, nil, fmt.Errorf("conditioning %s: %w", path, err)
+	}
+	_, hasContext := f.Lookup("negative.context")
+	_, hasY := f.Lookup("negative.y")
+	if !hasContext && !hasY {
+		return positive, nil, nil
+	}
+	n, err := readText(f, "negative.")
+	if err != nil {
+		return Text{}, nil, fmt.Errorf("conditioning %s: %w", path, err)
+	}
+	if n.Tokens() != positive.Tokens() {
+		return Text{}, nil, fmt.Errorf("conditioning %s: negative.context has %d tokens and context %d; pad them to the same number", path, n.Tokens(), positive.Tokens())
+	}
+	return positive, &n, nil
+}
+
+func readText(f *safetensors.File, prefix string) (t Text, err error) {
+	for _, c := range []struct {
+		name   string
+		rank   int
+		values *[]float32
+		shape  *tensor.Shape
+	}{
+		{prefix + "context", 3, &t.Context, &t.ContextShape},
+		{prefix + "y", 2, &t.Y, &t.YShape},
+	} {
+		entry, ok := f.Lookup(c.name)
+		switch {
+		case !ok:
+			return t, fmt.Errorf("tensor %s is missing; the file holds context [1,tokens,width] and y [1,width], and may hold negative.context and negative.y", c.name)
+		case len(entry.Shape) != c.rank || entry.Shape[0] != 1 || entry.Size == 0:
+			return t, fmt.Errorf("tensor %s is %v: want %d dimensions, the first of them 1", c.name, entry.Shape, c.rank)
+		case entry.Size > maxText:
+			return t, fmt.Errorf("tensor %s has %v, at most %v are taken", c.name, entry.Size, maxText)
+		}
+		if *c.values, *c.shape, err = f.Float32s(c.name); err != nil {
+			return t, err
+		}
+	}
+	return t, nil
+}
