@@ -45,8 +45,22 @@ func Step(s Snapshot) []Effect {
 			out = append(out, Effect{Deployment: name, Why: "the deployment was removed"})
 		}
 	}
-	slices.SortFunc(out, func(a, b Effect) int { return cmp.Compare(a.Deployment, b.Deployment) })
+	slices.SortFunc(out, func(a, b Effect) int {
+		return cmp.Or(cmp.Compare(w.rank(a), w.rank(b)), cmp.Compare(a.Deployment, b.Deployment))
+	})
 	return out
+}
+
+// rank orders effects: what ends, what moves, what begins.
+func (w *world) rank(e Effect) int {
+	old := w.stored[e.Deployment]
+	switch {
+	case e.Plan == nil, len(e.Plan.Stages) == 0:
+		return 0
+	case old != nil && len(old.Stages) > 0:
+		return 1
+	}
+	return 2
 }
 
 // settle gives a deployment another plan if it needs one.
