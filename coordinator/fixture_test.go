@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -216,7 +217,7 @@ func (c *cluster) until(what string, is func(*store.State) bool) *store.State {
 		}
 		return nil
 	})
-	if err != stop {
+	if !errors.Is(err, stop) {
 		c.Fatalf("%s did not come (%v): %v", what, err, got)
 	}
 	return got

@@ -6,6 +6,7 @@ package reconcile
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/distorch/distorch/model/graph"
@@ -39,10 +40,8 @@ func (d *Device) rates(dtype string) (Rates, bool) {
 // class is the numerics class of a dtype: the one that names it as a part.
 func (d *Device) class(dtype string) string {
 	for _, c := range d.Classes {
-		for _, part := range strings.Split(c, "/") {
-			if part == dtype {
-				return c
-			}
+		if slices.Contains(strings.Split(c, "/"), dtype) {
+			return c
 		}
 	}
 	return ""

@@ -5,7 +5,7 @@ package reconcile
 
 import (
 	"fmt"
-	"math/rand"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"testing"
@@ -31,7 +31,7 @@ func TestDecisions(t *testing.T) {
 			case "step":
 				return show(c.step(t))
 			case "change":
-				for _, line := range strings.Split(d.Input, "\n") {
+				for line := range strings.SplitSeq(d.Input, "\n") {
 					c.change(t, line)
 				}
 				return ""
@@ -201,7 +201,7 @@ func TestSettles(t *testing.T) {
 }
 
 func shuffle(s Snapshot) Snapshot {
-	r := rand.New(rand.NewSource(1))
+	r := rand.New(rand.NewPCG(1, 2))
 	s.Nodes = append([]Node{}, s.Nodes...)
 	s.Specs = append([]Spec{}, s.Specs...)
 	s.Plans = append([]Plan{}, s.Plans...)
