@@ -18,6 +18,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc"
@@ -32,6 +33,7 @@ const (
 	compactionPeriod   = "1h"
 	startTimeout       = 60 * time.Second
 	closeTimeout       = 15 * time.Second
+	failedTimeout      = 2 * time.Second
 	memberName         = "distorch"
 	unusedPeerURL      = "https://127.0.0.1:2380"
 	fastTickMS         = 10
@@ -63,6 +65,7 @@ type EmbeddedConfig struct {
 // Embedded is an etcd server that runs.
 type Embedded struct {
 	etcd      *embed.Etcd
+	lock      *fileutil.LockedFile
 	address   string
 	advertise []string
 	fatal     chan error
@@ -84,33 +87,21 @@ func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("etcd's data directory: %w", err)
 	}
-	e := &Embedded{fatal: make(chan error, 1)}
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	e := &Embedded{fatal: make(chan error, 1), lock: lock}
 	var running atomic.Pointer[embed.Etcd]
 	ecfg := etcdConfig(cfg, e.onFatal, newGuard(cfg.Cluster, &running))
 
-	started := make(chan error, 1)
-	go func() {
-		err := errStopped // what a fatal error that ends this goroutine leaves
-		defer func() { started <- err }()
-		defer func() {
-			if p := recover(); p != nil {
-				err = fmt.Errorf("%v", p)
-			}
-		}()
-		e.etcd, err = embed.StartEtcd(ecfg)
-	}()
-	if err := <-started; err != nil {
-		select {
-		case fatal := <-e.fatal:
-			err = fatal
-		default:
-		}
-		return nil, startError(cfg, err)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := e.launch(ctx, ecfg); err != nil {
+		return nil, errors.Join(startError(cfg, err), lock.Close())
 	}
 	running.Store(e.etcd)
 
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	select {
 	case <-e.etcd.Server.ReadyNotify():
 	case err := <-e.etcd.Err():
@@ -126,6 +117,50 @@ func StartEmbedded(ctx context.Context, cfg EmbeddedConfig) (*Embedded, error) {
 		e.advertise = []string{e.address}
 	}
 	return e, nil
+}
+
+// launch survives what etcd does when it cannot start: panic, or end the
+// goroutine (onFatal has the reason then).
+func (e *Embedded) launch(ctx context.Context, cfg *embed.Config) error {
+	type result struct {
+		etcd *embed.Etcd
+		err  error
+	}
+	started := make(chan result, 1)
+	go func() {
+		r := result{err: errStopped}
+		defer func() { started <- r }()
+		defer func() {
+			if p := recover(); p != nil {
+				r.err = fmt.Errorf("%v", p)
+			}
+		}()
+		r.etcd, r.err = embed.StartEtcd(cfg)
+	}()
+	select {
+	case r := <-started:
+		e.etcd = r.etcd
+		select {
+		case fatal := <-e.fatal:
+			return fatal
+		default:
+			return r.err
+		}
+	case <-ctx.Done():
+		return fmt.Errorf("it takes longer than %v: %w", startTimeout, context.Cause(ctx))
+	}
+}
+
+// lockDir keeps a second process out, for whom etcd would wait without a word.
+func lockDir(dir string) (*fileutil.LockedFile, error) {
+	lock, err := fileutil.TryLockFile(dir+".lock", os.O_WRONLY|os.O_CREATE, 0o600)
+	if errors.Is(err, fileutil.ErrLocked) {
+		return nil, fmt.Errorf("start etcd in %s: another distorch uses this directory; stop it or use another --data-dir: %w", dir, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start etcd in %s: %w", dir, err)
+	}
+	return lock, nil
 }
 
 func etcdConfig(cfg EmbeddedConfig, onFatal func(string), g *guard) *embed.Config {
@@ -227,14 +262,19 @@ func addressError(address string, err error) error {
 
 func startError(cfg EmbeddedConfig, err error) error {
 	var op *net.OpError
-	switch text := err.Error(); {
-	case errors.As(err, &op) && op.Op == "listen":
+	if errors.As(err, &op) && op.Op == "listen" {
 		return addressError(cfg.Address, err)
-	case strings.Contains(text, "no space left") || strings.Contains(text, "not enough space"):
-		return fmt.Errorf("start etcd in %s: the disk is full; free at least 200 MB or use another --data-dir: %w", cfg.Dir, err)
-	default:
-		return fmt.Errorf("start etcd in %s: %w", cfg.Dir, err)
 	}
+	return fmt.Errorf("start etcd in %s: %w", cfg.Dir, diskError(err))
+}
+
+// diskError finds the full disk in what may only be a message of etcd's logger.
+func diskError(err error) error {
+	text := err.Error()
+	if strings.Contains(text, "no space left") || strings.Contains(text, "not enough space") {
+		return fmt.Errorf("the disk is full; free at least 200 MB or use another --data-dir: %w", err)
+	}
+	return err
 }
 
 func (e *Embedded) onFatal(message string) {
@@ -258,34 +298,36 @@ func (e *Embedded) Address() string { return e.address }
 
 // Run waits until ctx ends (nil after a clean stop) or etcd fails, and closes it.
 func (e *Embedded) Run(ctx context.Context) error {
-	var err error
 	select {
 	case <-ctx.Done():
-	case err = <-e.etcd.Err():
-	case err = <-e.fatal:
+		return e.close(closeTimeout)
+	case err := <-e.etcd.Err():
+		return errors.Join(fmt.Errorf("etcd failed: %w", err), e.close(closeTimeout))
+	case err := <-e.fatal:
+		// What failed no longer answers to an orderly stop, so it is not awaited
+		// for long. What etcd had promised is on the disk.
+		_ = e.close(failedTimeout)
+		return fmt.Errorf("etcd in %s failed: %w", e.etcd.Config().Dir, diskError(err))
 	}
-	if err != nil {
-		err = fmt.Errorf("etcd failed: %w", err)
-	}
-	return errors.Join(err, e.Close())
 }
 
 // Close stops etcd. Close the clients first: it waits a little for them.
-func (e *Embedded) Close() error {
+func (e *Embedded) Close() error { return e.close(closeTimeout) }
+
+func (e *Embedded) close(patience time.Duration) error {
 	e.closeOnce.Do(func() {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			e.etcd.Close()
 		}()
-		timer := time.NewTimer(closeTimeout)
+		timer := time.NewTimer(patience)
 		defer timer.Stop()
 		select {
 		case <-done:
+			e.closeErr = e.lock.Close()
 		case <-timer.C:
-			// After a fatal error etcd waits for a goroutine that has ended; what
-			// it had promised is on the disk.
-			e.closeErr = fmt.Errorf("etcd did not stop within %v", closeTimeout)
+			e.closeErr = fmt.Errorf("etcd did not stop within %v", patience)
 		}
 	})
 	return e.closeErr

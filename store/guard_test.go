@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -300,5 +301,65 @@ func TestTokenWorksOnce(t *testing.T) {
 	}
 	if won != 1 {
 		t.Errorf("%d machines joined with one token", won)
+	}
+}
+
+// The whole way: a token, a join over the network, and the new machine's writes.
+func TestJoinedAgentRegisters(t *testing.T) {
+	b := newBench(t)
+	admin := b.coordinator(t)
+	c := b.credentials(t, identity.RoleCoordinator, "c")
+	var lc net.ListenConfig
+	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux, err := identity.NewMux(identity.MuxConfig{Listener: ln, TLS: c.ServerTLSWithJoin([]string{identity.ALPNControl})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	joins, err := mux.Listen(identity.ALPNJoin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gossip, err := b.dir.GossipKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := identity.NewJoinServer(identity.JoinConfig{
+		CA: b.ca, Tokens: admin, GossipKey: gossip,
+		Cluster: func() identity.Cluster { return identity.Cluster{ID: b.ca.Cluster(), Etcd: b.etcd.Endpoints()} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = mux.Run(ctx) })
+	wg.Go(func() { _ = server.Serve(ctx, joins) })
+
+	token, err := c.NewToken([]string{ln.Addr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := admin.CreateToken(ctx, token.ID, token.SecretHash(), identity.DefaultTokenTTL); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := identity.OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	me, err := identity.Join(ctx, dir, identity.SlotNode, token, "pc2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := b.open(t, me)
+	if _, err := Put(ctx, agent, NodeKey(me.Self().ID), node(me.Self().ID, "")); err != nil {
+		t.Errorf("a node that joined may not register: %v", err)
+	}
+	if _, err := identity.Join(ctx, dir, identity.SlotNode, token, "pc3"); !errors.Is(err, identity.ErrTokenUsed) {
+		t.Errorf("second use: %v", err)
 	}
 }

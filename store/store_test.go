@@ -592,6 +592,11 @@ func TestStartEmbeddedRefuses(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+	t.Run("directory in use", func(t *testing.T) {
+		if _, err := StartEmbedded(t.Context(), b.config(true)); err == nil || !strings.Contains(err.Error(), "another distorch uses") {
+			t.Errorf("got %v", err)
+		}
+	})
 	t.Run("no certificate", func(t *testing.T) {
 		cfg := b.config(true)
 		cfg.Dir, cfg.CertFile = t.TempDir(), filepath.Join(t.TempDir(), "none.crt")

@@ -19,7 +19,7 @@ import (
 func zapTo(logger *slog.Logger, onFatal func(string)) *zap.Logger {
 	options := []zap.Option{}
 	if onFatal != nil {
-		options = append(options, zap.WithFatalHook(fatalHook(onFatal)))
+		options = append(options, zap.WithFatalHook(fatalHook(onFatal)), zap.WithPanicHook(fatalHook(onFatal)))
 	}
 	return zap.New(&slogCore{logger: logger}, options...)
 }
