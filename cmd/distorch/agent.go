@@ -4,7 +4,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,7 +34,7 @@ func agentFlags(flags *pflag.FlagSet) {
 // agentCommand is `distorch agent`.
 type agentCommand struct {
 	*app
-	joinFile, join, readyFile string
+	join, readyFile string
 }
 
 func newAgent(a *app) *cobra.Command {
@@ -142,12 +141,4 @@ func writeAtomic(path string, b []byte) error {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
-}
-
-// untilDone hides the end that was asked for.
-func untilDone(ctx context.Context, err error) error {
-	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		return nil
-	}
-	return err
 }

@@ -10,6 +10,7 @@ package isa
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -54,10 +55,8 @@ func Parse(name string) (ISA, error) {
 		if i.String() != strings.ToLower(name) {
 			continue
 		}
-		for _, h := range have {
-			if h == i {
-				return i, nil
-			}
+		if slices.Contains(have, i) {
+			return i, nil
 		}
 		return 0, fmt.Errorf("cpu_isa %s: this CPU has only %s; use one of those or auto", name, names(have))
 	}
