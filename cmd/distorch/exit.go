@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -82,11 +83,20 @@ func exitCode(err error) int {
 // fromRPC turns what a coordinator answered into the error of a command: its
 // text without gRPC's wrapping, with the exit code that belongs to it.
 func fromRPC(what string, err error) error {
-	s, ok := status.FromError(err)
-	if err == nil || !ok {
+	var wire interface {
+		error
+		GRPCStatus() *status.Status
+	}
+	if !errors.As(err, &wire) {
 		return err
 	}
-	text := s.Message()
+	s := wire.GRPCStatus()
+	text := strings.Replace(err.Error(), wire.Error(), s.Message(), 1)
+	for _, broken := range []string{"connection error: ", "error reading from server: "} {
+		if strings.Contains(text, broken) {
+			text = strings.Replace(text, broken, "the connection to the coordinator broke: ", 1)
+		}
+	}
 	if what != "" {
 		text = what + ": " + text
 	}

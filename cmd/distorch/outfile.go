@@ -18,15 +18,17 @@ type outFile struct {
 	temp *os.File
 }
 
-// reserve takes room for size bytes beside path.
-func reserve(path string, size int) (_ *outFile, err error) {
+// reserve takes room for size bytes beside path. The file gets the given
+// permissions, less the umask.
+func reserve(path string, size int, mode os.FileMode) (_ *outFile, err error) {
 	fail := func(err error) error {
 		return fmt.Errorf("write %s: %w; free some space or choose another place", path, err)
 	}
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return nil, fail(errors.New("not a regular file"))
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	name := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d.part", filepath.Base(path), os.Getpid()))
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
 	if err != nil {
 		return nil, fail(err)
 	}

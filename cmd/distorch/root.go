@@ -42,7 +42,7 @@ agent.memory), the file of --config, and defaults, in this order.
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newUp(a), newCoordinator(a), newAgent(a),
-		newToken(a), newNodes(a), newModels(a), newPlan(a), newDeploy(a), newStatus(a), newUndeploy(a),
+		newToken(a), newNodes(a), newModels(a), newPlan(a), newDeploy(a), newRun(a), newStatus(a), newUndeploy(a),
 		newVerify(), newVersion(a),
 	}
 }

@@ -13,7 +13,10 @@ import (
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
-const defaultTokenTTL = 24 * time.Hour
+const (
+	defaultTokenTTL = 24 * time.Hour
+	tokenRoom       = 4096
+)
 
 func newToken(a *app) *cobra.Command {
 	root := group(&cobra.Command{Use: "token", Short: "Make tokens that let machines join"})
@@ -41,7 +44,7 @@ file that only you can read, and not shown.`,
 		defer o.close()
 		var file *outFile
 		if *out != "" { // before a token is made that nobody gets
-			if file, err = reserve(*out, 0); err != nil {
+			if file, err = reserve(*out, tokenRoom, 0o600); err != nil {
 				return err
 			}
 			defer file.abort()

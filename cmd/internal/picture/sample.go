@@ -82,7 +82,7 @@ type Result struct {
 	Steps    []time.Duration // wall-clock time of each
 	Forwards int
 	Time     Time
-	PerNode  map[string]Time  // by node id; hops are between nodes and not counted here
+	PerNode  map[string]Time  // by node name; hops are between nodes and not counted here
 	Stages   []*pb.StageStats // what the stages counted, in order
 }
 

@@ -1,0 +1,311 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/distorch/distorch/cmd/internal/output"
+	"github.com/distorch/distorch/cmd/internal/picture"
+	"github.com/distorch/distorch/model/demo"
+	"github.com/distorch/distorch/model/safetensors"
+	"github.com/distorch/distorch/model/sampling"
+	"github.com/distorch/distorch/model/tensor"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+)
+
+// runFlags are what `distorch run` can be told.
+type runFlags struct {
+	prompt, conditioning string
+	seed                 uint64
+	steps, repeat        int
+	cfg, guidance, shift float64
+	width, height        int
+	scheduler            string
+	out, saveLatent      string
+}
+
+func newRun(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run DEPLOYMENT",
+		Short: "Sample a picture with a deployment",
+		Long: `Samples a picture as ComfyUI does (Euler; a seed means the same noise as there),
+and prints the plan and the forecast before the first step, the measured time
+beside the forecast after the last, what each agent ran, and the BLAKE3 digest of
+the final latent.
+
+The text is a --prompt for the demo model, which knows a few words, and a
+--conditioning file for every other: a safetensors file with the tensors context
+[1,tokens,width] and y [1,width], and negative.context and negative.y when --cfg
+is not 1.
+
+Sizes are in pixels, 8 for each cell of the latent, and at most those that the
+deployment is placed for. The demo model makes latents of 16x16 cells, so its
+size is 128x128, though it draws a picture of 32x32 dots, shown 8 times as large.
+
+--save-latent writes the tensors latent (the model's space, what the digest is
+of) and latent_tensor (what ComfyUI's LoadLatent reads).`,
+		Args: arguments(1, "DEPLOYMENT"),
+	}
+	var f runFlags
+	f.add(cmd)
+	operatorFlags(cmd)
+	format := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := f.check(); err != nil {
+			return usage(err)
+		}
+		o, err := a.connect(cmd)
+		if err != nil {
+			return err
+		}
+		defer o.close()
+		return a.sample(cmd, o, args[0], f, *format)
+	}
+	return cmd
+}
+
+func (f *runFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.prompt, "prompt", "", `text for the demo model, such as "large red circle on blue"`)
+	flags.StringVar(&f.conditioning, "conditioning", "", "safetensors file with the text's tensors")
+	flags.Uint64Var(&f.seed, "seed", 0, "seed of the noise")
+	flags.IntVar(&f.steps, "steps", 20, "Euler steps")
+	flags.Float64Var(&f.cfg, "cfg", 1, "weight of the text against the negative one; 1 leaves that out")
+	flags.Float64Var(&f.guidance, "guidance", 3.5, "guidance value, where the model takes one")
+	flags.Float64Var(&f.shift, "shift", sampling.DefaultFluxShift, "shift of FLUX.1 dev's noise levels")
+	flags.IntVar(&f.width, "width", 0, "pixels; 0: as the deployment is placed for")
+	flags.IntVar(&f.height, "height", 0, "pixels; 0: as the deployment is placed for")
+	flags.StringVar(&f.scheduler, "scheduler", string(sampling.Simple), "which noise levels the steps visit, by ComfyUI's names")
+	flags.StringVar(&f.out, "out", "", "PNG file to write; for the demo model, as there is no VAE")
+	flags.StringVar(&f.saveLatent, "save-latent", "", "safetensors file to write the final latent to")
+	flags.IntVar(&f.repeat, "repeat", 1, "make the same picture so many times; their digests must be equal")
+}
+
+// check checks what can be checked without a coordinator.
+func (f *runFlags) check() error {
+	switch {
+	case f.prompt == "" && f.conditioning == "":
+		return errors.New("--prompt (for the demo model) or --conditioning is missing")
+	case f.prompt != "" && f.conditioning != "":
+		return errors.New("--prompt and --conditioning are both given; use one")
+	case f.steps < 1 || f.steps > 10_000:
+		return fmt.Errorf("--steps %d: want 1 to 10000", f.steps)
+	case f.repeat < 1:
+		return fmt.Errorf("--repeat %d: want 1 or more", f.repeat)
+	case f.width < 0 || f.height < 0 || f.width > 1<<16 || f.height > 1<<16:
+		return fmt.Errorf("--width %d --height %d: want 1 to %d pixels, or 0", f.width, f.height, 1<<16)
+	}
+	_, err := sampling.ParseScheduler(f.scheduler)
+	return err
+}
+
+// sample makes the picture that the flags ask for.
+func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFlags, format output.Format) error {
+	request, err := f.request(cmd, o, deployment)
+	if err != nil {
+		return err
+	}
+	files, err := f.reserve(request)
+	if err != nil {
+		return err
+	}
+	defer files.abort()
+	names, err := nodeNames(cmd, o)
+	if err != nil {
+		return err
+	}
+	progress := output.NewProgress(a.stderr)
+	defer progress.Done()
+	planned := false
+	var printing error
+	request.Planned = func(p *pb.Plan) {
+		if planned || format == output.JSON {
+			return
+		}
+		planned = true
+		printing = newPlanView(p, names).write(a.stdout)
+	}
+	request.Stepped = func(step, steps int, took time.Duration) {
+		progress.Step("sampling", int64(step), int64(steps), output.Duration(took)+"/it")
+	}
+	views := []*runView{}
+	var last *picture.Result
+	for range f.repeat {
+		result, err := picture.Sample(cmd.Context(), o.Endpoint, request)
+		progress.Done()
+		if err := errors.Join(err, printing); err != nil {
+			return fromRPC("", err)
+		}
+		if last != nil && last.Digest != result.Digest {
+			return fmt.Errorf("deployment %s: the same request gave two pictures: digest %s, then %s", deployment, last.Digest, result.Digest)
+		}
+		last = result
+		v := newRunView(request, result, names)
+		views = append(views, v)
+		if format != output.JSON {
+			if err := v.write(a.stdout); err != nil {
+				return err
+			}
+		}
+	}
+	if err := files.commit(request, last); err != nil {
+		return err
+	}
+	if format == output.JSON {
+		return output.WriteJSON(a.stdout, views)
+	}
+	return nil
+}
+
+// request finds the deployment and its model and reads the text.
+func (f *runFlags) request(cmd *cobra.Command, o *operator, deployment string) (picture.Request, error) {
+	var none picture.Request
+	status, err := ask(cmd.Context(), o, "", o.Control.Status, &pb.StatusRequest{Name: deployment})
+	if err != nil {
+		return none, err
+	}
+	if len(status.Deployments) != 1 {
+		return none, notFound(fmt.Errorf("there is no deployment %q; `distorch status` lists them", deployment))
+	}
+	spec := status.Deployments[0].GetSpec()
+	model, err := findModel(cmd, o, spec)
+	if err != nil {
+		return none, err
+	}
+	r := picture.Request{
+		Deployment: deployment, Model: model, Width: f.width, Height: f.height, Seed: f.seed, Steps: f.steps,
+		CFG: f.cfg, Guidance: f.guidance, Scheduler: sampling.Scheduler(f.scheduler), Shift: f.shift,
+	}
+	if r.Width == 0 {
+		r.Width = int(spec.GetWorkload().GetDims()["width"])
+	}
+	if r.Height == 0 {
+		r.Height = int(spec.GetWorkload().GetDims()["height"])
+	}
+	if err := f.text(&r); err != nil {
+		return none, err
+	}
+	return r, nil
+}
+
+func (f *runFlags) text(r *picture.Request) error {
+	if f.out != "" && !r.Model.Demo {
+		return usage(fmt.Errorf("--out: distorch has no VAE for %s; use --save-latent and decode that in ComfyUI (LoadLatent, VAEDecode)", r.Model.Name))
+	}
+	if f.prompt != "" {
+		if !r.Model.Demo {
+			return usage(fmt.Errorf("--prompt: distorch has no text encoder for %s; give its output with --conditioning FILE.safetensors", r.Model.Name))
+		}
+		positive, negative, err := picture.Prompt(f.prompt)
+		r.Text, r.Negative = positive, &negative
+		return usage(err)
+	}
+	positive, negative, err := picture.Conditioning(f.conditioning)
+	if err != nil {
+		return err
+	}
+	r.Text, r.Negative = positive, negative
+	if r.NeedsNegative() && negative == nil {
+		return usage(fmt.Errorf("--cfg %g needs the tensors negative.context and negative.y in %s", f.cfg, f.conditioning))
+	}
+	return nil
+}
+
+func findModel(cmd *cobra.Command, o *operator, spec *pb.DeploymentSpec) (picture.Model, error) {
+	answer, err := ask(cmd.Context(), o, "list models", o.Control.ListModels, &pb.ListModelsRequest{})
+	if err != nil {
+		return picture.Model{}, err
+	}
+	for _, m := range answer.Models {
+		if m.GetRecord().GetId() == spec.GetModel() {
+			model, err := picture.NewModel(m.Record)
+			return model, infeasible(err)
+		}
+	}
+	return picture.Model{}, notFound(fmt.Errorf("deployment %s: its model %s is not known to the cluster any more", spec.GetName(), spec.GetModelName()))
+}
+
+// runFiles are the files that a run will write. A nil one is not wanted.
+type runFiles struct{ picture, latent *outFile }
+
+// headerRoom is more than what a PNG or a latent file has beside its values.
+const headerRoom = 64 << 10
+
+// reserve takes the files' room before any step is made.
+func (f *runFlags) reserve(r picture.Request) (files runFiles, err error) {
+	shape := r.Model.LatentShape(r.Width, r.Height)
+	elements, err := shape.Elements()
+	if err != nil {
+		return files, err
+	}
+	if f.out != "" {
+		dots := int(shape[2]) * int(shape[3]) * 4 * demo.Zoom * demo.Zoom
+		if files.picture, err = reserve(f.out, 4*dots+headerRoom, 0o666); err != nil {
+			return files, err
+		}
+	}
+	if f.saveLatent != "" {
+		if files.latent, err = reserve(f.saveLatent, 8*int(elements)+headerRoom, 0o666); err != nil {
+			files.abort()
+			return files, err
+		}
+	}
+	return files, nil
+}
+
+func (f *runFiles) abort() {
+	f.picture.abort()
+	f.latent.abort()
+}
+
+func (f *runFiles) commit(r picture.Request, result *picture.Result) error {
+	if f.picture != nil {
+		raw, err := encodePicture(result)
+		if err == nil {
+			err = f.picture.commit(raw)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if f.latent == nil {
+		return nil
+	}
+	raw, err := encodeLatent(r, result)
+	if err != nil {
+		return err
+	}
+	return f.latent.commit(raw)
+}
+
+func encodePicture(r *picture.Result) ([]byte, error) {
+	img, err := demo.Decode(r.Latent, int(r.Shape[2]), int(r.Shape[3]))
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	err = demo.EncodePNG(&b, demo.Enlarge(img, demo.Zoom))
+	return b.Bytes(), err
+}
+
+func encodeLatent(r picture.Request, result *picture.Result) ([]byte, error) {
+	outside := append([]float32{}, result.Latent...)
+	sampling.FluxLatents().Out(outside)
+	var b bytes.Buffer
+	err := safetensors.Encode(&b, []safetensors.Data{
+		safetensors.FromFloat32s("latent", result.Shape, result.Latent),
+		safetensors.FromFloat32s("latent_tensor", result.Shape, outside),
+		safetensors.FromFloat32s("latent_format_version_0", tensor.Shape{0}, nil),
+	}, map[string]string{
+		"model": r.Model.Name, "seed": fmt.Sprint(r.Seed), "steps": fmt.Sprint(r.Steps), "cfg": fmt.Sprint(r.CFG),
+		"guidance": fmt.Sprint(r.Guidance), "scheduler": string(r.Scheduler), "digest": result.Digest, "numerics": result.Plan.GetNumerics(),
+	})
+	return b.Bytes(), err
+}
