@@ -627,7 +627,7 @@ func TestEtcdFullIsSaid(t *testing.T) {
 	defer e.Close()
 	b.etcd = e
 	s := b.coordinator(t)
-	for range 20 {
+	for range 5000 { // the size is counted when a batch is committed, ten times a second
 		if _, err = Put(t.Context(), s, NodeKey("a"), node("a", strings.Repeat("x", 200<<10))); err != nil {
 			break
 		}
