@@ -51,6 +51,7 @@ func sections() []section {
 		{"isa", "instruction sets against their peaks", isaFigures},
 		{"files", "reading a checkpoint", fileFigures},
 		{"stages", "three stages against one in one process", stageFigures},
+		{"agents", "three agents against one, forecasts against measurements", agentFigures},
 	}
 }
 
@@ -73,14 +74,18 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&o.binary, "distorch", filepath.FromSlash("bin/distorch"), "distorch `program` (make build)")
 	flags.StringVar(&o.dir, "dir", os.TempDir(), "`folder` for checkpoints while they are needed")
 	only := flags.String("only", "", "run the sections that this `regexp` matches: "+names())
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		return fmt.Errorf("there is no bench %q", args[0])
+	all := sections()
+	if len(args) > 0 && args[0] == "real" {
+		all, args = []section{{"real", "a checkpoint of FLUX.1-dev's size on three agents of 6 GB", realFigures}}, args[1:]
 	}
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
 		}
 		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("there is no bench %q; there is real, and without a name all others", flags.Arg(0))
 	}
 	var err error
 	if o.only, err = regexp.Compile(*only); err != nil {
@@ -95,14 +100,14 @@ func run(ctx context.Context, args []string) error {
 	}
 	defer os.RemoveAll(dir)
 	o.dir = dir
-	return runSections(ctx, o)
+	return runSections(ctx, o, all)
 }
 
 // runSections goes on after a section that failed, and says so in the end.
-func runSections(ctx context.Context, o *options) error {
+func runSections(ctx context.Context, o *options, all []section) error {
 	r := newReport(os.Stdout)
 	var failed []error
-	for _, s := range sections() {
+	for _, s := range all {
 		if !o.only.MatchString(s.name) {
 			continue
 		}
