@@ -230,15 +230,17 @@ func (a *Agent) measure(ctx context.Context) (*pb.NodeRecord, error) {
 		d.Model = m
 	}
 	for _, t := range a.device.DTypes {
-		r, err := measure.Measure(ctx, a.session, t)
+		all, err := measure.Measure(ctx, a.session, t)
 		if err != nil {
 			return nil, err
 		}
 		d.NumericsClasses = append(d.NumericsClasses, a.device.Class(t))
-		d.Rates = append(d.Rates, &pb.Rates{
-			Dtype: lower(t), LinearFlopsPerSecond: r.Linear, AttentionFlopsPerSecond: r.Attention,
-			ElementwiseBytesPerSecond: r.Elementwise, ExpandBytesPerSecond: r.Expand,
-		})
+		for _, r := range all {
+			d.Rates = append(d.Rates, &pb.Rates{
+				Dtype: lower(t), Elements: uint64(r.Elements), LinearFlopsPerSecond: r.Linear, AttentionFlopsPerSecond: r.Attention,
+				ElementwiseBytesPerSecond: r.Elementwise, ExpandBytesPerSecond: r.Expand,
+			})
+		}
 	}
 	return &pb.NodeRecord{
 		Id: a.ID(), Name: self.Name, Incarnation: a.node.Incarnation(), Address: a.Address(), Devices: []*pb.Device{d},

@@ -110,7 +110,7 @@ func nodeFromProto(id string, e store.Entry[*pb.NodeRecord], l *pb.LinkRecord) r
 		}
 		for _, x := range d.GetRates() {
 			device.Rates = append(device.Rates, reconcile.Rates{
-				DType: x.GetDtype(), Linear: x.GetLinearFlopsPerSecond(), Attention: x.GetAttentionFlopsPerSecond(),
+				DType: x.GetDtype(), Elements: float64(x.GetElements()), Linear: x.GetLinearFlopsPerSecond(), Attention: x.GetAttentionFlopsPerSecond(),
 				Expand: x.GetExpandBytesPerSecond(), Elementwise: x.GetElementwiseBytesPerSecond(),
 			})
 		}

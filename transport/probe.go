@@ -20,7 +20,10 @@ import (
 )
 
 const (
-	probeEchoes  = 11
+	probeEchoes = 11
+	// probePause lets both ends fall asleep between echoes, as they do between
+	// the hops of a forward.
+	probePause   = 2 * time.Millisecond
 	probeDiscard = 2 << 20 // lets token buckets of 1 MB run dry
 	probeLimit   = 1200 * time.Millisecond
 	probeBurst   = 150 * time.Millisecond
@@ -94,7 +97,10 @@ func (p *prober) measure() (ProbeResult, error) {
 		p.payload[i] = byte(x)
 	}
 	var trips []time.Duration
+	pause := time.NewTicker(probePause)
+	defer pause.Stop()
 	for range probeEchoes {
+		<-pause.C
 		begin := time.Now()
 		if err := p.send(64); err != nil {
 			return ProbeResult{}, err

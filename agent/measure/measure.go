@@ -19,35 +19,49 @@ import (
 	"github.com/distorch/distorch/model/tensor"
 )
 
-// Rates of one compute dtype on one device.
+// Rates of one compute dtype on one device, at one size of activations.
 type Rates struct {
 	DType       tensor.DType
+	Elements    int64   // of an activation: tokens times hidden size
 	Linear      float64 // FLOP/s in matrix products with weights
 	Attention   float64 // FLOP/s in attention
 	Elementwise float64 // bytes/s read and written by all other operations
-	Expand      float64 // stored fp8 bytes/s expanded and packed
+	Expand      float64 // fp8 weights expanded and packed, in packed bytes/s
 }
 
-// The shapes that are measured: tokens of an image of 512×512 and of its text,
-// a hidden size of 1024 in heads of 128.
-const (
-	tokens   = 1024
-	hidden   = 1024
-	heads    = 8
-	headSize = hidden / heads
-)
+// size is the shape of what is measured.
+type size struct{ tokens, hidden int64 }
 
-// minRounds and the time per program bound the measuring: about 1.5 s for a
+// headSize is that of the heads in all sizes.
+const headSize = 128
+
+// sizes are those of a small test model and of a model at 512×512 pixels.
+// Beyond them a rate changes little.
+func sizes() []size { return []size{{256, 256}, {1024, 1024}} }
+
+// minRounds and the time per program bound the measuring: about 2 s for a
 // dtype.
 const (
 	minRounds = 5
 	maxRounds = 200
-	perRun    = 300 * time.Millisecond
+	perRun    = 200 * time.Millisecond
 )
 
-// Measure runs the programs of one dtype, one after another.
-func Measure(ctx context.Context, s engine.Session, d tensor.DType) (Rates, error) {
-	r := Rates{DType: d}
+// Measure runs the programs of one dtype, one after another, at each size.
+func Measure(ctx context.Context, s engine.Session, d tensor.DType) ([]Rates, error) {
+	var out []Rates
+	for _, sz := range sizes() {
+		r, err := at(ctx, s, d, sz)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+func at(ctx context.Context, s engine.Session, d tensor.DType, sz size) (Rates, error) {
+	r := Rates{DType: d, Elements: sz.tokens * sz.hidden}
 	b := bench{session: s, dtype: d}
 	for _, p := range []struct {
 		name string
@@ -55,9 +69,9 @@ func Measure(ctx context.Context, s engine.Session, d tensor.DType) (Rates, erro
 		work func(graph.Cost) float64
 		to   *float64
 	}{
-		{"linear", linear(d), func(c graph.Cost) float64 { return float64(c.LinearFLOPs) }, &r.Linear},
-		{"attention", attention(d), func(c graph.Cost) float64 { return float64(c.AttentionFLOPs) }, &r.Attention},
-		{"elementwise", elementwise(d), func(c graph.Cost) float64 { return float64(c.MovedBytes) }, &r.Elementwise},
+		{"linear", linear(d, sz), func(c graph.Cost) float64 { return float64(c.LinearFLOPs) }, &r.Linear},
+		{"attention", attention(d, sz), func(c graph.Cost) float64 { return float64(c.AttentionFLOPs) }, &r.Attention},
+		{"elementwise", elementwise(d, sz), func(c graph.Cost) float64 { return float64(c.MovedBytes) }, &r.Elementwise},
 	} {
 		t, err := b.run(ctx, p.seg)
 		if err != nil {
@@ -65,7 +79,7 @@ func Measure(ctx context.Context, s engine.Session, d tensor.DType) (Rates, erro
 		}
 		*p.to = p.work(p.seg.Cost) / t.Seconds()
 	}
-	t, bytes, err := b.expand(ctx)
+	t, bytes, err := b.expand(ctx, sz)
 	if err != nil {
 		return r, fmt.Errorf("measure expanding weights to %v: %w", d, err)
 	}
@@ -139,24 +153,24 @@ func (b *bench) time(ctx context.Context, issue func() engine.Event) (time.Durat
 	return took[len(took)/4], nil
 }
 
-// expand times packing of a stored fp8 matrix.
-func (b *bench) expand(ctx context.Context) (time.Duration, tensor.Bytes, error) {
-	seg := linear(b.dtype)
+// expand times packing of a stored fp8 matrix, in packed bytes.
+func (b *bench) expand(ctx context.Context, sz size) (time.Duration, tensor.Bytes, error) {
+	seg := linear(b.dtype, sz)
 	p, err := b.session.Compile(ctx, seg)
 	if err != nil {
 		return 0, 0, err
 	}
 	var weights []engine.Weight
-	var size tensor.Bytes
+	var stored tensor.Bytes
 	for _, w := range seg.Weights {
 		n, err := w.Shape.Bytes(tensor.F8E4M3)
 		if err != nil {
 			return 0, 0, err
 		}
-		weights = append(weights, engine.Weight{Name: w.Name, DType: tensor.F8E4M3, Shape: w.Shape, Offset: size})
-		size += (n + graph.Align - 1) / graph.Align * graph.Align
+		weights = append(weights, engine.Weight{Name: w.Name, DType: tensor.F8E4M3, Shape: w.Shape, Offset: stored})
+		stored += (n + graph.Align - 1) / graph.Align * graph.Align
 	}
-	src, err := b.session.Buffer(size)
+	src, err := b.session.Buffer(stored)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -167,7 +181,7 @@ func (b *bench) expand(ctx context.Context) (time.Duration, tensor.Bytes, error)
 	}
 	defer dst.Free()
 	t, err := b.time(ctx, func() engine.Event { return b.session.Pack(p, dst, 0, src, weights) })
-	return t, size, err
+	return t, p.PackedBytes(), err
 }
 
 // fill writes small ordinary numbers, so that nothing is denormal or infinite.

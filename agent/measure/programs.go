@@ -70,7 +70,8 @@ func (b *builder) step(op graph.Op, a graph.Attrs, out graph.ValueID, weights []
 }
 
 // linear is a projection to three times the width, as qkv is.
-func linear(d tensor.DType) *graph.Segment {
+func linear(d tensor.DType, sz size) *graph.Segment {
+	tokens, hidden := sz.tokens, sz.hidden
 	b := newBuilder("linear", d)
 	x, y := b.input("x", 1, tokens, hidden), b.output("y", 1, tokens, 3*hidden)
 	b.step(graph.OpLinear, graph.Attrs{}, y, []graph.WeightID{b.weight("w", 3*hidden, hidden), b.weight("b", 3*hidden)}, x)
@@ -78,9 +79,10 @@ func linear(d tensor.DType) *graph.Segment {
 	return &b.seg
 }
 
-func attention(d tensor.DType) *graph.Segment {
+func attention(d tensor.DType, sz size) *graph.Segment {
+	tokens, hidden := sz.tokens, sz.hidden
 	b := newBuilder("attention", d)
-	shape := []int64{1, tokens, heads, headSize}
+	shape := []int64{1, tokens, hidden / headSize, headSize}
 	q, k, v, o := b.input("q", shape...), b.input("k", shape...), b.input("v", shape...), b.output("o", shape...)
 	b.step(graph.OpAttention, graph.Attrs{Scale: 0.08838834764831845}, o, nil, q, k, v)
 	b.seg.Cost.AttentionFLOPs = 4 * tokens * tokens * hidden
@@ -89,15 +91,16 @@ func attention(d tensor.DType) *graph.Segment {
 
 // elementwise runs what stands between the products of a block, in about the
 // proportions of a FLUX block.
-func elementwise(d tensor.DType) *graph.Segment {
+func elementwise(d tensor.DType, sz size) *graph.Segment {
+	tokens, hidden := sz.tokens, sz.hidden
 	b := newBuilder("elementwise", d)
 	x, wide, vec := b.input("x", 1, tokens, hidden), b.input("wide", 1, tokens, 4*hidden), b.input("vec", 1, hidden)
 	cos, sin := b.table("cos", tokens, headSize/2), b.table("sin", tokens, headSize/2)
 	out := b.output("out", 1, tokens, hidden)
 	norm, mod := b.inner("norm", 1, tokens, hidden), b.inner("mod", 1, tokens, hidden)
 	act := b.inner("act", 1, tokens, 4*hidden)
-	qk, turned := b.inner("qk", 1, tokens, heads, headSize), b.inner("turned", 1, tokens, heads, headSize)
-	q := b.input("q", 1, tokens, heads, headSize)
+	qk, turned := b.inner("qk", 1, tokens, hidden/headSize, headSize), b.inner("turned", 1, tokens, hidden/headSize, headSize)
+	q := b.input("q", 1, tokens, hidden/headSize, headSize)
 	b.step(graph.OpLayerNorm, graph.Attrs{Eps: 1e-6}, norm, nil, x)
 	b.step(graph.OpModulate, graph.Attrs{}, mod, nil, norm, vec, vec)
 	b.step(graph.OpRMSNorm, graph.Attrs{Eps: 1e-6}, qk, []graph.WeightID{b.weight("scale", headSize)}, q)

@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,7 +67,7 @@ func newNodeView(n *pb.NodeStatus) nodeView {
 	}
 	for _, d := range r.GetDevices() {
 		dv := deviceView{d.Name, d.Model, d.MemoryTotalBytes, d.MemoryAllocatableBytes, d.Threads, d.Isa, d.NumericsClasses, []rateView{}}
-		for _, rate := range d.Rates {
+		for _, rate := range largest(d.Rates) {
 			dv.Rates = append(dv.Rates, rateView{rate.Dtype, rate.LinearFlopsPerSecond, rate.AttentionFlopsPerSecond, rate.ExpandBytesPerSecond})
 		}
 		v.Devices = append(v.Devices, dv)
@@ -169,3 +170,18 @@ func nodeNames(cmd *cobra.Command, o *operator) (map[string]string, error) {
 
 // round keeps JSON free of digits that mean nothing.
 func round(d time.Duration) float64 { return d.Round(time.Microsecond).Seconds() }
+
+// largest are the rates at the largest measured size, one for each dtype.
+func largest(all []*pb.Rates) []*pb.Rates {
+	var out []*pb.Rates
+	for _, r := range all {
+		i := slices.IndexFunc(out, func(o *pb.Rates) bool { return o.Dtype == r.Dtype })
+		switch {
+		case i < 0:
+			out = append(out, r)
+		case r.Elements > out[i].Elements:
+			out[i] = r
+		}
+	}
+	return out
+}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/numeric"
 	"github.com/distorch/distorch/placement"
 )
 
@@ -28,13 +29,69 @@ func (n *Node) cpu() *Device {
 	return nil
 }
 
-func (d *Device) rates(dtype string) (Rates, bool) {
-	for _, r := range d.Rates {
-		if r.DType == dtype {
-			return r, true
+// rates are those for activations of the given size: between two measured
+// sizes each rate follows a power of the size, beyond them it stays.
+func (d *Device) rates(dtype string, elements float64) (Rates, bool) {
+	var below, above *Rates
+	for i := range d.Rates {
+		r := &d.Rates[i]
+		if r.DType != dtype {
+			continue
+		}
+		if r.Elements <= elements && (below == nil || r.Elements > below.Elements) {
+			below = r
+		}
+		if r.Elements >= elements && (above == nil || r.Elements < above.Elements) {
+			above = r
 		}
 	}
-	return Rates{}, false
+	switch {
+	case below == nil && above == nil:
+		return Rates{}, false
+	case below == nil:
+		return *above, true
+	case above == nil || above.Elements == below.Elements:
+		return *below, true
+	}
+	part := numeric.Log(elements/below.Elements) / numeric.Log(above.Elements/below.Elements)
+	mix := func(a, b float64) float64 {
+		if !(a > 0 && b > 0) {
+			return b // placement refuses what is not a rate
+		}
+		return a * numeric.Pow(b/a, part)
+	}
+	return Rates{
+		DType: dtype, Elements: elements, Linear: mix(below.Linear, above.Linear), Attention: mix(below.Attention, above.Attention),
+		Expand: mix(below.Expand, above.Expand), Elementwise: mix(below.Elementwise, above.Elementwise),
+	}, true
+}
+
+// activation is the number of elements of the largest tensor that a block
+// hands on, for one request of the workload.
+func activation(m *graph.Model, w Workload) float64 {
+	free, err := m.Request(w.Dims)
+	if err != nil {
+		return 0
+	}
+	dims, err := m.Resolve(free)
+	if err != nil {
+		return 0
+	}
+	most := 0.0
+	for _, r := range m.Runs {
+		for _, v := range r.State {
+			n := 1.0
+			for _, e := range v.Shape {
+				x, err := e.Eval(dims)
+				if err != nil {
+					return 0
+				}
+				n *= float64(x)
+			}
+			most = max(most, n)
+		}
+	}
+	return most
 }
 
 // class is the numerics class of a dtype: the one that names it as a part.
@@ -88,7 +145,7 @@ func (w *world) convert(n *Node, spec *Spec, m *Model, dtype string) placement.N
 	free -= min(free, d.Overhead)
 	free -= min(free, w.taken(n.ID, spec.Name))
 	c := placement.Device{ID: d.Name, Kind: placement.KindCPU, Allocatable: placement.Bytes(min(free, math.MaxInt64))}
-	if r, ok := d.rates(dtype); ok {
+	if r, ok := d.rates(dtype, activation(m.Graph, spec.Workload)); ok {
 		c.Rates = []placement.Rate{{DType: placement.DType(dtype), Linear: r.Linear, Attention: r.Attention}}
 		c.Expansion, c.Memory = r.Expand, r.Elementwise
 	} else {
@@ -113,7 +170,7 @@ func (w *world) reject(n *Node, as placement.Node, g *graph.Model, dtype string)
 		return placement.Reason{Kind: placement.ReasonRates, Detail: err.Error()}
 	}
 	if d := n.cpu(); d != nil {
-		r, ok := d.rates(dtype)
+		r, ok := d.rates(dtype, 0)
 		switch {
 		case ok && d.class(dtype) == "":
 			return placement.Reason{Kind: placement.ReasonRates, Detail: "it names no numerics class for " + dtype}

@@ -26,9 +26,11 @@ type Snapshot struct {
 // Versions is a range of protocol versions, both ends included.
 type Versions struct{ Min, Max uint32 }
 
-// Rates are a device's measured speeds for one compute dtype, per second.
+// Rates are a device's measured speeds for one compute dtype at one size of
+// activations, per second.
 type Rates struct {
-	DType       string // bf16
+	DType       string  // bf16
+	Elements    float64 // of an activation: tokens times hidden size
 	Linear      float64
 	Attention   float64
 	Expand      float64 // packed bytes

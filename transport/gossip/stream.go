@@ -284,7 +284,7 @@ func (s *streams) accept() {
 	for {
 		c, err := s.cfg.Listener.Accept()
 		if err != nil {
-			if s.ctx.Err() == nil {
+			if s.ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
 				s.log.Error("gossip listener failed", "error", err)
 			}
 			return

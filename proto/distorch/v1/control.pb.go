@@ -139,7 +139,8 @@ func (x *Workload) GetInFlight() uint32 {
 	return 0
 }
 
-// Rates are speeds measured on a device at the agent's start.
+// Rates are speeds measured on a device at the agent's start, for one size of
+// activations: small ones leave a device less busy.
 type Rates struct {
 	state                     protoimpl.MessageState `protogen:"open.v1"`
 	Dtype                     string                 `protobuf:"bytes,1,opt,name=dtype,proto3" json:"dtype,omitempty"`                                                                          // compute dtype: f32, bf16
@@ -147,6 +148,7 @@ type Rates struct {
 	AttentionFlopsPerSecond   float64                `protobuf:"fixed64,3,opt,name=attention_flops_per_second,json=attentionFlopsPerSecond,proto3" json:"attention_flops_per_second,omitempty"` // attention
 	ExpandBytesPerSecond      float64                `protobuf:"fixed64,4,opt,name=expand_bytes_per_second,json=expandBytesPerSecond,proto3" json:"expand_bytes_per_second,omitempty"`          // stored bytes expanded and packed, in packed bytes
 	ElementwiseBytesPerSecond float64                `protobuf:"fixed64,5,opt,name=elementwise_bytes_per_second,json=elementwiseBytesPerSecond,proto3" json:"elementwise_bytes_per_second,omitempty"`
+	Elements                  uint64                 `protobuf:"varint,6,opt,name=elements,proto3" json:"elements,omitempty"` // of an activation, tokens times hidden size
 	unknownFields             protoimpl.UnknownFields
 	sizeCache                 protoimpl.SizeCache
 }
@@ -212,6 +214,13 @@ func (x *Rates) GetExpandBytesPerSecond() float64 {
 func (x *Rates) GetElementwiseBytesPerSecond() float64 {
 	if x != nil {
 		return x.ElementwiseBytesPerSecond
+	}
+	return 0
+}
+
+func (x *Rates) GetElements() uint64 {
+	if x != nil {
+		return x.Elements
 	}
 	return 0
 }
@@ -2973,13 +2982,14 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\tin_flight\x18\x02 \x01(\rR\binFlight\x1a7\n" +
 	"\tDimsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x89\x02\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xa5\x02\n" +
 	"\x05Rates\x12\x14\n" +
 	"\x05dtype\x18\x01 \x01(\tR\x05dtype\x125\n" +
 	"\x17linear_flops_per_second\x18\x02 \x01(\x01R\x14linearFlopsPerSecond\x12;\n" +
 	"\x1aattention_flops_per_second\x18\x03 \x01(\x01R\x17attentionFlopsPerSecond\x125\n" +
 	"\x17expand_bytes_per_second\x18\x04 \x01(\x01R\x14expandBytesPerSecond\x12?\n" +
-	"\x1celementwise_bytes_per_second\x18\x05 \x01(\x01R\x19elementwiseBytesPerSecond\"\xfb\x02\n" +
+	"\x1celementwise_bytes_per_second\x18\x05 \x01(\x01R\x19elementwiseBytesPerSecond\x12\x1a\n" +
+	"\belements\x18\x06 \x01(\x04R\belements\"\xfb\x02\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x14\n" +
