@@ -79,7 +79,7 @@ func parseProblem(t *testing.T, d *datadriven.TestData) Problem {
 			t.Fatalf("unknown argument %s", arg.Key)
 		}
 	}
-	for _, line := range strings.Split(d.Input, "\n") {
+	for line := range strings.SplitSeq(d.Input, "\n") {
 		fields := strings.Fields(line)
 		if len(fields) < 2 {
 			continue
@@ -122,7 +122,7 @@ func parseModel(t *testing.T, name string, kv map[string]string) Model {
 		}
 		return c
 	}
-	for _, f := range strings.Split(kv["runs"], ",") {
+	for f := range strings.SplitSeq(kv["runs"], ",") {
 		run, rest, _ := strings.Cut(f, ":")
 		count, size, _ := strings.Cut(rest, "x")
 		m.Runs = append(m.Runs, Run{Name: run, Count: int(number(t, count)), Block: cost(number(t, size)), Boundary: boundary})

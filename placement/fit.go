@@ -92,7 +92,7 @@ func (f *fill) extend(k, flags, x, y int, c capacity) {
 		cell := &f.reach[k][flags|int(r)|more][x]
 		*cell = max(*cell, min(y, n2))
 	}
-	for r := role(0); r < roles; r++ {
+	for r := range role(roles) {
 		if flags&int(r) != 0 {
 			continue
 		}

@@ -194,8 +194,7 @@ func TestOracle(t *testing.T) {
 		want, n := bruteForce(p)
 		plan, err := Place(p, Options{SkipLosses: true})
 		if math.IsInf(want, 1) {
-			var nowhere *InfeasibleError
-			if !errors.As(err, &nowhere) {
+			if _, ok := errors.AsType[*InfeasibleError](err); !ok {
 				t.Fatalf("seed %d: got plan %v, error %v; no pipeline exists", seed, plan, err)
 			}
 			infeasible++

@@ -88,11 +88,11 @@ func newAutomaton(twoRuns bool) *automaton {
 		if a.sets[at] == whole {
 			continue
 		}
-		for k := inOne; k < kinds; k++ {
+		for k := range kinds {
 			if !twoRuns && k != inTwo {
 				continue
 			}
-			for r := role(0); r < roles; r++ {
+			for r := range role(roles) {
 				a.expand(at, k, r, twoRuns)
 			}
 		}

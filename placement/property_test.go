@@ -23,8 +23,7 @@ func drawProblem(t *rapid.T) (Problem, *rand.Rand) {
 // step is the plan's step, or +Inf when nothing fits.
 func stepOf(t *rapid.T, p Problem) float64 {
 	plan, err := Place(p, Options{SkipLosses: true})
-	var nowhere *InfeasibleError
-	if errors.As(err, &nowhere) {
+	if _, ok := errors.AsType[*InfeasibleError](err); ok {
 		return math.Inf(1)
 	}
 	if err != nil {

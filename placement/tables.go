@@ -186,7 +186,7 @@ func (s shape) load(x, y int, r role) load {
 func newHost(node int, n *Node, p *pricer, hop float64) *host {
 	s := shapeOf(p.model)
 	h := &host{node: node, hop: hop}
-	for r := role(0); r < roles; r++ {
+	for r := range role(roles) {
 		h.cost[r] = make([]float64, s.cells())
 		edge := endpointHops(p.model, n.Link, r)
 		for x := 0; x <= s.n1; x++ {

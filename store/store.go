@@ -166,8 +166,7 @@ func explain(err error) error {
 
 // code reads a gRPC status also from errors that etcd's client has wrapped.
 func code(err error) codes.Code {
-	var own rpctypes.EtcdError
-	if errors.As(err, &own) {
+	if own, ok := errors.AsType[rpctypes.EtcdError](err); ok {
 		return own.Code()
 	}
 	return status.Code(err)

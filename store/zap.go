@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -27,13 +28,14 @@ func zapTo(logger *slog.Logger, onFatal func(string)) *zap.Logger {
 type fatalHook func(string)
 
 func (h fatalHook) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
-	message := entry.Message
+	var message strings.Builder
+	message.WriteString(entry.Message)
 	for _, f := range fields {
 		if err, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
-			message += ": " + err.Error()
+			message.WriteString(": " + err.Error())
 		}
 	}
-	h(message)
+	h(message.String())
 	runtime.Goexit()
 }
 

@@ -6,6 +6,7 @@ package arch_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -126,9 +127,7 @@ func TestRefusesVariantsByName(t *testing.T) {
 	}
 	with := func(add map[string]arch.Tensor) map[string]arch.Tensor {
 		out := published(fluxDev(), tensor.BF16)
-		for k, v := range add {
-			out[k] = v
-		}
+		maps.Copy(out, add)
 		return out
 	}
 	keys := func(names ...string) map[string]arch.Tensor {

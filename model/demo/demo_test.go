@@ -112,7 +112,7 @@ func TestReferenceNoiseIsOurs(t *testing.T) {
 	checked := 0
 	for key, text := range f.Metadata() {
 		var seed uint64
-		for _, part := range strings.Split(text, "; ") {
+		for part := range strings.SplitSeq(text, "; ") {
 			if s, ok := strings.CutPrefix(part, "seed "); ok {
 				seed, _ = strconv.ParseUint(s, 10, 64)
 			}

@@ -34,11 +34,11 @@ func (k Kind) String() string {
 	return "invalid"
 }
 
-// ValueID indexes Graph.Values, WeightID Graph.Weights.
-type (
-	ValueID  int32
-	WeightID int32
-)
+// ValueID indexes Graph.Values.
+type ValueID int32
+
+// WeightID indexes Graph.Weights.
+type WeightID int32
 
 // Value is a tensor that a graph reads or makes. Names are unique within a
 // graph; an input, constant or output has the name by which it is bound.

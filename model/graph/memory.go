@@ -45,7 +45,7 @@ type planner struct {
 func (s *Segment) place(bound *Segment, keep bool) error {
 	p := &planner{seg: s, keep: keep}
 	p.begin()
-	for i := len(s.Steps) - 1; i >= 0; i-- {
+	for i := range slices.Backward(s.Steps) {
 		p.pushDown(i)
 	}
 	for i := range s.Steps {

@@ -74,8 +74,7 @@ func TestMalformedFilesHaveTheirOwnReason(t *testing.T) {
 }
 
 func reasonOf(err error) Reason {
-	var f *FormatError
-	if errors.As(err, &f) {
+	if f, ok := errors.AsType[*FormatError](err); ok {
 		return f.Reason
 	}
 	return ""

@@ -92,10 +92,14 @@ func OpenDir(path string) (Dir, error) {
 // Path returns the directory.
 func (d Dir) Path() string { return d.path }
 
-// KeyFile, CertFile and CAFile are for a program that takes paths, as etcd does.
-func (d Dir) KeyFile(s Slot) string  { return d.file(string(s) + ".key") }
+// KeyFile is a slot's private key, for a program that takes paths, as etcd does.
+func (d Dir) KeyFile(s Slot) string { return d.file(string(s) + ".key") }
+
+// CertFile is a slot's certificate.
 func (d Dir) CertFile(s Slot) string { return d.file(string(s) + ".crt") }
-func (d Dir) CAFile() string         { return d.file(caCertFile) }
+
+// CAFile is the cluster's certificate authority.
+func (d Dir) CAFile() string { return d.file(caCertFile) }
 
 func (d Dir) file(name string) string { return filepath.Join(d.path, name) }
 

@@ -14,7 +14,9 @@ package refexec
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/numeric"
@@ -43,9 +45,7 @@ func (m *Machine) Forward(in Values) ([]float32, error) {
 		return nil, err
 	}
 	have := Values{}
-	for k, v := range in {
-		have[k] = v
-	}
+	maps.Copy(have, in)
 	for _, l := range launches {
 		out, err := m.Run(l, have)
 		if err != nil {
@@ -277,7 +277,7 @@ func (r *run) weights(st *graph.Step) ([][]float32, error) {
 		}
 		n, err := w.Shape.Elements()
 		if err != nil || int64(len(v)) != n {
-			return nil, fmt.Errorf("weight %q has %d elements, must have shape %v (%v)", w.Name, len(v), w.Shape, err)
+			return nil, fmt.Errorf("weight %q has %d elements, must have shape %v (%w)", w.Name, len(v), w.Shape, err)
 		}
 		out[i] = make([]float32, len(v))
 		for j, x := range v {
@@ -412,13 +412,13 @@ func transpose(perm []int, to, from tensor.Shape, x []float32) []float64 {
 	out := make([]float64, len(x))
 	for i := range out {
 		rest, at := int64(i), int64(0)
-		for d := len(to) - 1; d >= 0; d-- {
+		for d, t := range slices.Backward(to) {
 			step := int64(1)
 			for _, n := range from[perm[d]+1:] {
 				step *= n
 			}
-			at += rest % to[d] * step
-			rest /= to[d]
+			at += rest % t * step
+			rest /= t
 		}
 		out[i] = float64(x[at])
 	}
