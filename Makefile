@@ -46,7 +46,7 @@ $(BIN)/distorch: # always asked: go build knows best what is up to date
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/distorch
 
 quickstart: $(BIN)/distorch ## one picture on three agents, then on one; NETNS=1: each in a network namespace
-	./$(BIN)/distorch demo $(if $(filter 1,$(NETNS)),--netns) $(DEMOFLAGS)
+	./$(BIN)/distorch quickstart $(if $(filter 1,$(NETNS)),--netns) $(QUICKSTARTFLAGS)
 
 test: ## vet and all tests; closes with the slowest packages and what was skipped
 	$(GO) vet ./...
