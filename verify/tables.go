@@ -134,6 +134,9 @@ func (v *verifier) embedding(c *goldenCase, name string) (Record, error) {
 	if err != nil {
 		return r, err
 	}
+	if len(shape) != 2 {
+		return r, fmt.Errorf("emb.%s has shape %v, not [values, 2·frequencies]", name, shape)
+	}
 	given, err := e.inputs(c, int(shape[0]))
 	if err != nil {
 		return r, err

@@ -118,9 +118,6 @@ func TestSameBits(t *testing.T) {
 			l := verify.Layout{Engines: []engine.Engine{on(t, set, threads)}, Stages: stages, Stored: stages%2 == 0}
 			check(fmt.Sprintf("%s, %d stages, %d threads", set, stages, threads), l)
 		}
-		for threads := 1; threads <= 3; threads++ {
-			check(fmt.Sprintf("%s, %d threads, stored", set, threads), verify.Layout{Engines: []engine.Engine{on(t, set, threads)}, Stored: true})
-		}
 	}
 	var mixed []engine.Engine
 	for i, set := range isa.Supported() {

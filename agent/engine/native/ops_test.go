@@ -9,6 +9,7 @@ import (
 	"math"
 	"testing"
 
+	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/tensor"
@@ -211,22 +212,25 @@ func TestOperationsAgainstReference(t *testing.T) {
 // Every instruction set and number of threads gives the same bytes, with
 // denormals, infinities and both zeros among the operands.
 func TestOperationsSameBits(t *testing.T) {
-	generic := open(t, isa.Generic, 1)
+	sessions := map[string]engine.Session{}
 	for _, set := range isa.Supported() {
 		for threads := 1; threads <= 3; threads++ {
-			s := open(t, set, threads)
-			for _, d := range drawings() {
-				for n, z := range sizes() {
-					for _, compute := range []tensor.DType{tensor.F32, tensor.BF16} {
-						var k sketch
-						d.draw(&k, z)
-						seg := k.segment(t, compute)
-						o := draw(seg, n%2 == 1)
-						want := execute(t, generic, seg, o)
-						for i, got := range execute(t, s, seg, o) {
-							if v := seg.Values[seg.Outputs[i]]; !same(t, got, want[i], v.DType) {
-								t.Errorf("%s, %v, %+v: %s with %s on %d threads differs from generic", d.name, compute, z, v.Name, set, threads)
-							}
+			sessions[fmt.Sprintf("%s on %d threads", set, threads)] = open(t, set, threads)
+		}
+	}
+	generic := open(t, isa.Generic, 1)
+	for _, d := range drawings() {
+		for n, z := range sizes() {
+			for _, compute := range []tensor.DType{tensor.F32, tensor.BF16} {
+				var k sketch
+				d.draw(&k, z)
+				seg := k.segment(t, compute)
+				o := draw(seg, n%2 == 1)
+				want := execute(t, generic, seg, o)
+				for name, s := range sessions {
+					for i, got := range execute(t, s, seg, o) {
+						if v := seg.Values[seg.Outputs[i]]; !same(t, got, want[i], v.DType) {
+							t.Errorf("%s, %v, %+v: %s with %s differs from generic", d.name, compute, z, v.Name, name)
 						}
 					}
 				}

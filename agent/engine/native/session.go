@@ -31,14 +31,15 @@ type session struct {
 	pool    *pool
 	expand  expansion
 
-	mu     sync.Mutex
-	cond   *sync.Cond
-	queue  []task
-	issued engine.Event
-	passed engine.Event
-	errs   map[engine.Event]error
-	closed bool
-	wg     sync.WaitGroup
+	mu       sync.Mutex
+	cond     *sync.Cond
+	queue    []task
+	issued   engine.Event
+	accepted engine.Event // the last one queued; more are issued on a closed session
+	passed   engine.Event
+	errs     map[engine.Event]error
+	closed   bool
+	wg       sync.WaitGroup
 }
 
 var _ engine.Session = (*session)(nil)
@@ -109,6 +110,10 @@ func (s *session) issue(after []engine.Event, do func() error) engine.Event {
 			}
 		}
 	}
+	if s.closed { // nobody works on the queue any more
+		return s.issued
+	}
+	s.accepted = s.issued
 	s.queue = append(s.queue, task{event: s.issued, after: after, do: do})
 	s.cond.Broadcast()
 	return s.issued
@@ -126,7 +131,7 @@ func (s *session) Wait(ctx context.Context, e engine.Event) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.passed < e && ctx.Err() == nil {
-		if s.closed && len(s.queue) == 0 {
+		if s.closed && e > s.accepted {
 			return errClosed
 		}
 		s.cond.Wait()
