@@ -22,7 +22,7 @@ var arrows = map[string][]string{
 	"agent":                 {"model", "proto", "store", "transport"},
 	"agent/engine":          {"agent/device", "model"},
 	"transport":             {"proto"},
-	"store":                 {"proto"},
+	"store":                 {"proto", "transport/identity"}, // who wrote a key is told by its certificate
 	"placement":             {"model"},
 	"model":                 {},
 	"model/graph/wire":      {"model", "proto"},

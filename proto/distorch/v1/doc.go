@@ -5,7 +5,7 @@
 // processes, and models as data. All of it but this file is generated from the
 // .proto files beside it (make proto).
 //
-// Imported by the edges (coordinator, agent, store, transport, cmd) and by
+// The edges import it (coordinator, agent, store, transport, cmd) and by
 // model/graph/wire. It holds no logic, and what it carries is checked by whoever
 // receives it.
 package distorchv1
