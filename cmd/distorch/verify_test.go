@@ -1,0 +1,52 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// verifyRun runs `distorch verify` and returns its output and exit code.
+func verifyRun(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+	code = a.run(t.Context(), append([]string{"verify"}, args...))
+	return out.String(), errs.String(), code
+}
+
+func TestVerify(t *testing.T) {
+	flux := filepath.Join("..", "..", "model", "arch", "testdata", "golden", "flux")
+	out, _, code := verifyRun(t, filepath.Join(flux, "dev-bf16"), filepath.Join(flux, "schedules"), "--stages", "3", "--threads", "2", "--isa", "generic", "-o", "json")
+	var records []map[string]any
+	if err := json.Unmarshal([]byte(out), &records); err != nil || code != exitOK || len(records) != 87 {
+		t.Fatalf("%d records, %v, exit %d", len(records), err, code)
+	}
+	for _, key := range []string{"case", "output", "dtype", "error", "tolerance", "first_tap_off", "digest"} {
+		if _, ok := records[0][key]; !ok {
+			t.Errorf("a record lacks %q: %v", key, records[0])
+		}
+	}
+	table, _, code := verifyRun(t, filepath.Join(flux, "dev-bf16"))
+	digest, _ := records[0]["digest"].(string)
+	if code != exitOK || !strings.Contains(table, "17 inner values") || len(digest) != 64 || !strings.Contains(table, digest[:16]) {
+		t.Errorf("exit %d, digest %s of another instruction set and cut is not in\n%s", code, digest, table)
+	}
+	for want, args := range map[string][]string{
+		"no golden case":  {t.TempDir()},
+		"cpu_isa":         {flux, "--isa", "sse9"},
+		"engine":          {flux, "--engine", "cuda"},
+		"--stages 0":      {flux, "--stages", "0"},
+		"--output":        {flux, "-o", "yaml"},
+		"folder of a cas": {},
+	} {
+		if out, errs, code := verifyRun(t, args...); code == exitOK || !strings.Contains(errs, want) || out != "" {
+			t.Errorf("%v: exit %d, %q, want an error about %q", args, code, errs, want)
+		}
+	}
+}
