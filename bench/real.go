@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -70,7 +71,8 @@ func realFigures(ctx context.Context, o *options, r *report) (err error) {
 	if err != nil {
 		return err
 	}
-	r.note("one forward at %d×%d in %.1f s, forecast %.1f s; digest %s", realPixels, realPixels, answer.Steps[0], answer.Forecast, answer.Digest)
+	r.note("one forward at %d×%d with %d text tokens; digest %s", realPixels, realPixels, realText, answer.Digest)
+	r.figure("forecast off", math.Abs(answer.Forecast/answer.Steps[0]-1), target{0.15, true}, "forecast %.1f s, measured %.1f s", answer.Forecast, answer.Steps[0])
 	return realPeaks(r, c, answer)
 }
 
