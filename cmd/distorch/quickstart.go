@@ -222,11 +222,17 @@ func (s *show) pictures(ctx context.Context, deployment string) ([]*picture.Resu
 		if i == 0 {
 			request.Planned = func(p *pb.Plan) { printing = newPlanView(p, nil).write(s.app.stdout) }
 		}
-		request.Stepped = func(step, steps int, took time.Duration) {
-			s.progress.Step("sampling: "+prompt, int64(step), int64(steps), output.Duration(took)+"/it")
+		label, before, all := demoPrompt, 0, demoSteps
+		if i > 0 {
+			label, before, all = "sheet", (i-1)*demoSteps, (len(prompts)-1)*demoSteps
+		}
+		request.Stepped = func(step, _ int, took time.Duration) {
+			s.progress.Step(label, int64(before+step), int64(all), output.Duration(took)+"/it")
 		}
 		r, err := picture.Sample(ctx, s.operator.Endpoint, request)
-		s.progress.Done()
+		if i == 0 || i == len(prompts)-1 {
+			s.progress.Done()
+		}
 		if err := errors.Join(err, printing); err != nil {
 			return nil, err
 		}
