@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,9 +39,12 @@ type driver struct {
 	stream pb.StageService_DriveServer
 	ctx    context.Context // of the stream; ends with a cause
 	end    context.CancelCauseFunc
-	done   chan struct{}
+	done   chan struct{} // closed when another session may begin
 	wg     sync.WaitGroup
 	began  time.Time
+
+	endpoint    string // the coordinator's node id
+	incarnation [16]byte
 
 	// where outputs go
 	addr string
@@ -60,32 +64,37 @@ type run struct {
 	run          *stage.Run
 	digestAt     int64
 	conditioning map[[32]byte]engine.Buffer // guarded by Hosted.mu
-	busy         int                        // jobs in the compute loop; guarded by Hosted.mu
+	busy         int                        // jobs being computed or sent; guarded by Hosted.mu
+	ended        bool                       // its jobs are dropped; guarded by Hosted.mu
 }
 
+// errReplaced ends a session when its own coordinator begins another.
+var errReplaced = errors.New("the coordinator began another session with this stage")
+
 // drive serves a session until its stream or the stage ends.
-func (h *Hosted) drive(stream pb.StageService_DriveServer, req *pb.AttachRequest) error {
+func (h *Hosted) drive(stream pb.StageService_DriveServer, req *pb.AttachRequest, endpoint string) error {
+	inc, err := parseID(req.GetHello().GetIncarnation())
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "incarnation of the coordinator: %s", err)
+	}
 	ctx, end := context.WithCancelCause(stream.Context())
-	d := &driver{hosted: h, stream: stream, ctx: ctx, end: end, done: make(chan struct{}), began: time.Now(), runs: map[[16]byte]*run{}}
 	defer end(nil)
+	d := &driver{
+		hosted: h, stream: stream, ctx: ctx, end: end, done: make(chan struct{}), began: time.Now(),
+		endpoint: endpoint, incarnation: inc, runs: map[[16]byte]*run{},
+	}
+	if err := h.enter(d); err != nil {
+		return err
+	}
+	defer d.close()
 	if err := d.findNext(req); err != nil {
 		return err
 	}
-	h.mu.Lock()
-	switch {
-	case h.closed:
-		h.mu.Unlock()
-		return status.Error(codes.Aborted, errClosing.Error())
-	case h.driver != nil:
-		h.mu.Unlock()
-		return status.Errorf(codes.ResourceExhausted, "deployment %s is driven by another coordinator; use that one or wait for its runs to end", req.Deployment)
+	if h.previous == "" {
+		if err := h.register(endpoint); err != nil {
+			return status.Error(codes.Internal, err.Error())
+		}
 	}
-	h.driver = d
-	for _, s := range h.slots { // sequences are the endpoint's own
-		s.taken, s.cancelled = 0, 0
-	}
-	h.mu.Unlock()
-	defer d.close()
 	d.send(&pb.StageEvent{Event: &pb.StageEvent_Attached{Attached: h.attached(h.server.cfg.Hello)}})
 	d.wg.Go(d.beat)
 	d.wg.Go(d.read)
@@ -96,24 +105,57 @@ func (h *Hosted) drive(stream pb.StageService_DriveServer, req *pb.AttachRequest
 	return nil
 }
 
-// close ends what the session has in flight and frees its runs.
+// enter makes d the stage's session. One coordinator drives a stage at a time;
+// its own later session takes the place of an earlier one, which has failed.
+func (h *Hosted) enter(d *driver) error {
+	for {
+		h.mu.Lock()
+		old := h.driver
+		if h.closed {
+			h.mu.Unlock()
+			return status.Error(codes.Aborted, errClosing.Error())
+		}
+		if old == nil {
+			h.driver = d
+			for _, s := range h.slots { // sequences are the endpoint's own
+				s.taken, s.cancelled = 0, 0
+			}
+			h.mu.Unlock()
+			return nil
+		}
+		h.mu.Unlock()
+		if old.endpoint != d.endpoint && old.ctx.Err() == nil {
+			return status.Errorf(codes.ResourceExhausted, "deployment %s is driven by another coordinator, node %s; send the request to that one or wait until its runs end",
+				h.plan.Deployment, old.endpoint)
+		}
+		old.end(errReplaced)
+		select {
+		case <-old.done:
+		case <-d.ctx.Done():
+			return status.FromContextError(d.ctx.Err()).Err()
+		}
+	}
+}
+
+// close ends what the session has in flight and frees its runs. A segment that
+// is being computed does not keep the next session waiting.
 func (d *driver) close() {
 	h := d.hosted
 	d.end(io.EOF)
+	d.wg.Wait() // now nobody adds a run
 	h.mu.Lock()
 	h.driver = nil
 	h.queue = nil
-	runs := d.runs
-	d.runs = map[[16]byte]*run{}
-	h.mu.Unlock()
-	for _, r := range runs {
-		h.free(r)
+	for _, r := range d.runs {
+		r.ended = true
+		h.wg.Go(func() { h.free(r) })
 	}
-	d.wg.Wait()
+	clear(d.runs)
+	h.mu.Unlock()
 	close(d.done)
 }
 
-// free gives a run's memory back once the device has left it.
+// free gives a run's memory back once nothing computes or sends for it.
 func (h *Hosted) free(r *run) {
 	h.mu.Lock()
 	for r.busy > 0 {
@@ -123,6 +165,28 @@ func (h *Hosted) free(r *run) {
 	r.run.Close()
 	for _, b := range r.conditioning {
 		b.Free()
+	}
+}
+
+// end forgets a run: what it has queued is dropped, what is being computed is
+// stopped before its next segment.
+func (h *Hosted) end(d *driver, id [16]byte) {
+	h.mu.Lock()
+	r := d.runs[id]
+	if r == nil {
+		h.mu.Unlock()
+		return
+	}
+	delete(d.runs, id)
+	r.ended = true
+	h.queue = slices.DeleteFunc(h.queue, func(j *job) bool { return j.run == r })
+	idle := r.busy == 0
+	if !idle { // the reader of commands does not wait for the device
+		h.wg.Go(func() { h.free(r) })
+	}
+	h.mu.Unlock()
+	if idle {
+		h.free(r)
 	}
 }
 
@@ -150,7 +214,7 @@ func (d *driver) findNext(req *pb.AttachRequest) error {
 		keys = res.Slots
 	} else {
 		d.addr = req.OutputAddress
-		d.node = transport.NodeID(req.Hello.GetNode())
+		d.node = transport.NodeID(d.endpoint)
 	}
 	if len(keys) != len(h.slots) {
 		return status.Errorf(codes.InvalidArgument, "%d output regions for %d slots", len(keys), len(h.slots))
@@ -264,7 +328,7 @@ func (d *driver) beginRun(req *pb.BeginStageRun) error {
 	defer d.hosted.mu.Unlock()
 	if d.runs[id] != nil {
 		sr.Close()
-		return fmt.Errorf("run %s was begun before", req.Run)
+		return fmt.Errorf("run %.40q was begun before", req.Run)
 	}
 	d.orders++
 	d.runs[id] = &run{id: req.Run, order: d.orders, driver: d, run: sr, digestAt: at, conditioning: map[[32]byte]engine.Buffer{}}
@@ -288,9 +352,9 @@ func (d *driver) putConditioning(req *pb.PutConditioningRequest) (string, error)
 	h.mu.Unlock()
 	switch {
 	case r == nil:
-		return req.Digest, fmt.Errorf("run %s is not open on this stage", req.Run)
+		return req.Digest, fmt.Errorf("run %.40q is not open on this stage", req.Run)
 	case full:
-		return req.Digest, fmt.Errorf("run %s holds %d conditionings, the limit", req.Run, maxConditioning)
+		return req.Digest, fmt.Errorf("run %.40q holds %d conditionings, the limit", req.Run, maxConditioning)
 	}
 	b, err := h.conditioningBuffer(graph.ConditioningLayout(r.run.Program()), req.Tensors)
 	if err != nil {
@@ -341,13 +405,7 @@ func (d *driver) cancel(id *pb.ForwardID) {
 func (d *driver) endRun(runID string) {
 	h := d.hosted
 	if id, err := parseID(runID); err == nil {
-		h.mu.Lock()
-		r := d.runs[id]
-		delete(d.runs, id)
-		h.mu.Unlock()
-		if r != nil {
-			h.free(r)
-		}
+		h.end(d, id)
 	}
 	d.send(&pb.StageEvent{Event: &pb.StageEvent_Stats{Stats: h.stats(runID)}})
 }
@@ -377,8 +435,7 @@ func (d *driver) sendOn(j *job, out []byte, res stage.Result, waited time.Durati
 		if d.ctx.Err() != nil || d.hosted.stale(j) {
 			return
 		}
-		var unreachable *transport.ErrPeerUnreachable
-		if errors.As(err, &unreachable) {
+		if _, ok := errors.AsType[transport.ErrPeerUnreachable](err); ok {
 			d.fault(j, pb.StageFault_PEER_UNREACHABLE, string(d.node), err)
 		} else {
 			d.fault(j, pb.StageFault_FRAME_REFUSED, string(d.node), err)

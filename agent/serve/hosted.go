@@ -46,6 +46,8 @@ type Hosted struct {
 type slot struct {
 	hosted *Hosted
 	index  uint32
+	// region is nil for the first stage while nobody drives it. Host, the drive
+	// session and Close touch it, one after another.
 	region *transport.Region
 	// taken is the newest sequence whose frame was let in, cancelled the newest
 	// that was cancelled.
@@ -80,21 +82,12 @@ func (s *Server) Host(plan *pb.Plan, index int, st *stage.Stage, session engine.
 		}
 	}
 	for i := range st.Inputs {
-		sl := &slot{hosted: h, index: uint32(i), sending: make(chan struct{}, 1)}
-		opts := []transport.RegionOption{
-			transport.OnQueue(s.queue), transport.WithTag(sl), transport.AtEpoch(plan.Epoch),
-			transport.WithAccept(func(p transport.Peer, _ transport.RegionInfo, imm transport.Immediate, total uint64) error {
-				return h.accept(sl, p, imm, total)
-			}),
-		}
-		if h.previous != "" {
-			opts = append(opts, transport.ForPeer(transport.NodeID(h.previous)))
-		}
-		if sl.region, err = s.cfg.Transport.Register(st.Inputs[i].Host(), opts...); err != nil {
-			h.deregister()
+		h.slots = append(h.slots, &slot{hosted: h, index: uint32(i), sending: make(chan struct{}, 1)})
+	}
+	if h.previous != "" {
+		if err := h.register(h.previous); err != nil {
 			return nil, err
 		}
-		h.slots = append(h.slots, sl)
 	}
 	s.mu.Lock()
 	s.hosted[h.key] = h
@@ -103,9 +96,32 @@ func (s *Server) Host(plan *pb.Plan, index int, st *stage.Stage, session engine.
 	return h, nil
 }
 
+// register lets one node write the slots, with new keys. The stage before is
+// the same process for as long as the plan lives; the first stage gets its
+// inputs from whichever coordinator drives it, so a new session fences what
+// the one before may still be sending.
+func (h *Hosted) register(from string) (err error) {
+	h.deregister()
+	for _, sl := range h.slots {
+		sl.region, err = h.server.cfg.Transport.Register(h.stage.Inputs[sl.index].Host(),
+			transport.OnQueue(h.server.queue), transport.WithTag(sl), transport.AtEpoch(h.plan.Epoch), transport.ForPeer(transport.NodeID(from)),
+			transport.WithAccept(func(_ transport.Peer, _ transport.RegionInfo, imm transport.Immediate, total uint64) error {
+				return h.accept(sl, imm, total)
+			}))
+		if err != nil {
+			h.deregister()
+			return err
+		}
+	}
+	return nil
+}
+
 func (h *Hosted) deregister() {
 	for _, s := range h.slots {
-		s.region.Deregister()
+		if s.region != nil {
+			s.region.Deregister()
+			s.region = nil
+		}
 	}
 }
 
@@ -139,11 +155,9 @@ func (h *Hosted) attached(own *pb.Hello) *pb.AttachResponse {
 	return res
 }
 
-// accept is asked before the first byte of a frame is placed.
-func (h *Hosted) accept(s *slot, p transport.Peer, imm transport.Immediate, total uint64) error {
-	if h.previous == "" && p.Role != roleCoordinator {
-		return fmt.Errorf("%w: the first stage takes its inputs from a coordinator, not from %s %s", transport.ErrUnexpectedFrame, p.Role, p.Node)
-	}
+// accept is asked before the first byte of a frame is placed. The region has
+// checked the sender's node, the key and the epoch.
+func (h *Hosted) accept(s *slot, imm transport.Immediate, total uint64) error {
 	if imm.DeploymentID != h.depID || imm.Epoch != h.key.epoch {
 		return fmt.Errorf("%w: the frame is of epoch %d, the stage of %d", transport.ErrStaleEpoch, imm.Epoch, h.key.epoch)
 	}
@@ -153,6 +167,10 @@ func (h *Hosted) accept(s *slot, p transport.Peer, imm transport.Immediate, tota
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
+	case h.driver == nil:
+		return fmt.Errorf("%w: no coordinator drives this stage", transport.ErrUnexpectedFrame)
+	case h.previous == "" && imm.SenderIncarnation != h.driver.incarnation:
+		return fmt.Errorf("%w: coordinator %s was restarted since it attached", transport.ErrStaleIncarnation, h.driver.endpoint)
 	case imm.Stage != h.key.stage || imm.Slot != s.index:
 		return fmt.Errorf("%w: it is for stage %d slot %d", transport.ErrUnexpectedFrame, imm.Stage, imm.Slot)
 	case imm.Sequence <= s.taken || imm.Sequence <= s.cancelled:
@@ -196,7 +214,7 @@ func (h *Hosted) arrived(s *slot, imm transport.Immediate) {
 func (h *Hosted) stale(j *job) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.closed || h.driver == nil || h.driver != j.run.driver || j.imm.Sequence <= j.slot.cancelled || j.imm.Sequence != j.slot.taken
+	return h.closed || h.driver != j.run.driver || j.run.ended || j.imm.Sequence <= j.slot.cancelled || j.imm.Sequence != j.slot.taken
 }
 
 // work is the stage's compute loop: the oldest run first, then step, then
@@ -215,37 +233,43 @@ func (h *Hosted) work() {
 		h.queue = h.queue[1:]
 		j.run.busy++
 		h.mu.Unlock()
-		h.forward(j)
-		h.mu.Lock()
-		j.run.busy--
-		h.wake.Broadcast()
-		h.mu.Unlock()
+		if !h.forward(j) {
+			h.left(j)
+		}
 	}
 }
 
-// forward computes one job and hands its output to a sender.
-func (h *Hosted) forward(j *job) {
+// left says that a job is neither computed nor sent any more.
+func (h *Hosted) left(j *job) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	j.run.busy--
+	h.wake.Broadcast()
+}
+
+// forward computes one job and hands it with its output to a sender, or says
+// that it did not.
+func (h *Hosted) forward(j *job) (handed bool) {
 	d := j.run.driver
 	select {
 	case j.slot.sending <- struct{}{}:
 	case <-d.ctx.Done():
-		return
+		return false
 	}
-	handed := false
 	defer func() {
 		if !handed {
 			<-j.slot.sending
 		}
 	}()
 	if h.stale(j) {
-		return
+		return false
 	}
 	f := stage.Forward{Slot: int(j.slot.index), Stop: func() bool { return h.stale(j) }}
 	if h.key.stage == 0 {
 		var err error
 		if f.Conditioning, err = h.conditioning(j); err != nil {
 			d.fault(j, pb.StageFault_CONDITIONING_MISSING, "", err)
-			return
+			return false
 		}
 	}
 	waited := time.Since(j.arrived)
@@ -254,19 +278,20 @@ func (h *Hosted) forward(j *job) {
 	h.blocksRun.Add(res.Blocks)
 	switch {
 	case errors.Is(err, stage.ErrStopped) || err == nil && h.stale(j):
-		return
+		return false
 	case err != nil:
 		d.fault(j, pb.StageFault_ENGINE, "", err)
-		return
+		return false
 	}
 	h.forwards.Add(1)
 	h.compute.Add(int64(res.Compute))
-	handed = true
 	out := h.stage.Outputs[j.slot.index].Host()[:j.run.run.OutputBytes()]
-	d.wg.Go(func() {
+	h.wg.Go(func() {
+		defer h.left(j)
 		defer func() { <-j.slot.sending }()
 		d.sendOn(j, out, res, waited)
 	})
+	return true
 }
 
 // conditioning finds what the forward names at the end of its inputs.

@@ -115,7 +115,7 @@ func (s *Server) find(req *pb.AttachRequest) (*Hosted, error) {
 	h := req.GetHello()
 	own := s.cfg.Hello
 	if h.GetProtocolMax() < own.ProtocolMin || h.GetProtocolMin() > own.ProtocolMax {
-		return nil, status.Errorf(codes.FailedPrecondition, "node %s speaks protocol %d to %d, this agent %d to %d; update the older one",
+		return nil, status.Errorf(codes.FailedPrecondition, "node %.40q speaks protocol %d to %d, this agent %d to %d; update the older one",
 			h.GetNode(), h.GetProtocolMin(), h.GetProtocolMax(), own.ProtocolMin, own.ProtocolMax)
 	}
 	if req.ExpectIncarnation != "" && req.ExpectIncarnation != own.Incarnation {
@@ -128,10 +128,10 @@ func (s *Server) find(req *pb.AttachRequest) (*Hosted, error) {
 	}
 	for k := range s.hosted {
 		if k.deployment == req.DeploymentId && k.epoch > req.Epoch {
-			return nil, status.Errorf(codes.Aborted, "epoch %d of deployment %s is over, this agent runs epoch %d", req.Epoch, req.Deployment, k.epoch)
+			return nil, status.Errorf(codes.Aborted, "epoch %d of deployment %.80q is over, this agent runs epoch %d", req.Epoch, req.Deployment, k.epoch)
 		}
 	}
-	return nil, status.Errorf(codes.NotFound, "stage %d of deployment %s at epoch %d is not loaded on %s", req.Stage, req.Deployment, req.Epoch, s.cfg.Facts.NodeName)
+	return nil, status.Errorf(codes.NotFound, "stage %d of deployment %.80q at epoch %d is not loaded on %s", req.Stage, req.Deployment, req.Epoch, s.cfg.Facts.NodeName)
 }
 
 // Attach gives the previous stage the keys of this stage's input regions.
@@ -145,14 +145,17 @@ func (s *Server) Attach(ctx context.Context, req *pb.AttachRequest) (*pb.AttachR
 		return nil, err
 	}
 	if role != roleAgent || node != h.previous {
-		return nil, status.Errorf(codes.PermissionDenied, "%s %s is not the stage before stage %d of %s", role, node, req.Stage, req.Deployment)
+		return nil, status.Errorf(codes.PermissionDenied, "%s %s is not the stage before stage %d of %s", role, node, req.Stage, h.plan.Deployment)
+	}
+	if inc, err := parseID(req.GetHello().GetIncarnation()); err != nil || inc != h.prevInc {
+		return nil, status.Errorf(codes.FailedPrecondition, "node %s was restarted since the plan of %s was made; the deployment is being placed again", node, h.plan.Deployment)
 	}
 	return h.attached(s.cfg.Hello), nil
 }
 
 // Drive is the session of an endpoint with one stage.
 func (s *Server) Drive(stream pb.StageService_DriveServer) error {
-	_, role, err := s.cfg.PeerFrom(stream.Context())
+	node, role, err := s.cfg.PeerFrom(stream.Context())
 	if err != nil {
 		return status.Error(codes.Unauthenticated, err.Error())
 	}
@@ -171,12 +174,5 @@ func (s *Server) Drive(stream pb.StageService_DriveServer) error {
 	if err != nil {
 		return err
 	}
-	return h.drive(stream, req)
-}
-
-// Hosts says whether the stage is loaded here.
-func (s *Server) Hosts(deployment string, epoch uint64, stage uint32) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.hosted[key{deployment, epoch, stage}] != nil
+	return h.drive(stream, req, node)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/distorch/distorch/proto/distorch/v1"
@@ -28,19 +29,33 @@ type driver struct {
 	silence  time.Duration
 	keys     []transport.RemoteKey
 
-	stream grpc.BidiStreamingClient[pb.StageCommand, pb.StageEvent]
+	ctx    context.Context // of the stream
 	cancel context.CancelFunc
-	sendMu sync.Mutex
+	stream grpc.BidiStreamingClient[pb.StageCommand, pb.StageEvent]
+	out    chan *pb.StageCommand
 	last   atomic.Int64 // of the last event, nanoseconds since opened
 	opened time.Time
 	wg     sync.WaitGroup
 
+	asked   atomic.Int64 // commands that wait for an answer
 	mu      sync.Mutex
 	waiting map[string]chan *pb.StageEvent // answers to commands, by kind and run
 }
 
-// attachTimeout bounds the handshake with one stage.
-const attachTimeout = 5 * time.Second
+const (
+	// attachTimeout bounds the handshake with one stage.
+	attachTimeout = 5 * time.Second
+	// maxQueued is how many commands wait for a stage that does not read; beyond
+	// it callers wait, for as long as silence allows.
+	maxQueued = 64
+)
+
+func newDriver(p *pipeline, stage int, silence time.Duration) *driver {
+	d := &driver{pipeline: p, stage: stage, silence: silence, out: make(chan *pb.StageCommand, maxQueued), waiting: map[string]chan *pb.StageEvent{}, opened: time.Now()}
+	// The session outlives the call that opens it, and ends with the pipeline.
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	return d
+}
 
 // open dials the stage and attaches to it.
 func (d *driver) open(ctx context.Context, req *pb.AttachRequest) error {
@@ -49,34 +64,52 @@ func (d *driver) open(ctx context.Context, req *pb.AttachRequest) error {
 	if err != nil {
 		return d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE, "cannot be reached at "+st.Address+": "+err.Error())
 	}
-	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	d.cancel, d.waiting, d.opened = cancel, map[string]chan *pb.StageEvent{}, time.Now()
-	timer := time.AfterFunc(attachTimeout, cancel)
+	late := make(chan struct{})
+	timer := time.AfterFunc(attachTimeout, func() { close(late); d.cancel() })
 	defer timer.Stop()
-	stop := context.AfterFunc(ctx, cancel)
+	stop := context.AfterFunc(ctx, d.cancel)
 	defer stop()
-	ev, err := d.attach(sctx, conn, req)
+	ev, err := d.attach(d.ctx, conn, req)
 	if err != nil {
-		cancel()
+		d.cancel()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE, "refused the plan: "+status.Convert(err).Message())
+		return d.refused(err, late)
+	}
+	if ev.Hello.GetIncarnation() != st.Incarnation {
+		d.cancel()
+		return d.pipeline.fault(d.stage, pb.StageFault_FRAME_REFUSED, "was restarted since the plan was made; the deployment is being placed again")
 	}
 	want := int(max(d.pipeline.plan.Workload.GetInFlight(), 1))
 	if d.stage == 0 && len(ev.Slots) != want {
-		cancel()
+		d.cancel()
 		return d.pipeline.fault(0, pb.StageFault_FRAME_REFUSED, fmt.Sprintf("offers %d slots, the plan has %d", len(ev.Slots), want))
 	}
 	for _, k := range ev.Slots {
 		key, err := keyFromProto(k)
 		if err != nil {
-			cancel()
+			d.cancel()
 			return d.pipeline.fault(d.stage, pb.StageFault_FRAME_REFUSED, err.Error())
 		}
 		d.keys = append(d.keys, key)
 	}
 	return nil
+}
+
+// refused names what kept the stage from attaching.
+func (d *driver) refused(err error, late chan struct{}) error {
+	st := d.pipeline.plan.Stages[d.stage]
+	select {
+	case <-late:
+		return d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE,
+			fmt.Sprintf("did not answer at %s within %s; it is frozen or its link is cut", st.Address, attachTimeout))
+	default:
+	}
+	if status.Code(err) == codes.Unavailable {
+		return d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE, "cannot be reached at "+st.Address+": "+reason(err))
+	}
+	return d.pipeline.fault(d.stage, pb.StageFault_FRAME_REFUSED, "refused the plan: "+reason(err))
 }
 
 func (d *driver) attach(ctx context.Context, conn grpc.ClientConnInterface, req *pb.AttachRequest) (*pb.AttachResponse, error) {
@@ -99,42 +132,49 @@ func (d *driver) attach(ctx context.Context, conn grpc.ClientConnInterface, req 
 	return at, nil
 }
 
-// start begins reading events.
+// start begins reading events and writing commands.
 func (d *driver) start() {
 	d.last.Store(int64(time.Since(d.opened)))
-	d.wg.Add(2)
-	go func() { defer d.wg.Done(); d.read() }()
-	go func() { defer d.wg.Done(); d.watch() }()
+	d.wg.Go(d.read)
+	d.wg.Go(d.watch)
+	d.wg.Go(d.write)
 }
 
 func (d *driver) close() {
-	if d.stream != nil {
-		d.sendMu.Lock()
-		_ = d.stream.CloseSend() // the stream ends either way
-		d.sendMu.Unlock()
-	}
-	if d.cancel != nil {
-		d.cancel()
-	}
+	d.cancel()
 	d.wg.Wait()
 }
 
-// send never fails by itself: a broken stream is found by its reader, which
+// write sends what is queued. A broken stream is found by its reader, which
 // knows why.
-func (d *driver) send(c *pb.StageCommand) {
-	d.sendMu.Lock()
-	defer d.sendMu.Unlock()
-	_ = d.stream.Send(c)
+func (d *driver) write() {
+	for {
+		select {
+		case c := <-d.out:
+			if d.stream.Send(c) != nil {
+				return
+			}
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
+
+// send queues a command; a pipeline that has failed sends nothing more.
+func (d *driver) send(ctx context.Context, c *pb.StageCommand) {
+	select {
+	case d.out <- c:
+	case <-d.pipeline.done:
+	case <-ctx.Done():
+	}
 }
 
 func (d *driver) read() {
 	for {
 		ev, err := d.stream.Recv()
 		if err != nil {
-			if d.stream.Context().Err() == nil || status.Code(err).String() != "Canceled" {
+			if d.ctx.Err() == nil {
 				d.pipeline.fail(d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE, "is gone: "+reason(err)))
-			} else {
-				d.pipeline.fail(errClosed)
 			}
 			return
 		}
@@ -164,19 +204,20 @@ func reason(err error) string {
 	return status.Convert(err).Message()
 }
 
-// watch declares the stage lost when it stays silent while work is in flight.
+// watch declares the stage lost when it stays silent while it owes an answer or
+// forwards are in flight.
 func (d *driver) watch() {
 	tick := time.NewTicker(d.silence / 4)
 	defer tick.Stop()
 	busySince := time.Duration(-1)
 	for {
 		select {
-		case <-d.stream.Context().Done():
+		case <-d.ctx.Done():
 			return
 		case <-tick.C:
 		}
 		now := time.Since(d.opened)
-		if !d.pipeline.inFlight() {
+		if d.asked.Load() == 0 && !d.pipeline.inFlight() {
 			busySince = -1
 			continue
 		}
@@ -198,12 +239,14 @@ func (d *driver) ask(ctx context.Context, key string, c *pb.StageCommand) (*pb.S
 	d.mu.Lock()
 	d.waiting[key] = ch
 	d.mu.Unlock()
+	d.asked.Add(1)
+	defer d.asked.Add(-1)
 	defer func() {
 		d.mu.Lock()
 		delete(d.waiting, key)
 		d.mu.Unlock()
 	}()
-	d.send(c)
+	d.send(ctx, c)
 	select {
 	case ev := <-ch:
 		return ev, nil

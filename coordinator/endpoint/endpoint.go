@@ -20,6 +20,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -66,11 +68,14 @@ type Server struct {
 	log   *slog.Logger
 	queue *transport.Queue // of all output regions
 
+	incarnation [16]byte
+
 	mu        sync.Mutex
 	runs      map[string]*run
+	begun     int // runs, those that are being begun included
 	pipelines map[pipelineKey]*pipeline
-	wg        sync.WaitGroup
-	ctx       context.Context // of Run; pipelines end with it
+	opening   map[pipelineKey]chan struct{} // closed when the attempt is over
+	ctx       context.Context               // of Run; pipelines end with it
 	stop      context.CancelCauseFunc
 }
 
@@ -92,10 +97,14 @@ func New(cfg Config) (*Server, error) {
 	if cfg.RunIdle == 0 {
 		cfg.RunIdle = 15 * time.Minute
 	}
+	self, err := parseID(cfg.Hello.Incarnation)
+	if err != nil {
+		return nil, fmt.Errorf("endpoint: own incarnation: %w", err)
+	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	return &Server{
-		cfg: cfg, log: cfg.Log, queue: cfg.Transport.NewQueue(), ctx: ctx, stop: stop,
-		runs: map[string]*run{}, pipelines: map[pipelineKey]*pipeline{},
+		cfg: cfg, incarnation: self, log: cfg.Log, queue: cfg.Transport.NewQueue(), ctx: ctx, stop: stop,
+		runs: map[string]*run{}, pipelines: map[pipelineKey]*pipeline{}, opening: map[pipelineKey]chan struct{}{},
 	}, nil
 }
 
@@ -118,15 +127,15 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			s.stop(errStopped)
 			s.mu.Lock()
-			runs := make([]*run, 0, len(s.runs))
-			for _, r := range s.runs {
-				runs = append(runs, r)
-			}
+			pipelines := slices.Collect(maps.Values(s.pipelines))
+			runs := slices.Collect(maps.Values(s.runs))
 			s.mu.Unlock()
-			for _, r := range runs {
-				s.endRun(r)
+			for _, p := range pipelines {
+				p.fail(errStopped) // nobody is asked for statistics any more
 			}
-			s.wg.Wait()
+			for _, r := range runs {
+				s.endRun(r, errStopped)
+			}
 			return nil
 		case <-tick.C:
 			s.expire(time.Now())
@@ -145,7 +154,7 @@ func (s *Server) expire(now time.Time) {
 	s.mu.Unlock()
 	for _, r := range old {
 		s.log.Info("run expired", "run", r.id, "deployment", r.pipeline.key.name)
-		s.endRun(r)
+		s.endRun(r, fmt.Errorf("the run was not used for %s and expired", s.cfg.RunIdle))
 	}
 }
 
@@ -156,6 +165,8 @@ type run struct {
 	dims     map[string]int64
 	pipeline *pipeline
 	lengths  lengths
+	ctx      context.Context // of its forwards; ends with the run
+	end      context.CancelCauseFunc
 
 	// guarded by Server.mu
 	used   time.Time

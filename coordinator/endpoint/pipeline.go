@@ -31,6 +31,9 @@ type pipeline struct {
 	outputs []*output
 	host    *transport.Host
 
+	incarnation [16]byte // of this process
+	last        [16]byte // of the last stage's
+
 	mu     sync.Mutex
 	users  int // runs; guarded by Server.mu
 	seq    []uint64
@@ -90,9 +93,13 @@ func (s *Server) open(ctx context.Context, key pipelineKey, plan *pb.Plan, outpu
 	if err != nil {
 		return nil, fmt.Errorf("plan of %s: deployment id: %w", plan.Deployment, err)
 	}
+	last, err := parseID(plan.Stages[len(plan.Stages)-1].Incarnation)
+	if err != nil {
+		return nil, fmt.Errorf("plan of %s: incarnation of its last stage: %w", plan.Deployment, err)
+	}
 	n := int(max(plan.Workload.GetInFlight(), 1))
 	p := &pipeline{
-		key: key, plan: plan, depID: depID, host: s.cfg.Transport,
+		key: key, plan: plan, depID: depID, host: s.cfg.Transport, incarnation: s.incarnation, last: last,
 		slots: make(chan int, n), seq: make([]uint64, n), flying: map[int]*forward{}, done: make(chan struct{}),
 	}
 	defer func() {
@@ -110,8 +117,12 @@ func (s *Server) open(ctx context.Context, key pipelineKey, plan *pb.Plan, outpu
 		keys = append(keys, keyToProto(o.region.Key()))
 		p.slots <- i
 	}
-	for i := range plan.Stages {
-		d := &driver{pipeline: p, stage: i, silence: s.cfg.Silence}
+	// A stage asks the next one for its regions, so that one comes first: then
+	// who does not answer is asked here and named.
+	p.drivers = make([]*driver, len(plan.Stages))
+	for i := len(plan.Stages) - 1; i >= 0; i-- {
+		d := newDriver(p, i, s.cfg.Silence)
+		p.drivers[i] = d
 		req := &pb.AttachRequest{
 			Hello: s.cfg.Hello, Deployment: plan.Deployment, DeploymentId: plan.DeploymentId,
 			Epoch: plan.Epoch, Stage: uint32(i), ExpectIncarnation: plan.Stages[i].Incarnation,
@@ -122,7 +133,6 @@ func (s *Server) open(ctx context.Context, key pipelineKey, plan *pb.Plan, outpu
 		if err := d.open(ctx, req); err != nil {
 			return nil, err
 		}
-		p.drivers = append(p.drivers, d)
 	}
 	for _, d := range p.drivers {
 		d.start()
@@ -172,8 +182,11 @@ func keyFromProto(k *pb.RemoteKey) (transport.RemoteKey, error) {
 
 // close ends the streams and gives the memory back. Idempotent per resource.
 func (p *pipeline) close() {
+	p.fail(errClosed)
 	for _, d := range p.drivers {
-		d.close()
+		if d != nil {
+			d.close()
+		}
 	}
 	for _, o := range p.outputs {
 		o.region.Deregister()
@@ -181,7 +194,8 @@ func (p *pipeline) close() {
 	}
 }
 
-// fail ends every forward in flight, now and later, with err.
+// fail ends every forward in flight, now and later, with err, and the sessions
+// with the stages: another pipeline may be opened at once.
 func (p *pipeline) fail(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -190,6 +204,11 @@ func (p *pipeline) fail(err error) {
 	}
 	p.failed = err
 	close(p.done)
+	for _, d := range p.drivers {
+		if d != nil {
+			d.cancel()
+		}
+	}
 }
 
 func (p *pipeline) err() error {
@@ -211,10 +230,14 @@ func (p *pipeline) acceptOutput(slot int, imm transport.Immediate, total uint64)
 	switch {
 	case imm.Epoch != p.key.epoch || imm.DeploymentID != p.depID:
 		return transport.ErrStaleEpoch
+	case imm.SenderIncarnation != p.last:
+		return fmt.Errorf("%w: node %s was restarted since the plan was made", transport.ErrStaleIncarnation, p.plan.Stages[len(p.plan.Stages)-1].NodeName)
+	case int(imm.Stage) != len(p.plan.Stages) || int(imm.Slot) != slot:
+		return fmt.Errorf("%w: it is for stage %d slot %d", transport.ErrUnexpectedFrame, imm.Stage, imm.Slot)
 	case f == nil || f.id.Sequence != imm.Sequence:
 		return fmt.Errorf("%w: slot %d has no forward with sequence %d", transport.ErrUnexpectedFrame, slot, imm.Sequence)
 	case total != f.want:
-		return fmt.Errorf("%w: %d bytes where the output has %d", transport.ErrUnexpectedFrame, total, f.want)
+		return fmt.Errorf("%w: %d bytes where the output has %d", transport.ErrLength, total, f.want)
 	}
 	return nil
 }
@@ -296,7 +319,7 @@ func (p *pipeline) begin(ctx context.Context, id *pb.ForwardID, want uint64) (*f
 func (p *pipeline) end(f *forward, delivered bool) {
 	if !delivered {
 		for _, d := range p.drivers {
-			d.send(&pb.StageCommand{Command: &pb.StageCommand_Cancel{Cancel: f.id}})
+			d.send(context.Background(), &pb.StageCommand{Command: &pb.StageCommand_Cancel{Cancel: f.id}})
 		}
 	}
 	p.mu.Lock()
@@ -316,7 +339,7 @@ func (p *pipeline) forward(ctx context.Context, id *pb.ForwardID, run [16]byte, 
 
 	imm := transport.Immediate{
 		DeploymentID: p.depID, Epoch: p.key.epoch, Stage: 0, Slot: id.Slot, Sequence: id.Sequence,
-		Run: run, Step: id.Step, Branch: id.Branch, Attempt: id.Attempt,
+		Run: run, Step: id.Step, Branch: id.Branch, Attempt: id.Attempt, SenderIncarnation: p.incarnation,
 	}
 	first := p.plan.Stages[0]
 	if err := p.host.WriteImm(ctx, first.Address, transport.NodeID(first.Node), p.drivers[0].keys[id.Slot], 0, inputs, imm); err != nil {

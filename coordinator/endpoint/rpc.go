@@ -35,8 +35,10 @@ func toStatus(err error) error {
 		return nil
 	case errors.As(err, &f) && f.Kind == pb.StageFault_CONDITIONING_MISSING:
 		return status.Error(codes.FailedPrecondition, err.Error())
-	case errors.As(err, &f):
+	case errors.As(err, &f), errors.Is(err, errStopped), errors.Is(err, errClosed):
 		return status.Error(codes.Unavailable, err.Error())
+	case errors.Is(err, errEnded):
+		return status.Error(codes.Aborted, err.Error())
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
@@ -68,70 +70,125 @@ func (s *Server) BeginRun(ctx context.Context, req *pb.BeginRunRequest) (*pb.Beg
 	if !d.Ready {
 		return nil, status.Errorf(codes.Unavailable, "deployment %s is not ready: %s", req.Deployment, d.Message)
 	}
+	if len(d.Plan.GetStages()) == 0 {
+		return nil, status.Errorf(codes.Unavailable, "deployment %s has no stages: %s", req.Deployment, d.Plan.GetInfeasible())
+	}
 	l, err := newLengths(d, req.Dims)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	if err := s.reserve(); err != nil {
+		return nil, err
+	}
 	p, err := s.acquire(ctx, d)
 	if err != nil {
+		s.unreserve()
 		return nil, toStatus(err)
 	}
 	id, raw, err := newRunID()
 	if err != nil {
+		s.unreserve()
 		s.release(p)
 		return nil, toStatus(err)
 	}
-	r := &run{id: id, raw: raw, dims: req.Dims, pipeline: p, lengths: l, used: time.Now()}
-	for _, drv := range p.drivers {
-		ev, err := drv.ask(ctx, "run/"+id, &pb.StageCommand{Command: &pb.StageCommand_BeginRun{
-			BeginRun: &pb.BeginStageRun{Run: id, Dims: req.Dims}}})
-		if err == nil && ev.GetRunReady().Error != "" {
-			err = p.fault(drv.stage, pb.StageFault_FRAME_REFUSED, ev.GetRunReady().Error)
-		}
-		if err != nil {
-			s.endRun(r)
-			return nil, toStatus(err)
-		}
+	r := &run{id: id, raw: raw, pipeline: p, lengths: l, used: time.Now()}
+	r.ctx, r.end = context.WithCancelCause(s.ctx)
+	if err := s.announce(ctx, r, req.Dims); err != nil {
+		s.endRun(r, err)
+		return nil, toStatus(err)
 	}
 	s.mu.Lock()
-	if len(s.runs) >= s.cfg.MaxRuns {
+	if s.ctx.Err() != nil { // Run has ended the others already
 		s.mu.Unlock()
-		s.endRun(r)
-		return nil, status.Errorf(codes.ResourceExhausted, "%d runs are open, the limit of this endpoint; end one or wait", s.cfg.MaxRuns)
+		s.endRun(r, errStopped)
+		return nil, toStatus(errStopped)
 	}
 	s.runs[id] = r
 	s.mu.Unlock()
 	return &pb.BeginRunResponse{Run: id, Plan: d.Plan}, nil
 }
 
+// reserve counts one more run.
+func (s *Server) reserve() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.begun >= s.cfg.MaxRuns {
+		return status.Errorf(codes.ResourceExhausted, "%d runs are open, the limit of this endpoint; end one or wait", s.begun)
+	}
+	s.begun++
+	return nil
+}
+
+func (s *Server) unreserve() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begun--
+}
+
+// announce lets every stage prepare for the run.
+func (s *Server) announce(ctx context.Context, r *run, dims map[string]int64) error {
+	for _, drv := range r.pipeline.drivers {
+		ev, err := drv.ask(ctx, "run/"+r.id, &pb.StageCommand{Command: &pb.StageCommand_BeginRun{
+			BeginRun: &pb.BeginStageRun{Run: r.id, Dims: dims}}})
+		if err == nil && ev.GetRunReady().Error != "" {
+			err = r.pipeline.fault(drv.stage, pb.StageFault_FRAME_REFUSED, ev.GetRunReady().Error)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // acquire finds or opens the pipeline of a plan and counts one more user.
+// Runs that begin at the same time share one attempt.
 func (s *Server) acquire(ctx context.Context, d Deployment) (*pipeline, error) {
 	key := pipelineKey{name: d.Plan.Deployment, id: d.Plan.DeploymentId, epoch: d.Plan.Epoch}
-	s.mu.Lock()
-	if p := s.pipelines[key]; p != nil && p.err() == nil {
-		p.users++
+	var turn chan struct{}
+	for turn == nil {
+		s.mu.Lock()
+		if p := s.pipelines[key]; p != nil && p.err() == nil {
+			p.users++
+			s.mu.Unlock()
+			return p, nil
+		}
+		other := s.opening[key]
+		if other == nil {
+			turn = make(chan struct{})
+			s.opening[key] = turn
+		}
 		s.mu.Unlock()
-		return p, nil
+		if other == nil {
+			break
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	s.mu.Unlock()
+	p, err := s.openPlan(ctx, key, d)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.opening, key)
+	close(turn)
+	if err != nil {
+		return nil, err
+	}
+	p.users = 1
+	s.pipelines[key] = p
+	if s.ctx.Err() != nil {
+		p.fail(errStopped)
+	}
+	return p, nil
+}
+
+func (s *Server) openPlan(ctx context.Context, key pipelineKey, d Deployment) (*pipeline, error) {
 	largest, err := newLengths(d, d.Plan.Workload.GetDims())
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.open(ctx, key, d.Plan, largest.output)
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if other := s.pipelines[key]; other != nil && other.err() == nil {
-		other.users++ // two runs began at once; one pipeline is enough
-		s.wg.Go(p.close)
-		return other, nil
-	}
-	p.users = 1
-	s.pipelines[key] = p
-	return p, nil
+	return s.open(ctx, key, d.Plan, largest.output)
 }
 
 func (s *Server) release(p *pipeline) {
@@ -156,7 +213,7 @@ func (s *Server) use(ctx context.Context, id string) (*run, func(), error) {
 	defer s.mu.Unlock()
 	r := s.runs[id]
 	if r == nil || r.ended {
-		return nil, nil, status.Errorf(codes.NotFound, "run %s is not open here: it ended, or the coordinator restarted; begin a new run", id)
+		return nil, nil, status.Errorf(codes.NotFound, "run %.40q is not open here: it ended, or the coordinator restarted; begin a new run", id)
 	}
 	r.active++
 	r.used = time.Now()
@@ -216,14 +273,19 @@ func (s *Server) Forward(ctx context.Context, req *pb.ForwardRequest) (*pb.Forwa
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	limit := maxForwardTime
-	if d := req.Deadline.AsDuration(); d > 0 && d < limit {
-		limit = d
+	switch d := req.Deadline.AsDuration(); {
+	case d < 0:
+		return nil, status.Errorf(codes.InvalidArgument, "deadline of %s: a deadline is the time that is left; leave it out for %s", d, limit)
+	case d > 0:
+		limit = min(limit, d)
 	}
 	began := time.Now()
 	fctx, cancel := context.WithTimeoutCause(ctx, limit,
 		fmt.Errorf("%w: forward of step %d did not finish in %s", context.DeadlineExceeded, req.Step, limit))
 	defer cancel()
-	stop := context.AfterFunc(s.ctx, cancel)
+	fctx, end := context.WithCancelCause(fctx)
+	defer end(nil)
+	stop := context.AfterFunc(r.ctx, func() { end(context.Cause(r.ctx)) })
 	defer stop()
 	out := make([]byte, r.lengths.output)
 	id := &pb.ForwardID{Run: r.id, Step: req.Step, Branch: req.Branch}
@@ -246,12 +308,16 @@ func (s *Server) EndRun(ctx context.Context, req *pb.EndRunRequest) (*pb.EndRunR
 	r := s.runs[req.Run]
 	s.mu.Unlock()
 	if r == nil {
-		return nil, status.Errorf(codes.NotFound, "run %s is not open here: it ended already", req.Run)
+		return nil, status.Errorf(codes.NotFound, "run %.40q is not open here: it ended already", req.Run)
 	}
-	return &pb.EndRunResponse{Stages: s.endRun(r)}, nil
+	return &pb.EndRunResponse{Stages: s.endRun(r, errEnded)}, nil
 }
 
-func (s *Server) endRun(r *run) []*pb.StageStats {
+// errEnded ends the forwards of a run that its client ended.
+var errEnded = errors.New("the run was ended")
+
+// endRun cancels the run's forwards with why and lets the stages forget it.
+func (s *Server) endRun(r *run, why error) []*pb.StageStats {
 	s.mu.Lock()
 	if r.ended {
 		s.mu.Unlock()
@@ -259,7 +325,9 @@ func (s *Server) endRun(r *run) []*pb.StageStats {
 	}
 	r.ended = true
 	delete(s.runs, r.id)
+	s.begun--
 	s.mu.Unlock()
+	r.end(why)
 	ctx, cancel := context.WithTimeout(context.Background(), endRunTimeout)
 	defer cancel()
 	var stats []*pb.StageStats
