@@ -427,6 +427,11 @@ func (h *Hosted) stats(runID string) *pb.StageStats {
 
 // sendOn writes a forward's output to the next stage or the endpoint.
 func (d *driver) sendOn(j *job, out []byte, res stage.Result, waited time.Duration) {
+	// The report travels beside the output: the endpoint needs both, and the
+	// output's arrival is what says that the stage's work was taken.
+	d.send(&pb.StageEvent{Event: &pb.StageEvent_Done{Done: &pb.StageDone{
+		Forward: forwardID(j), Compute: durationpb.New(res.Compute), Waiting: durationpb.New(waited), Blocks: res.Blocks,
+	}}})
 	imm := j.imm
 	imm.Stage++
 	imm.SenderIncarnation = d.hosted.server.incarnation
@@ -440,11 +445,7 @@ func (d *driver) sendOn(j *job, out []byte, res stage.Result, waited time.Durati
 		} else {
 			d.fault(j, pb.StageFault_FRAME_REFUSED, string(d.node), err)
 		}
-		return
 	}
-	d.send(&pb.StageEvent{Event: &pb.StageEvent_Done{Done: &pb.StageDone{
-		Forward: forwardID(j), Compute: durationpb.New(res.Compute), Waiting: durationpb.New(waited), Blocks: res.Blocks,
-	}}})
 }
 
 func (d *driver) fault(j *job, kind pb.StageFault_Kind, culprit string, err error) {

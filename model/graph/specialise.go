@@ -228,7 +228,10 @@ func (s *Segment) countStep(st *Step, c *Cost) error {
 		if err != nil {
 			return err
 		}
-		return addTo(&c.LinearFLOPs, n)
+		if err := addTo(&c.LinearFLOPs, n); err != nil {
+			return err
+		}
+		return s.countFewRows(x, w, c)
 	case OpAttention:
 		q, k := s.Values[st.In[0]], s.Values[st.In[1]]
 		n, err := product(4, q.Shape, k.Shape[1:2])
@@ -261,6 +264,24 @@ func (s *Segment) countStep(st *Step, c *Cost) error {
 		}
 	}
 	return nil
+}
+
+// fewRows is the number of rows below which a product waits for its weights
+// rather than for arithmetic.
+const fewRows = 16
+
+// countFewRows adds the weights of a product of few rows, such as a modulation,
+// to the traffic: reading them is what it costs.
+func (s *Segment) countFewRows(x Tensor, w Weight, c *Cost) error {
+	rows, err := product(1, x.Shape[:len(x.Shape)-1])
+	if err != nil || rows >= fewRows {
+		return err
+	}
+	n, err := w.Shape.Bytes(s.Compute)
+	if err != nil {
+		return err
+	}
+	return addTo(&c.MovedBytes, int64(n))
 }
 
 func product(n int64, shapes ...tensor.Shape) (int64, error) {
