@@ -88,7 +88,7 @@ func TestGoldenCases(t *testing.T) {
 // the same bytes.
 func TestSameBits(t *testing.T) {
 	var dirs []string
-	for _, name := range []string{"dev", "dev-bf16", "schnell", "head128-fp8"} {
+	for _, name := range []string{"dev-bf16", "schnell", "fp8-e4m3"} {
 		dirs = append(dirs, filepath.Join(fluxRoot, name))
 	}
 	digests := func(l verify.Layout) map[string]string {
