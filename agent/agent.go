@@ -57,6 +57,8 @@ type Config struct {
 	HandshakeTimeout  time.Duration
 	RedialFor         time.Duration
 	Log               *slog.Logger // may be nil
+	// Measure finds the device's rates; nil runs programs on it for some seconds.
+	Measure func(ctx context.Context, s engine.Session, d tensor.DType) ([]measure.Rates, error)
 	// Ready is called once the agent is registered; may be nil.
 	Ready func(address string)
 }
@@ -82,6 +84,9 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Measure == nil {
+		cfg.Measure = measure.Measure
 	}
 	a := &Agent{cfg: cfg, log: cfg.Log}
 	if a.device, err = findDevice(ctx, cfg); err != nil {
@@ -113,7 +118,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		},
 	})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, a.node.Close())
 	}
 	pb.RegisterStageServiceServer(a.node.Server(), a.serve)
 	return a, nil
@@ -230,7 +235,7 @@ func (a *Agent) measure(ctx context.Context) (*pb.NodeRecord, error) {
 		d.Model = m
 	}
 	for _, t := range a.device.DTypes {
-		all, err := measure.Measure(ctx, a.session, t)
+		all, err := a.cfg.Measure(ctx, a.session, t)
 		if err != nil {
 			return nil, err
 		}

@@ -257,7 +257,7 @@ func checkAddress(ctx context.Context, address string) error {
 }
 
 func addressError(address string, err error) error {
-	return fmt.Errorf("etcd cannot listen on %s: %w; is another distorch running, or choose another port with coordinator.etcd.listen", address, err)
+	return fmt.Errorf("etcd cannot listen on %s: %w; is another distorch running, or choose another port with --etcd-listen (coordinator.etcd.client_listen)", address, err)
 }
 
 func startError(cfg EmbeddedConfig, err error) error {

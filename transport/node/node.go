@@ -59,6 +59,7 @@ type Node struct {
 	cfg         Config
 	log         *slog.Logger
 	incarnation [16]byte
+	listener    net.Listener
 	mux         *identity.Mux
 	control     net.Listener
 	gossipLn    net.Listener
@@ -82,9 +83,10 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; if another program has the port, choose another with --listen", err)
 	}
+	n.listener = ln
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, ln.Close())
+			err = errors.Join(err, ln.Close(), n.closeHost())
 		}
 	}()
 	if n.advertise = cfg.Advertise; n.advertise == "" {
@@ -96,7 +98,7 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.open(ln); err != nil {
 		return nil, err
 	}
-	n.server = grpc.NewServer(append(transport.ServerOptions(), grpc.Creds(identity.AcceptedCredentials()))...)
+	n.server = grpc.NewServer(append(transport.ServerOptions(), grpc.Creds(identity.AcceptedCredentials()), grpc.WaitForHandlers(true))...)
 	n.host, err = transport.New(transport.Config{
 		PeerFrom: PeerFrom,
 		Credentials: func(id transport.NodeID) (credentials.TransportCredentials, error) {
@@ -108,7 +110,10 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.host.RegisterService(n.server)
-	return n, n.startGossip()
+	if err := n.startGossip(); err != nil {
+		return nil, err
+	}
+	return n, nil
 }
 
 func (n *Node) open(ln net.Listener) error {
@@ -152,6 +157,23 @@ func (n *Node) startGossip() error {
 		},
 	})
 	return err
+}
+
+// Close closes the port of a node that will not run. After Run it does nothing.
+func (n *Node) Close() error {
+	err := n.listener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
+	n.server.Stop()
+	return errors.Join(err, n.closeHost())
+}
+
+func (n *Node) closeHost() error {
+	if n.host == nil {
+		return nil
+	}
+	return n.host.Close()
 }
 
 // PeerFrom names the caller of an RPC by its certificate.

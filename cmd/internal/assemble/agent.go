@@ -18,6 +18,7 @@ import (
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/agent/measure"
 	"github.com/distorch/distorch/cmd/internal/config"
 	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/store"
@@ -32,6 +33,8 @@ type Agent struct {
 	Log     *slog.Logger
 	// Engine replaces the one that the configuration names; for tests.
 	Engine engine.Engine
+	// Measure replaces the measuring of rates; for tests.
+	Measure func(ctx context.Context, s engine.Session, d tensor.DType) ([]measure.Rates, error)
 	// Ready is called once with the address, when the agent is registered.
 	Ready func(address string)
 }
@@ -89,7 +92,7 @@ func (a Agent) configure(ctx context.Context, st *store.Store) (agent.Config, er
 	cfg := agent.Config{
 		Device: native.CPU, Listen: c.Listen, Advertise: c.Advertise, ModelDirs: a.Config.Models.Dirs, Labels: labels,
 		Version: a.Version, EngineName: "native", LeaseTTL: a.Config.Coordinator.LeaseTTL, Reserve: tensor.Bytes(c.Reserve),
-		HandshakeTimeout: a.Config.Transport.HandshakeTimeout, RedialFor: a.Config.Transport.RedialFor, Log: a.Log, Ready: a.Ready,
+		HandshakeTimeout: a.Config.Transport.HandshakeTimeout, RedialFor: a.Config.Transport.RedialFor, Log: a.Log, Ready: a.Ready, Measure: a.Measure,
 	}
 	if cfg.Memory, err = memory(tensor.Bytes(c.Memory), cfg.Reserve); err != nil {
 		return cfg, err

@@ -18,21 +18,24 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/measure"
 	"github.com/distorch/distorch/cmd/internal/config"
+	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/transport/identity"
 )
 
 // process is one part of a cluster in this process, with a context of its own.
 type process struct {
-	t       *testing.T
+	t       testing.TB
 	cancel  context.CancelFunc
 	done    chan error
 	address string
 	dir     identity.Dir
 }
 
-func start(t *testing.T, what string, run func(ctx context.Context, ready func(string)) error) *process {
+func start(t testing.TB, what string, run func(ctx context.Context, ready func(string)) error) *process {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &process{t: t, cancel: cancel, done: make(chan error, 1)}
@@ -73,7 +76,7 @@ func testConfig(dir string) *config.Config {
 	return &c
 }
 
-func openDir(t *testing.T, path string) identity.Dir {
+func openDir(t testing.TB, path string) identity.Dir {
 	t.Helper()
 	d, err := identity.OpenDir(path)
 	if err != nil {
@@ -82,7 +85,7 @@ func openDir(t *testing.T, path string) identity.Dir {
 	return d
 }
 
-func startCoordinator(t *testing.T, cfg *config.Config) *process {
+func startCoordinator(t testing.TB, cfg *config.Config) *process {
 	t.Helper()
 	dir := openDir(t, cfg.DataDir)
 	p := start(t, "coordinator", func(ctx context.Context, ready func(string)) error {
@@ -95,7 +98,7 @@ func startCoordinator(t *testing.T, cfg *config.Config) *process {
 	return p
 }
 
-func startAgent(t *testing.T, name, token, dataDir string) *process {
+func startAgent(t testing.TB, name, token, dataDir string) *process {
 	t.Helper()
 	cfg := testConfig(dataDir)
 	cfg.Agent.Name = name
@@ -106,14 +109,19 @@ func startAgent(t *testing.T, name, token, dataDir string) *process {
 				return err
 			}
 		}
-		return Agent{Config: cfg, Dir: dir, Version: "test", Log: slog.New(slog.DiscardHandler), Ready: ready}.Run(ctx)
+		return Agent{Config: cfg, Dir: dir, Version: "test", Log: slog.New(slog.DiscardHandler), Measure: rates, Ready: ready}.Run(ctx)
 	})
 	p.dir = dir
 	return p
 }
 
+// rates saves the seconds of measuring.
+func rates(_ context.Context, _ engine.Session, d tensor.DType) ([]measure.Rates, error) {
+	return []measure.Rates{{DType: d, Elements: 1 << 20, Linear: 1e11, Attention: 5e10, Elementwise: 5e9, Expand: 2e9}}, nil
+}
+
 // operator connects as the machine of the coordinator does.
-func operator(t *testing.T, co *process) *grpc.ClientConn {
+func operator(t testing.TB, co *process) *grpc.ClientConn {
 	t.Helper()
 	creds, err := co.dir.Load(identity.SlotOperator)
 	if err != nil {
@@ -128,7 +136,7 @@ func operator(t *testing.T, co *process) *grpc.ClientConn {
 	return conn
 }
 
-func token(t *testing.T, conn *grpc.ClientConn) string {
+func token(t testing.TB, conn *grpc.ClientConn) string {
 	t.Helper()
 	res, err := pb.NewControlClient(conn).CreateToken(t.Context(), &pb.CreateTokenRequest{Ttl: durationpb.New(time.Hour)})
 	if err != nil {
@@ -139,7 +147,7 @@ func token(t *testing.T, conn *grpc.ClientConn) string {
 
 var demoDims = map[string]int64{"width": 128, "height": 128, "text_tokens": 5, "batch": 1}
 
-func deploy(t *testing.T, conn *grpc.ClientConn, pins ...*pb.Pin) {
+func deploy(t testing.TB, conn *grpc.ClientConn, pins ...*pb.Pin) {
 	t.Helper()
 	_, err := pb.NewControlClient(conn).Deploy(t.Context(), &pb.DeployRequest{Spec: &pb.DeploymentSpec{
 		Name: "demo", Model: "demo.safetensors", Workload: &pb.Workload{Dims: demoDims, InFlight: 2}, Pins: pins,
@@ -150,7 +158,7 @@ func deploy(t *testing.T, conn *grpc.ClientConn, pins ...*pb.Pin) {
 }
 
 // await polls a deployment's status until ok says yes.
-func await(t *testing.T, conn *grpc.ClientConn, what string, ok func(*pb.DeploymentStatus) bool) *pb.DeploymentStatus {
+func await(t testing.TB, conn *grpc.ClientConn, what string, ok func(*pb.DeploymentStatus) bool) *pb.DeploymentStatus {
 	t.Helper()
 	deadline := time.Now().Add(60 * time.Second)
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -172,7 +180,7 @@ func await(t *testing.T, conn *grpc.ClientConn, what string, ok func(*pb.Deploym
 func ready(s *pb.DeploymentStatus) bool { return s.Ready }
 
 // picture runs one forward through the endpoint.
-func picture(t *testing.T, conn *grpc.ClientConn) ([]byte, []*pb.StageStats, error) {
+func picture(t testing.TB, conn *grpc.ClientConn) ([]byte, []*pb.StageStats, error) {
 	t.Helper()
 	ep := pb.NewEndpointClient(conn)
 	run, err := ep.BeginRun(t.Context(), &pb.BeginRunRequest{Deployment: "demo", Dims: demoDims})

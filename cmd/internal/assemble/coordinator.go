@@ -91,6 +91,7 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, n.Close()) }()
 	if err := c.Dir.SaveCluster(identity.Cluster{ID: ca.Cluster(), Etcd: urls, Coordinators: c.addresses(n)}); err != nil {
 		return err
 	}

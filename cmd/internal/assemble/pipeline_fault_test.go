@@ -114,7 +114,7 @@ func (g *gate) wrap(at int) func(int, engine.Engine) engine.Engine {
 }
 
 // begin opens a run with its conditioning.
-func (r *rig) begin(t *testing.T) (run, digest string, step []*pb.Tensor) {
+func (r *rig) begin(t testing.TB) (run, digest string, step []*pb.Tensor) {
 	t.Helper()
 	b, err := r.server.BeginRun(t.Context(), &pb.BeginRunRequest{Deployment: "demo", Dims: r.plan.Workload.Dims})
 	if err != nil {

@@ -36,13 +36,15 @@ const demoFile = "../../../demo/demo.safetensors"
 // rig is an endpoint and agents over real ports with mutual TLS, without a
 // store: the plan is given.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	ca     *identity.CA
 	server *endpoint.Server
 	plan   *pb.Plan
 	graph  *graph.Model
 	agents []*rigAgent
+	node   *node.Node // the coordinator's
 	group  *errgroup.Group
+	ctx    context.Context
 	cancel context.CancelFunc
 }
 
@@ -73,7 +75,7 @@ func (r *rig) newNode(ctx context.Context, role identity.Role, name string) *nod
 
 // newRig places the demo's six blocks by counts, one agent each, with the
 // instruction sets and thread counts by turns.
-func newRig(t *testing.T, dtype string, counts []int, wrap func(int, engine.Engine) engine.Engine) *rig {
+func newRig(t testing.TB, dtype string, counts []int, wrap func(int, engine.Engine) engine.Engine) *rig {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	group, gctx := errgroup.WithContext(ctx)
@@ -114,18 +116,27 @@ func newRig(t *testing.T, dtype string, counts []int, wrap func(int, engine.Engi
 	for i := range r.agents {
 		r.load(i)
 	}
-	n := r.newNode(gctx, identity.RoleCoordinator, "coordinator")
-	r.server, err = endpoint.New(endpoint.Config{
-		Plans: r, Transport: n.Host(), Address: n.Address(),
-		Hello: &pb.Hello{Node: n.ID(), Incarnation: n.Incarnation(), ProtocolMin: 1, ProtocolMax: 1, OpSet: graph.OpSet},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	group.Go(func() error { return n.Run(gctx) })
-	group.Go(func() error { return r.server.Run(gctx) })
 	t.Cleanup(r.close)
+	r.node, r.server = r.newEndpoint(gctx)
+	r.ctx = gctx
 	return r
+}
+
+// newEndpoint runs one more coordinator's endpoint.
+func (r *rig) newEndpoint(ctx context.Context) (*node.Node, *endpoint.Server) {
+	r.t.Helper()
+	n := r.newNode(ctx, identity.RoleCoordinator, "coordinator")
+	s, err := endpoint.New(endpoint.Config{Plans: r, Transport: n.Host(), Address: n.Address(), Hello: hello(n)})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.group.Go(func() error { return n.Run(ctx) })
+	r.group.Go(func() error { return s.Run(ctx) })
+	return n, s
+}
+
+func hello(n *node.Node) *pb.Hello {
+	return &pb.Hello{Node: n.ID(), Incarnation: n.Incarnation(), ProtocolMin: 1, ProtocolMax: 1, OpSet: graph.OpSet}
 }
 
 func (r *rig) close() {
@@ -216,7 +227,7 @@ func floats(v ...float32) []byte {
 }
 
 // request is the demo's tensors for a prompt and a step.
-func request(t *testing.T, prompt string) (conditioning, step []*pb.Tensor) {
+func request(t testing.TB, prompt string) (conditioning, step []*pb.Tensor) {
 	t.Helper()
 	words, err := demo.Words()
 	if err != nil {
