@@ -6,6 +6,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -22,6 +23,10 @@ type outFile struct {
 // permissions, less the umask.
 func reserve(path string, size int, mode os.FileMode) (_ *outFile, err error) {
 	fail := func(err error) error {
+		var inner *fs.PathError // which names the temporary file
+		if errors.As(err, &inner) {
+			err = inner.Err
+		}
 		return fmt.Errorf("write %s: %w; free some space or choose another place", path, err)
 	}
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {

@@ -10,13 +10,13 @@ package client
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -141,19 +141,20 @@ func probe(ctx context.Context, cfg Config, creds *identity.Credentials, address
 
 // refused names the coordinator, what is wrong and the way out.
 func refused(ctx context.Context, address string, err error) error {
+	var alert tls.AlertError
 	var op *net.OpError
-	way := "; is it running there? --coordinator names another"
+	var foreign x509.UnknownAuthorityError
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("coordinator %s %w: nothing listens there; start it with `distorch up`, or name another with --coordinator", address, ErrUnreachable)
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
-	case errors.As(err, &op) && op.Op == "remote error":
-		return fmt.Errorf("coordinator %s refuses this identity: %w; use the data directory of its own cluster", address, err)
-	case strings.Contains(err.Error(), "certificate"):
-		way = "; use the data directory of its own cluster"
+	case errors.As(err, &foreign):
+		return fmt.Errorf("coordinator %s is of another cluster than this identity; use the data directory of its own cluster: %w", address, err)
+	case errors.As(err, &alert), errors.As(err, &op) && op.Op == "remote error":
+		return fmt.Errorf("coordinator %s refuses this identity; use the data directory of its own cluster: %w", address, err)
 	}
-	return fmt.Errorf("coordinator %s %w: %w%s", address, ErrUnreachable, err, way)
+	return fmt.Errorf("coordinator %s %w: %w; is it running there? --coordinator names another", address, ErrUnreachable, err)
 }
 
 func dial(cfg Config, creds *identity.Credentials, address string) (*Conn, error) {

@@ -1,0 +1,290 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/distorch/distorch/model/tensor"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+	"github.com/distorch/distorch/transport"
+	"github.com/distorch/distorch/transport/identity"
+)
+
+const (
+	demoID  = "e533b1c66868cbaa781f4e32750e6e288cce1cd75bdce2b51e2e2b63966d0700"
+	otherID = "e533b1ffffffcbaa781f4e32750e6e288cce1cd75bdce2b51e2e2b63966d0700"
+)
+
+// fakeServer answers as a coordinator with two nodes and two models would. A
+// deployment's name says what happens to it: "broken" fails to load, "lossy"
+// loses a node at the second step, "slow" never answers a forward.
+type fakeServer struct {
+	pb.UnimplementedControlServer
+	pb.UnimplementedEndpointServer
+
+	address, dataDir string
+	forwarding       chan struct{} // a forward of "slow" has begun
+
+	mu     sync.Mutex
+	specs  map[string]*pb.DeploymentSpec
+	asked  map[string]int // of Status, by name
+	runs   map[string]string
+	begun  int
+	ended  int
+	forgot bool // one forward has been answered that its conditioning is missing
+}
+
+// startFake serves until ctx ends; done is closed when all of it has ended.
+func startFake(ctx context.Context, dir string) (_ *fakeServer, done <-chan struct{}, err error) {
+	f := &fakeServer{
+		dataDir: filepath.Join(dir, "data"), forwarding: make(chan struct{}, 16), specs: map[string]*pb.DeploymentSpec{}, asked: map[string]int{}, runs: map[string]string{},
+	}
+	now := time.Now()
+	d, err := identity.OpenDir(f.dataDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	ca, err := d.InitCluster(now)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := d.Ensure(ca, identity.SlotOperator, identity.Subject{Role: identity.RoleOperator, Name: "operator"}, now); err != nil {
+		return nil, nil, err
+	}
+	creds, err := d.Ensure(ca, identity.SlotCoordinator, identity.Subject{Role: identity.RoleCoordinator, Name: "coordinator"}, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	f.address = ln.Addr().String()
+	mux, err := identity.NewMux(identity.MuxConfig{Listener: ln, TLS: creds.ServerTLS([]string{identity.ALPNControl})})
+	if err != nil {
+		return nil, nil, err
+	}
+	control, err := mux.Listen(identity.ALPNControl, identity.RoleOperator)
+	if err != nil {
+		return nil, nil, err
+	}
+	server := grpc.NewServer(append(transport.ServerOptions(), grpc.Creds(identity.AcceptedCredentials()))...)
+	pb.RegisterControlServer(server, f)
+	pb.RegisterEndpointServer(server, f)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = mux.Run(ctx) })
+	wg.Go(func() { _ = server.Serve(control) })
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		<-ctx.Done()
+		server.Stop()
+		wg.Wait()
+	}()
+	return f, ended, nil
+}
+
+func (f *fakeServer) Version(context.Context, *pb.VersionRequest) (*pb.VersionResponse, error) {
+	return &pb.VersionResponse{Version: "v9.9.9", ProtocolMin: 1, ProtocolMax: 2, Cluster: "testcluster"}, nil
+}
+
+func (f *fakeServer) CreateToken(_ context.Context, r *pb.CreateTokenRequest) (*pb.CreateTokenResponse, error) {
+	if r.Ttl.AsDuration() < time.Second {
+		return nil, status.Errorf(codes.InvalidArgument, "token lifetime %v: use 1s to 720h", r.Ttl.AsDuration())
+	}
+	return &pb.CreateTokenResponse{Token: "distorch-join-1.secret." + r.Ttl.AsDuration().String()}, nil
+}
+
+func fakeNode(name string, address string) *pb.NodeStatus {
+	return &pb.NodeStatus{
+		Record: &pb.NodeRecord{
+			Id: "n-" + name, Name: name, Address: address, Version: "v1", Platform: "linux/amd64", Engine: "native", Pid: 42,
+			Devices: []*pb.Device{{
+				Name: "cpu", MemoryTotalBytes: 32e9, MemoryAllocatableBytes: 16e9, Threads: 8, Isa: "avx2",
+				Rates: []*pb.Rates{{Dtype: "bf16", LinearFlopsPerSecond: 4e11}},
+			}},
+		},
+		Link:   &pb.LinkRecord{NicBytesPerSecond: 125e6, Latency: durationpb.New(100 * time.Microsecond)},
+		Models: []string{"demo.safetensors"},
+	}
+}
+
+func (f *fakeServer) ListNodes(context.Context, *pb.ListNodesRequest) (*pb.ListNodesResponse, error) {
+	return &pb.ListNodesResponse{Nodes: []*pb.NodeStatus{fakeNode("a", "10.0.0.1:7800"), fakeNode("b", "10.0.0.2:7800")}}, nil
+}
+
+func (f *fakeServer) RemoveNode(_ context.Context, r *pb.RemoveNodeRequest) (*pb.RemoveNodeResponse, error) {
+	if r.Name != "b" {
+		return nil, status.Errorf(codes.NotFound, "no node %q here; did you mean %q?", r.Name, "b")
+	}
+	return &pb.RemoveNodeResponse{}, nil
+}
+
+func (f *fakeServer) ListModels(context.Context, *pb.ListModelsRequest) (*pb.ListModelsResponse, error) {
+	return &pb.ListModelsResponse{Models: []*pb.ModelStatus{
+		{Record: &pb.ModelRecord{
+			Id: demoID, Name: "demo.safetensors", Architecture: "flux", Variant: "FLUX.1 dev", FileBytes: 18e6, Parameters: 9e6, DefaultDtype: "bf16",
+			HyperParameters: map[string]string{"channels": "16", "context": "64", "vector": "64", "guidance_embed": "true"},
+		}, Holders: []string{"a", "b"}},
+		{Record: &pb.ModelRecord{
+			Id: otherID, Name: "schnell.safetensors", Architecture: "flux", Variant: "FLUX.1 schnell", FileBytes: 23e9, Parameters: 12e9, DefaultDtype: "bf16",
+			HyperParameters: map[string]string{"channels": "16", "context": "4096", "vector": "768", "guidance_embed": "false"},
+		}, Holders: []string{"a"}},
+	}}, nil
+}
+
+func (f *fakeServer) plan(s *pb.DeploymentSpec) *pb.Plan {
+	p := &pb.Plan{
+		Deployment: s.Name, DeploymentId: s.Id, Epoch: 1, Generation: s.Generation, Model: demoID, ModelName: "demo.safetensors", Dtype: "bf16", Workload: s.Workload,
+		Stages: []*pb.Stage{
+			{Node: "n-a", NodeName: "a", Device: "cpu", Blocks: 3, Head: true, NumericsClass: "native/1/bf16", Forecast: &pb.StageForecast{ComputeSeconds: 0.5, HopSeconds: 0.01, PeakBytes: 10e6}},
+			{Node: "n-b", NodeName: "b", Device: "cpu", FirstBlock: 3, Blocks: 3, Tail: true, Stored: true, Slots: 2, NumericsClass: "native/1/bf16", Forecast: &pb.StageForecast{ComputeSeconds: 0.4, HopSeconds: 0.02, PeakBytes: 9e6}},
+		},
+		Forecast:    &pb.Forecast{StepSeconds: 0.94, PairSeconds: 1.5, ComputeSeconds: 0.9, HopSeconds: 0.04, LoadSeconds: 1},
+		Unused:      []*pb.UnusedNode{{Node: "n-c", Reason: "does not have the file"}},
+		IfLost:      []*pb.NodeLoss{{Node: "n-a", Consequence: "continues at 9.8 s/it"}, {Node: "n-b", Consequence: "stops: 5.1 GB short"}},
+		Certificate: &pb.Certificate{Optimal: true, LowerBoundSeconds: 0.94}, Numerics: "equals one device (native/1)",
+	}
+	for i, pin := range s.Pins {
+		p.Stages[i].FirstBlock, p.Stages[i].Blocks = pin.FirstBlock, pin.Blocks
+	}
+	return p
+}
+
+func (f *fakeServer) Plan(_ context.Context, r *pb.PlanRequest) (*pb.PlanResponse, error) {
+	switch r.Spec.Model {
+	case "huge":
+		return &pb.PlanResponse{Plan: &pb.Plan{Infeasible: "deployment x: needs 23.8 GB, nodes offer 18.2 GB (a: 11.1, b: 7.1); add a donor or use fp8"}}, nil
+	case demoID, "demo", "demo.safetensors":
+		return &pb.PlanResponse{Plan: f.plan(r.Spec)}, nil
+	}
+	return nil, status.Errorf(codes.NotFound, "no model %q here; did you mean %q?", r.Spec.Model, "demo.safetensors")
+}
+
+func (f *fakeServer) Deploy(_ context.Context, r *pb.DeployRequest) (*pb.DeployResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := proto.CloneOf(r.Spec)
+	s.Generation, s.Id, s.Model, s.ModelName, s.Dtype = 1, "id-"+s.Name, demoID, "demo.safetensors", "bf16"
+	f.specs[s.Name] = s
+	return &pb.DeployResponse{Spec: s}, nil
+}
+
+func (f *fakeServer) Status(_ context.Context, r *pb.StatusRequest) (*pb.StatusResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := &pb.StatusResponse{Leader: "coordinator"}
+	for name, s := range f.specs {
+		if r.Name != "" && r.Name != name {
+			continue
+		}
+		f.asked[name]++
+		d := &pb.DeploymentStatus{Spec: s, Plan: f.plan(s), Ready: f.asked[name] > 2, Message: "stage 1 on b: loading"}
+		state, loaded := pb.Observed_READY, uint64(9e6)
+		switch {
+		case name == "broken":
+			state = pb.Observed_FAILED
+		case !d.Ready:
+			state, loaded = pb.Observed_LOADING, 4e6
+		}
+		d.Observed = []*pb.Observed{{Deployment: name, DeploymentId: s.Id, Node: "n-b", Epoch: 1, State: state, LoadedBytes: loaded, TotalBytes: 9e6}}
+		if state == pb.Observed_FAILED {
+			d.Ready, d.Observed[0].Message = false, "read demo.safetensors: file is shorter than when it was opened"
+		}
+		out.Deployments = append(out.Deployments, d)
+	}
+	if r.Name != "" && len(out.Deployments) == 0 {
+		return nil, status.Errorf(codes.NotFound, "no deployment %q here: deploy one with `distorch deploy`", r.Name)
+	}
+	return out, nil
+}
+
+func (f *fakeServer) Undeploy(_ context.Context, r *pb.UndeployRequest) (*pb.UndeployResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.specs[r.Name] == nil {
+		return nil, status.Errorf(codes.NotFound, "no deployment %q here", r.Name)
+	}
+	delete(f.specs, r.Name)
+	return &pb.UndeployResponse{}, nil
+}
+
+func (f *fakeServer) BeginRun(_ context.Context, r *pb.BeginRunRequest) (*pb.BeginRunResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.specs[r.Deployment]
+	if w := r.Dims["width"]; w > s.Workload.Dims["width"] {
+		return nil, status.Errorf(codes.InvalidArgument, "deployment %s: width %d is more than the %d that this deployment is placed for; deploy it again with a larger workload", r.Deployment, w, s.Workload.Dims["width"])
+	}
+	f.begun++
+	run := fmt.Sprintf("run-%d", f.begun)
+	f.runs[run] = r.Deployment
+	return &pb.BeginRunResponse{Run: run, Plan: f.plan(s)}, nil
+}
+
+func (f *fakeServer) PutConditioning(_ context.Context, r *pb.PutConditioningRequest) (*pb.PutConditioningResponse, error) {
+	return &pb.PutConditioningResponse{Digest: fmt.Sprint(len(r.Tensors))}, nil
+}
+
+// Forward answers half of x.
+func (f *fakeServer) Forward(ctx context.Context, r *pb.ForwardRequest) (*pb.ForwardResponse, error) {
+	f.mu.Lock()
+	name := f.runs[r.Run]
+	first := !f.forgot
+	f.forgot = true
+	f.mu.Unlock()
+	switch {
+	case first:
+		return nil, status.Error(codes.FailedPrecondition, "the conditioning is missing; send it again")
+	case name == "slow":
+		f.forwarding <- struct{}{}
+		<-ctx.Done()
+		return nil, status.FromContextError(ctx.Err()).Err()
+	case name == "lossy" && r.Step == 1:
+		return nil, status.Error(codes.Unavailable, "deployment lossy: stage 1 on node b (blocks 3-5): is gone: it ended the session")
+	}
+	x := r.Tensors[0]
+	values := make([]float32, len(x.Data)/4)
+	if err := tensor.ToF32(values, x.Data, tensor.F32); err != nil {
+		return nil, err
+	}
+	for i := range values {
+		values[i] *= 0.5
+	}
+	out := &pb.Tensor{Name: "out", Dtype: "F32", Shape: x.Shape, Data: make([]byte, len(x.Data))}
+	tensor.PutF32(out.Data, values)
+	ms := func(n int) *durationpb.Duration { return durationpb.New(time.Duration(n) * time.Millisecond) }
+	return &pb.ForwardResponse{Out: out, Total: ms(10), Stages: []*pb.StageTiming{
+		{Node: "a", Compute: ms(4), Waiting: ms(1), Blocks: 3}, {Node: "b", Compute: ms(3), Blocks: 3},
+	}}, nil
+}
+
+func (f *fakeServer) EndRun(context.Context, *pb.EndRunRequest) (*pb.EndRunResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended++
+	return &pb.EndRunResponse{Stages: []*pb.StageStats{
+		{Node: "n-a", NodeName: "a", Pid: 11, Isa: "avx2", Threads: 2, BlocksRun: 60, Forwards: 20, Blocks: 3},
+		{Node: "n-b", NodeName: "b", Pid: 12, Isa: "avx512", Threads: 1, BlocksRun: 60, Forwards: 20, FirstBlock: 3, Blocks: 3},
+	}}, nil
+}
+
+// open is how many runs were begun and not ended.
+func (f *fakeServer) open() (begun, open int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.begun, f.begun - f.ended
+}
