@@ -52,7 +52,6 @@ type Coordinator struct {
 type Etcd struct {
 	Endpoints    []string `mapstructure:"endpoints"`
 	ClientListen string   `mapstructure:"client_listen"`
-	PeerListen   string   `mapstructure:"peer_listen"`
 	CAFile       string   `mapstructure:"ca_file"`
 	CertFile     string   `mapstructure:"cert_file"`
 	KeyFile      string   `mapstructure:"key_file"`
@@ -81,7 +80,6 @@ type Models struct {
 type Transport struct {
 	HandshakeTimeout time.Duration `mapstructure:"handshake_timeout"`
 	RedialFor        time.Duration `mapstructure:"redial_for"`    // a broken connection is dialled again this long
-	Heartbeat        time.Duration `mapstructure:"heartbeat"`     // between two signs of life
 	SilenceLimit     time.Duration `mapstructure:"silence_limit"` // without one, a node counts as lost
 }
 
@@ -99,13 +97,12 @@ func Default() Config {
 		Coordinator: Coordinator{
 			Listen:   "127.0.0.1:7801",
 			LeaseTTL: 20 * time.Second,
-			Etcd:     Etcd{ClientListen: "127.0.0.1:7802", PeerListen: "127.0.0.1:7803"},
+			Etcd:     Etcd{ClientListen: "127.0.0.1:7802"},
 		},
 		Agent: Agent{Listen: "127.0.0.1:7800", Engine: "native"},
 		Transport: Transport{
 			HandshakeTimeout: 10 * time.Second,
 			RedialFor:        time.Second,
-			Heartbeat:        250 * time.Millisecond,
 			SilenceLimit:     2 * time.Second,
 		},
 		Client: Client{Coordinator: "127.0.0.1:7801", Timeout: 10 * time.Second},

@@ -136,7 +136,7 @@ func TestRefusals(t *testing.T) {
 log: {level: loud, format: xml}
 coordinator: {listen: nowhere, lease_ttl: 1s, etcd: {endpoints: ["http://a:1"], cert_file: x}}
 agent: {name: "a b", listen: "example:1", advertise: ":1", threads: -1, cpu_isa: sse2, engine: torch, labels: [x], memory: 1GB, reserve: 1GB}
-transport: {heartbeat: 3s}
+transport: {silence_limit: 1ms}
 client: {coordinator: "127.0.0.1:0"}
 `, want: []string{
 			"log.level", "debug, info, warn, error", "log.format", "coordinator.listen", "coordinator.lease_ttl", "coordinator.etcd.endpoints", "https://",
