@@ -91,12 +91,13 @@ func fromRPC(what string, err error) error {
 		return err
 	}
 	s := wire.GRPCStatus()
-	text := strings.Replace(err.Error(), wire.Error(), s.Message(), 1)
+	message := s.Message()
 	for _, broken := range []string{"connection error: ", "error reading from server: "} {
-		if strings.Contains(text, broken) {
-			text = strings.Replace(text, broken, "the connection to the coordinator broke: ", 1)
+		if rest, ok := strings.CutPrefix(message, broken); ok { // gRPC's own words, here
+			message = "the connection to the coordinator broke: " + rest
 		}
 	}
+	text := strings.Replace(err.Error(), wire.Error(), message, 1)
 	if what != "" {
 		text = what + ": " + text
 	}
