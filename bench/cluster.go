@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -155,8 +156,8 @@ func (c *cluster) start(ctx context.Context, host int, name string, env []string
 		return err
 	}
 	defer log.Close()
-	// Not CommandContext: stop ends it, in order.
-	p.cmd = exec.Command(c.binary, append(args, "--data-dir", c.data(name), "--log-level", "warn", "--ready-file", ready)...)
+	// Not ended by ctx: stop ends it, in order.
+	p.cmd = exec.CommandContext(context.WithoutCancel(ctx), c.binary, append(args, "--data-dir", c.data(name), "--log-level", "warn", "--ready-file", ready)...)
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := c.launch(host, p.cmd); err != nil {
@@ -239,8 +240,8 @@ func (c *cluster) peak(name string) (tensor.Bytes, error) {
 // stop ends all processes, the agents first, and frees what they had.
 func (c *cluster) stop() error {
 	var errs []error
-	for i := len(c.procs) - 1; i >= 0; i-- {
-		errs = append(errs, c.procs[i].stop())
+	for _, v := range slices.Backward(c.procs) {
+		errs = append(errs, v.stop())
 	}
 	c.procs = nil
 	if c.net != nil {

@@ -45,7 +45,7 @@ func smallModel() *graph.Model {
 }
 
 func writeSmall(path string) error {
-	return writeCheckpoint(path, entriesOf(smallModel(), func(string) tensor.DType { return tensor.BF16 }), nil, blockSeed)
+	return writeCheckpoint(path, entriesOf(smallModel(), func(string) tensor.DType { return tensor.BF16 }), blockSeed)
 }
 
 // chain is stages in one process, each with workers of its own.

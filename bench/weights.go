@@ -93,8 +93,8 @@ func fillFloat8(dst []byte, key, first uint64, factor, offset float32) {
 }
 
 // writeCheckpoint writes a file of random weights; names are resolved.
-func writeCheckpoint(path string, entries []safetensors.Entry, metadata map[string]string, seed uint64) (err error) {
-	header, size, err := safetensors.Header(entries, metadata)
+func writeCheckpoint(path string, entries []safetensors.Entry, seed uint64) (err error) {
+	header, size, err := safetensors.Header(entries, nil)
 	if err != nil {
 		return err
 	}

@@ -162,7 +162,6 @@ func (s *Server) expire(now time.Time) {
 type run struct {
 	id       string
 	raw      [16]byte
-	dims     map[string]int64
 	pipeline *pipeline
 	lengths  lengths
 	ctx      context.Context // of its forwards; ends with the run

@@ -5,6 +5,7 @@ package native
 
 import (
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"github.com/distorch/distorch/agent/engine/native/vector"
@@ -79,9 +80,9 @@ func offsets(dims, steps []int64, count int) []int {
 	at := make([]int, count)
 	for i := range at {
 		rest := int64(i)
-		for d := len(dims) - 1; d >= 0; d-- {
-			at[i] += int(rest % dims[d] * steps[d])
-			rest /= dims[d]
+		for d, dim := range slices.Backward(dims) {
+			at[i] += int(rest % dim * steps[d])
+			rest /= dim
 		}
 	}
 	return at

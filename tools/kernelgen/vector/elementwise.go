@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/mmcloughlin/avo/reg"
 )
@@ -20,11 +21,12 @@ func (m *machine) holdStore(t element) {
 
 // pointwise emits a kernel over the arrays named after dst, each of type t.
 func (m *machine) pointwise(name string, t element, hold []uint32, f func(v []vec) vec, names ...string) {
-	params := "dst"
+	var params strings.Builder
+	params.WriteString("dst")
 	for _, n := range names {
-		params += ", " + n
+		params.WriteString(", " + n)
 	}
-	m.function(name, fmt.Sprintf("func(%s []%s)", params, t.goType()), t)
+	m.function(name, fmt.Sprintf("func(%s []%s)", params.String(), t.goType()), t)
 	dst, n := m.param("dst", t), count("dst")
 	var in []array
 	for _, n := range names {

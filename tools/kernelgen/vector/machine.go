@@ -6,6 +6,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"strings"
 
 	. "github.com/mmcloughlin/avo/build"
 	"github.com/mmcloughlin/avo/operand"
@@ -60,18 +61,19 @@ func (m *machine) label(name string) string {
 
 // pattern is a constant in memory, the words repeated to 64 bytes.
 func (m *machine) pattern(words ...uint32) operand.Mem {
-	name := "c"
+	var name strings.Builder
+	name.WriteString("c")
 	for _, w := range words {
-		name += fmt.Sprintf("_%08x", w)
+		name.WriteString(fmt.Sprintf("_%08x", w))
 	}
-	if c, ok := m.pool[name]; ok {
+	if c, ok := m.pool[name.String()]; ok {
 		return c
 	}
-	c := GLOBL(name, RODATA|NOPTR)
+	c := GLOBL(name.String(), RODATA|NOPTR)
 	for i := range 16 {
 		DATA(4*i, operand.U32(words[i%len(words)]))
 	}
-	m.pool[name] = c
+	m.pool[name.String()] = c
 	return c
 }
 
@@ -148,7 +150,6 @@ func (m *machine) mul(a, b vec) vec { return m.op(VMULPS, a, b) }
 func (m *machine) div(a, b vec) vec { return m.op(VDIVPS, a, b) }
 func (m *machine) xor(a, b vec) vec { return m.op(VXORPS, a, b) }
 func (m *machine) or(a, b vec) vec  { return m.op(VORPS, a, b) }
-func (m *machine) and(a, b vec) vec { return m.op(VANDPS, a, b) }
 
 // larger is a > b ? a : b, so b where either is not a number.
 func (m *machine) larger(a, b vec) vec { return m.op(VMAXPS, m.inReg(a), b) }

@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	. "github.com/mmcloughlin/avo/build"
 	"github.com/mmcloughlin/avo/operand"
@@ -49,11 +50,12 @@ func (m *machine) inverseRoot(x reg.VecVirtual) vec {
 
 // layerNorm emits a kernel that finishes each normalised value by last.
 func (m *machine) layerNorm(name string, t element, last func(h vec, v []vec) vec, names ...string) {
-	params := "dst, x"
+	var params strings.Builder
+	params.WriteString("dst, x")
 	for _, n := range names {
-		params += ", " + n
+		params.WriteString(", " + n)
 	}
-	m.function(name, fmt.Sprintf("func(%s []%s, eps float32)", params, t.goType()), t)
+	m.function(name, fmt.Sprintf("func(%s []%s, eps float32)", params.String(), t.goType()), t)
 	dst, x, n := m.param("dst", t), m.param("x", t), count("dst")
 	var more []array
 	for _, n := range names {

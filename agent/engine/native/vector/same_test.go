@@ -86,7 +86,7 @@ func bitsOf[T Elem](x []T) []uint32 {
 
 // inputs are the operands that one case is run on.
 type inputs[T Elem] struct {
-	a, b, c, d    []T
+	a, b, c       []T
 	s, cos, sin   []float32
 	eps, one, two float32
 }
