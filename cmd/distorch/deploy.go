@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -141,17 +142,17 @@ func stageName(p *pb.Plan, id string) string {
 func showLoading(progress *output.Progress, d *pb.DeploymentStatus) {
 	p := d.GetPlan()
 	var loaded, total int64
-	note := ""
+	var note strings.Builder
 	for _, ob := range d.Observed {
 		if ob.Epoch != p.GetEpoch() || ob.TotalBytes == 0 {
 			continue
 		}
 		loaded += int64(ob.LoadedBytes)
 		total += int64(ob.TotalBytes)
-		note += fmt.Sprintf(" %s %d%%", stageName(p, ob.Node), 100*ob.LoadedBytes/ob.TotalBytes)
+		fmt.Fprintf(&note, " %s %d%%", stageName(p, ob.Node), 100*ob.LoadedBytes/ob.TotalBytes)
 	}
 	if total > 0 {
 		const mb = 1_000_000
-		progress.Step("loading MB", loaded/mb, max(total/mb, 1), note)
+		progress.Step("loading MB", loaded/mb, max(total/mb, 1), note.String())
 	}
 }

@@ -49,7 +49,7 @@ func TestWireWordsAreTakenOut(t *testing.T) {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
-	if err := errors.New("not from the wire"); fromRPC("x", err) != err {
+	if err := errors.New("not from the wire"); !errors.Is(fromRPC("x", err), err) || fromRPC("x", err).Error() != err.Error() {
 		t.Error("an error of this process was changed")
 	}
 }

@@ -23,8 +23,7 @@ type outFile struct {
 // permissions, less the umask.
 func reserve(path string, size int, mode os.FileMode) (_ *outFile, err error) {
 	fail := func(err error) error {
-		var inner *fs.PathError // which names the temporary file
-		if errors.As(err, &inner) {
+		if inner, ok := errors.AsType[*fs.PathError](err); ok { // it names the temporary file
 			err = inner.Err
 		}
 		return fmt.Errorf("write %s: %w; free some space or choose another place", path, err)

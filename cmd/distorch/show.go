@@ -175,7 +175,7 @@ func (s *show) start(ctx context.Context, name string, host int, settings map[st
 func (s *show) startCoordinator(ctx context.Context) error {
 	listen := s.address(clusterHost)
 	p, at, err := s.start(ctx, "coordinator", clusterHost, map[string]string{
-		"COORDINATOR_LISTEN": listen, "COORDINATOR_ETCD_CLIENT_LISTEN": listen, "COORDINATOR_ETCD_PEER_LISTEN": listen,
+		"COORDINATOR_LISTEN": listen, "COORDINATOR_ETCD_CLIENT_LISTEN": listen,
 	}, "up", "--no-agent")
 	s.coordinator = p
 	if err != nil {

@@ -111,7 +111,10 @@ func (p *Process) AwaitFile(ctx context.Context, path string) ([]byte, error) {
 		}
 		select {
 		case <-p.done:
-			return nil, fmt.Errorf("%s ended before it was ready: %v", p.Name, p.err)
+			if p.err != nil {
+				return nil, fmt.Errorf("%s ended before it was ready: %w", p.Name, p.err)
+			}
+			return nil, fmt.Errorf("%s ended before it was ready, without an error", p.Name)
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%s is not ready: %w", p.Name, context.Cause(ctx))
 		case <-tick.C:
