@@ -56,7 +56,7 @@ func writeConditioning(path string, tokens int64) error {
 	return writeCheckpoint(path, []safetensors.Entry{
 		{Name: "context", DType: tensor.F32, Shape: tensor.Shape{1, tokens, 4096}},
 		{Name: "y", DType: tensor.F32, Shape: tensor.Shape{1, 768}},
-	}, blockSeed)
+	})
 }
 
 // deployment is one way to run the small model.

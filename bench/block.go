@@ -66,7 +66,7 @@ func writeBlock(path, kind string) error {
 			entries = append(entries, e)
 		}
 	}
-	return writeCheckpoint(path, entries, blockSeed)
+	return writeCheckpoint(path, entries)
 }
 
 // block is one block on the native engine, bound and ready to run.

@@ -38,7 +38,7 @@ func fileFigures(ctx context.Context, o *options, r *report) error {
 			entries = append(entries, e)
 		}
 	}
-	if err := writeCheckpoint(path, entries, blockSeed); err != nil {
+	if err := writeCheckpoint(path, entries); err != nil {
 		return err
 	}
 	defer os.Remove(path)

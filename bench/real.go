@@ -40,7 +40,7 @@ func realFigures(ctx context.Context, o *options, r *report) (err error) {
 	}
 	began := time.Now()
 	path := filepath.Join(models, "flux1-dev-random-fp8.safetensors")
-	if err := writeCheckpoint(path, entries, blockSeed); err != nil {
+	if err := writeCheckpoint(path, entries); err != nil {
 		return err
 	}
 	info, err := os.Stat(path)

@@ -45,7 +45,7 @@ func smallModel() *graph.Model {
 }
 
 func writeSmall(path string) error {
-	return writeCheckpoint(path, entriesOf(smallModel(), func(string) tensor.DType { return tensor.BF16 }), blockSeed)
+	return writeCheckpoint(path, entriesOf(smallModel(), func(string) tensor.DType { return tensor.BF16 }))
 }
 
 // chain is stages in one process, each with workers of its own.

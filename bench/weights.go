@@ -93,7 +93,7 @@ func fillFloat8(dst []byte, key, first uint64, factor, offset float32) {
 }
 
 // writeCheckpoint writes a file of random weights; names are resolved.
-func writeCheckpoint(path string, entries []safetensors.Entry, seed uint64) (err error) {
+func writeCheckpoint(path string, entries []safetensors.Entry) (err error) {
 	header, size, err := safetensors.Header(entries, nil)
 	if err != nil {
 		return err
@@ -116,7 +116,7 @@ func writeCheckpoint(path string, entries []safetensors.Entry, seed uint64) (err
 	if _, err := f.Write(header); err != nil {
 		return err
 	}
-	return writeData(f, entries, int64(len(header)), seed)
+	return writeData(f, entries, int64(len(header)), blockSeed)
 }
 
 // piece is a stretch of one tensor.

@@ -65,7 +65,7 @@ func TestWriteCheckpoint(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.safetensors")
 	m := fluxOf(256, 2, 1, 2)
 	entries := entriesOf(m.Build(arch.Options{}), func(string) tensor.DType { return tensor.F8E4M3 })
-	if err := writeCheckpoint(path, entries, 1); err != nil {
+	if err := writeCheckpoint(path, entries); err != nil {
 		t.Fatal(err)
 	}
 	f, err := safetensors.Open(path)
