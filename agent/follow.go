@@ -176,20 +176,19 @@ func (f *follower) load(ctx context.Context, h *held) error {
 	if err != nil {
 		return err
 	}
-	file, err := safetensors.Open(f.entries[i].Path)
+	entry := &f.entries[i]
+	if err := unchanged(entry); err != nil {
+		return err
+	}
+	file, err := safetensors.Open(entry.Path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	if id, err := file.QuickID(); err != nil {
-		return err
-	} else if id != p.Model {
-		return fmt.Errorf("%s was changed since this agent started; restart the agent", f.entries[i].Path)
-	}
 	for _, index := range f.mine(p) {
 		s := p.Stages[index]
 		st, err := stage.Load(ctx, stage.Config{
-			Session: f.session, Checkpoint: stage.Checkpoint{File: file, Prefix: f.entries[i].Record.Prefix}, Program: program,
+			Session: f.session, Checkpoint: stage.Checkpoint{File: file, Prefix: entry.Record.Prefix}, Program: program,
 			FirstBlock: int(s.FirstBlock), Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail,
 			Stored: s.Stored, Slots: int(s.Slots), InFlight: int(p.Workload.GetInFlight()),
 			Progress: f.progress(ctx, p),
@@ -203,6 +202,18 @@ func (f *follower) load(ctx context.Context, h *held) error {
 			return fmt.Errorf("stage %d of %s: %w", index, p.Deployment, err)
 		}
 		h.stages = append(h.stages, hosted)
+	}
+	return unchanged(entry) // nor while it was read
+}
+
+// unchanged says whether a file is the one that was announced.
+func unchanged(e *catalog.Entry) error {
+	now, err := catalog.StampOf(e.Path)
+	if err != nil {
+		return fmt.Errorf("the checkpoint is gone: %w; put it back and restart the agent", err)
+	}
+	if now.Bytes != e.Stamp.Bytes || !now.Modified.Equal(e.Stamp.Modified) {
+		return fmt.Errorf("%s was changed since this agent started (%d bytes then, %d now); restart the agent", e.Path, e.Stamp.Bytes, now.Bytes)
 	}
 	return nil
 }

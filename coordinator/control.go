@@ -132,6 +132,9 @@ func (c *Coordinator) RemoveNode(ctx context.Context, req *pb.RemoveNodeRequest)
 		return nil, err
 	}
 	name := req.GetName()
+	if err := identity.ValidName(name); err != nil {
+		return nil, toStatus(invalid("node: %w", err))
+	}
 	err = c.cfg.Store.RemoveNode(ctx, name)
 	if status := toStatus(err); isNotFound(status) {
 		return nil, toStatus(&UnknownError{Kind: "node", Name: name, Nearest: nearest(name, nodeNames(st))})

@@ -28,11 +28,11 @@ type UnknownError struct {
 func (e *UnknownError) Error() string {
 	switch {
 	case e.Nearest != "":
-		return fmt.Sprintf("no %s %q here; did you mean %q?", e.Kind, e.Name, e.Nearest)
+		return fmt.Sprintf("no %s %.80q here; did you mean %q?", e.Kind, e.Name, e.Nearest)
 	case e.Advice != "":
-		return fmt.Sprintf("no %s %q here: %s", e.Kind, e.Name, e.Advice)
+		return fmt.Sprintf("no %s %.80q here: %s", e.Kind, e.Name, e.Advice)
 	}
-	return fmt.Sprintf("no %s %q here", e.Kind, e.Name)
+	return fmt.Sprintf("no %s %.80q here", e.Kind, e.Name)
 }
 
 // InvalidError is a request that can never be met.
@@ -81,8 +81,11 @@ func toStatus(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		code = codes.DeadlineExceeded
 	}
-	return status.Error(code, err.Error())
+	return status.Error(code, short(err.Error(), maxAnswer))
 }
+
+// maxAnswer is what an answer's trailer carries whatever a name was made of.
+const maxAnswer = 4 << 10
 
 // nearest is the known name that takes the fewest changes, if they are at most
 // half of its length; a file's extension may be left out. Names of equal distance go by their order.

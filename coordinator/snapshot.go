@@ -81,7 +81,7 @@ func (c *Coordinator) snapshot(st *store.State) reconcile.Snapshot {
 		o := e.Value
 		s.Observed = append(s.Observed, reconcile.Observed{
 			Deployment: of.Of, DeploymentID: o.GetDeploymentId(), Node: of.Node, Incarnation: o.GetIncarnation(),
-			Epoch: o.GetEpoch(), Failed: o.GetState() == pb.Observed_FAILED, Message: short(o.GetMessage()),
+			Epoch: o.GetEpoch(), Failed: o.GetState() == pb.Observed_FAILED, Message: short(o.GetMessage(), maxMessage),
 		})
 	}
 	return s
@@ -90,9 +90,9 @@ func (c *Coordinator) snapshot(st *store.State) reconcile.Snapshot {
 // maxMessage bounds what a node's report adds to a plan.
 const maxMessage = 500
 
-func short(message string) string {
-	if len(message) > maxMessage {
-		message = strings.ToValidUTF8(message[:maxMessage], "") + "…"
+func short(message string, most int) string {
+	if len(message) > most {
+		message = strings.ToValidUTF8(message[:most], "") + "…"
 	}
 	return message
 }

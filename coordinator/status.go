@@ -98,7 +98,7 @@ func stageState(st *store.State, p *pb.Plan, s *pb.Stage) string {
 	case pb.Observed_LOADING:
 		return fmt.Sprintf("loading, %s of %s", bytesText(o.GetLoadedBytes()), bytesText(o.GetTotalBytes()))
 	case pb.Observed_FAILED:
-		return "failed: " + short(o.GetMessage())
+		return "failed: " + short(o.GetMessage(), maxMessage)
 	}
 	return "it freed its memory"
 }

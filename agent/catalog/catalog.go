@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/distorch/distorch/model/arch"
 	"github.com/distorch/distorch/model/graph/wire"
@@ -27,6 +28,23 @@ import (
 type Entry struct {
 	Path   string
 	Record *pb.ModelRecord
+	Stamp  Stamp
+}
+
+// Stamp tells a file from what it was: its identity samples the bytes, so it
+// does not see every change.
+type Stamp struct {
+	Bytes    int64
+	Modified time.Time
+}
+
+// StampOf reads a file's stamp.
+func StampOf(path string) (Stamp, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return Stamp{}, err
+	}
+	return Stamp{Bytes: info.Size(), Modified: info.ModTime()}, nil
 }
 
 // Skipped is a file that is no model this build can run, and why.
@@ -54,15 +72,24 @@ func Scan(dirs []string) ([]Entry, []Skipped, error) {
 				continue
 			}
 			seen[p] = true
-			r, err := Describe(p)
+			e, err := describe(p)
 			if err != nil {
 				skipped = append(skipped, Skipped{p, err})
 				continue
 			}
-			entries = append(entries, Entry{p, r})
+			entries = append(entries, e)
 		}
 	}
 	return entries, skipped, nil
+}
+
+func describe(path string) (Entry, error) {
+	stamp, err := StampOf(path) // before the bytes: a change meanwhile shows
+	if err != nil {
+		return Entry{}, err
+	}
+	r, err := Describe(path)
+	return Entry{path, r, stamp}, err
 }
 
 func files(dir string) ([]string, error) {

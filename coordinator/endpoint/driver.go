@@ -207,7 +207,9 @@ func reason(err error) string {
 // watch declares the stage lost when it stays silent while it owes an answer or
 // forwards are in flight.
 func (d *driver) watch() {
-	tick := time.NewTicker(d.silence / 4)
+	every := d.silence / 16
+	limit := d.silence - 2*every // noticed late by one tick, begun late by another
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	busySince := time.Duration(-1)
 	for {
@@ -225,7 +227,7 @@ func (d *driver) watch() {
 			busySince = now
 		}
 		silent := now - max(time.Duration(d.last.Load()), busySince)
-		if silent > d.silence {
+		if silent > limit {
 			d.pipeline.fail(d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE,
 				fmt.Sprintf("has been silent for %.1f s; it is frozen or its link is cut", silent.Seconds())))
 			return

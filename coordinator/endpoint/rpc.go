@@ -23,6 +23,8 @@ import (
 // Limits of one call.
 const (
 	maxTensors     = 16
+	maxDims        = 16
+	maxDimName     = 64
 	maxForwardTime = 30 * time.Minute
 	endRunTimeout  = 5 * time.Second
 )
@@ -73,6 +75,9 @@ func (s *Server) BeginRun(ctx context.Context, req *pb.BeginRunRequest) (*pb.Beg
 	if len(d.Plan.GetStages()) == 0 {
 		return nil, status.Errorf(codes.Unavailable, "deployment %s has no stages: %s", req.Deployment, d.Plan.GetInfeasible())
 	}
+	if err := checkDims(req.Dims); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	l, err := newLengths(d, req.Dims)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -106,6 +111,19 @@ func (s *Server) BeginRun(ctx context.Context, req *pb.BeginRunRequest) (*pb.Beg
 	s.runs[id] = r
 	s.mu.Unlock()
 	return &pb.BeginRunResponse{Run: id, Plan: d.Plan}, nil
+}
+
+// checkDims bounds what errors about them repeat.
+func checkDims(dims map[string]int64) error {
+	if len(dims) > maxDims {
+		return fmt.Errorf("%d dimensions: no model has more than %d", len(dims), maxDims)
+	}
+	for name := range dims {
+		if len(name) > maxDimName {
+			return fmt.Errorf("dimension %.40q: no model has one of that name", name)
+		}
+	}
+	return nil
 }
 
 // reserve counts one more run.

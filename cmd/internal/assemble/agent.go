@@ -168,7 +168,7 @@ func JoinCluster(ctx context.Context, dir identity.Dir, token, name string) erro
 		return nil // joined before; the token may be used up
 	}
 	_, err = identity.Join(ctx, dir, identity.SlotNode, t, name)
-	return err
+	return room(dir, err)
 }
 
 // LocalAgent gives the machine that holds the CA a node's identity of its own

@@ -26,9 +26,10 @@ const childEnv = "DISTORCH_TEST_CHILD"
 
 // childSpec is what such a process runs.
 type childSpec struct {
-	Agent  string // name; empty: a coordinator
-	Token  string
-	Config *config.Config
+	Agent              string // name; empty: a coordinator
+	Token              string
+	DataDir            string
+	Listen, EtcdListen string // empty: loopback, a free port
 	// Tmpfs mounts a file system of so many bytes on the data directory, in a
 	// mount namespace of the process's own.
 	Tmpfs int
@@ -53,26 +54,47 @@ func childMain() bool {
 
 func (s childSpec) run(ctx context.Context) error {
 	if s.Tmpfs > 0 {
-		if err := mountTmpfs(s.Config.DataDir, s.Tmpfs, false); err != nil {
+		if err := mountTmpfs(s.DataDir, s.Tmpfs, false); err != nil {
 			return err
 		}
 		fmt.Printf("full %s\n", strings.ReplaceAll(fmt.Sprint(s.start(ctx)), "\n", "; "))
-		if err := mountTmpfs(s.Config.DataDir, 1<<28, true); err != nil {
+		if err := mountTmpfs(s.DataDir, 1<<28, true); err != nil {
 			return err
 		}
+		s.Tmpfs = 0
+		text, err := json.Marshal(s)
+		if err != nil {
+			return err
+		}
+		// Another process in the same place, as after a start that failed.
+		if err := os.Setenv(childEnv, string(text)); err != nil {
+			return err
+		}
+		return syscall.Exec(os.Args[0], os.Args, os.Environ())
 	}
 	return s.start(ctx)
 }
 
+func (s childSpec) config() *config.Config {
+	c := testConfig(s.DataDir)
+	if s.Listen != "" {
+		c.Agent.Listen, c.Coordinator.Listen = s.Listen, s.Listen
+	}
+	if s.EtcdListen != "" {
+		c.Coordinator.Etcd.ClientListen = s.EtcdListen
+	}
+	return c
+}
+
 func (s childSpec) start(ctx context.Context) error {
-	dir, err := identity.OpenDir(s.Config.DataDir)
+	dir, err := identity.OpenDir(s.DataDir)
 	if err != nil {
 		return err
 	}
 	log := slog.New(slog.DiscardHandler)
 	if s.Agent == "" {
 		return Coordinator{
-			Config: s.Config, Dir: dir, Version: "test", Log: log, Volatile: true,
+			Config: s.config(), Dir: dir, Version: "test", Log: log, Volatile: true,
 			Ready: func(_ context.Context, address string) { fmt.Printf("ready %s\n", address) },
 		}.Run(ctx)
 	}
@@ -82,7 +104,7 @@ func (s childSpec) start(ctx context.Context) error {
 		}
 	}
 	return Agent{
-		Config: s.Config, Dir: dir, Version: "test", Log: log, Measure: rates,
+		Config: s.config(), Dir: dir, Version: "test", Log: log, Measure: rates,
 		Ready: func(address string) { fmt.Printf("ready %s\n", address) },
 	}.Run(ctx)
 }

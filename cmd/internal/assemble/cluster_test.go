@@ -100,9 +100,13 @@ func startCoordinator(t testing.TB, cfg *config.Config) *process {
 
 func startAgent(t testing.TB, name, token, dataDir string) *process {
 	t.Helper()
-	cfg := testConfig(dataDir)
+	return startAgentWith(t, name, token, testConfig(dataDir))
+}
+
+func startAgentWith(t testing.TB, name, token string, cfg *config.Config) *process {
+	t.Helper()
 	cfg.Agent.Name = name
-	dir := openDir(t, dataDir)
+	dir := openDir(t, cfg.DataDir)
 	p := start(t, "agent "+name, func(ctx context.Context, ready func(string)) error {
 		if token != "" {
 			if err := JoinCluster(ctx, dir, token, name); err != nil {
@@ -319,11 +323,15 @@ func TestCluster(t *testing.T) {
 // stranger dials without a certificate and asks for something; nil means that
 // it was served.
 func stranger(addr string, alpn []string) error {
-	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: &tls.Config{InsecureSkipVerify: true, NextProtos: alpn}}
-	conn, err := d.Dial("tcp", addr)
+	return strangerVia(func() (net.Conn, error) { return net.DialTimeout("tcp", addr, 5*time.Second) }, alpn)
+}
+
+func strangerVia(dial func() (net.Conn, error), alpn []string) error {
+	raw, err := dial()
 	if err != nil {
 		return err
 	}
+	conn := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: alpn})
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 		return err
@@ -332,11 +340,8 @@ func stranger(addr string, alpn []string) error {
 	if _, err := conn.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
 		return err
 	}
-	b := make([]byte, 1)
-	if _, err := conn.Read(b); err != nil {
-		return err
-	}
-	return nil
+	_, err = conn.Read(make([]byte, 1))
+	return err
 }
 
 func TestTokensThatAreRefused(t *testing.T) {

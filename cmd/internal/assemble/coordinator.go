@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -75,7 +76,7 @@ func (c Coordinator) identities(now time.Time) (*identity.CA, *identity.Credenti
 func (c Coordinator) Run(ctx context.Context) (err error) {
 	ca, creds, err := c.identities(time.Now())
 	if err != nil {
-		return err
+		return room(c.Dir, err)
 	}
 	urls, stopEtcd, err := c.etcd(ctx, ca)
 	if err != nil {
@@ -93,7 +94,7 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
 	if err := c.Dir.SaveCluster(identity.Cluster{ID: ca.Cluster(), Etcd: urls, Coordinators: c.addresses(n)}); err != nil {
-		return err
+		return room(c.Dir, err)
 	}
 	co, err := coordinator.New(coordinator.Config{
 		Store: st, Credentials: creds, Addresses: c.addresses(n), Version: c.Version, Log: c.Log,
@@ -122,6 +123,14 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 		g.Go(func() error { c.Ready(gctx, n.Address()); return nil })
 	}
 	return g.Wait()
+}
+
+// room says what to do about a full disk.
+func room(dir identity.Dir, err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("the disk of %s is full; free space there or use another --data-dir: %w", dir.Path(), err)
+	}
+	return err
 }
 
 // mayRun admits to the endpoint those who make pictures.
