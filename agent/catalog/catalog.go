@@ -9,6 +9,7 @@
 package catalog
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -142,6 +143,9 @@ func Describe(path string) (*pb.ModelRecord, error) {
 		Graph: wire.ToProto(r.Params.Build(arch.Options{})), FileBytes: uint64(f.Size()),
 		DefaultDtype: strings.ToLower(r.ComputeDType().String()),
 	}
+	if record.HyperParameters, err = hyperParameters(r.Params); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	for _, t := range f.Tensors() {
 		name, ok := strings.CutPrefix(t.Name, r.Prefix)
 		if _, used := r.Stored[name]; !ok || !used {
@@ -164,4 +168,21 @@ func Recognise(f *safetensors.File) (*arch.Recognised, error) {
 		tensors[t.Name] = arch.Tensor{Shape: t.Shape, DType: t.DType}
 	}
 	return arch.Recognise(tensors, f.Metadata())
+}
+
+// hyperParameters are an architecture's numbers by name, as text.
+func hyperParameters(p arch.Params) (map[string]string, error) {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("hyper-parameters: %w", err)
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(b, &fields); err != nil {
+		return nil, fmt.Errorf("hyper-parameters: %w", err)
+	}
+	out := make(map[string]string, len(fields))
+	for name, v := range fields {
+		out[name] = string(v)
+	}
+	return out, nil
 }
