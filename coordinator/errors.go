@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/distorch/distorch/internal/edits"
 	"github.com/distorch/distorch/store"
 	"github.com/distorch/distorch/transport/identity"
 )
@@ -94,7 +95,7 @@ func nearest(name string, known []string) string {
 	name = strings.ToLower(name)
 	for _, k := range known {
 		low := strings.ToLower(k)
-		d := min(distance(name, low), distance(name, strings.TrimSuffix(low, path.Ext(low))))
+		d := min(edits.Distance(name, low), edits.Distance(name, strings.TrimSuffix(low, path.Ext(low))))
 		if name != "" && strings.Contains(low, name) {
 			d = min(d, 1)
 		}
@@ -103,29 +104,4 @@ func nearest(name string, known []string) string {
 		}
 	}
 	return best
-}
-
-// maxCompared bounds the work on a name from outside.
-const maxCompared = 200
-
-// distance is the number of single-byte changes between two names (Levenshtein).
-func distance(a, b string) int {
-	a, b = a[:min(len(a), maxCompared)], b[:min(len(b), maxCompared)]
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

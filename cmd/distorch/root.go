@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/distorch/distorch/cmd/internal/config"
+	"github.com/distorch/distorch/internal/edits"
 )
 
 func newRoot(a *app) *cobra.Command {
@@ -104,7 +105,7 @@ func flagError(cmd *cobra.Command, err error) error {
 func didYouMean(word string, candidates []string) string {
 	best, fewest := "", len(word)/2+1
 	for _, c := range candidates {
-		d := edits(strings.ToLower(word), strings.ToLower(c))
+		d := edits.Distance(strings.ToLower(word), strings.ToLower(c))
 		if len(word) >= 3 && strings.HasPrefix(c, word) {
 			d = 1
 		}
@@ -116,26 +117,4 @@ func didYouMean(word string, candidates []string) string {
 		return ""
 	}
 	return fmt.Sprintf(", did you mean %q?", best)
-}
-
-// edits is Levenshtein's distance of words, the first at most 64 bytes of it.
-func edits(a, b string) int {
-	a = a[:min(len(a), 64)]
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/distorch/distorch/internal/edits"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
 )
@@ -121,31 +122,9 @@ func (v *Vocabulary) nearest(w string) string {
 		if known == pad {
 			continue
 		}
-		if d := edits(w, known); d < fewest {
+		if d := edits.Distance(w, known); d < fewest {
 			best, fewest = known, d
 		}
 	}
 	return best
-}
-
-// edits is Levenshtein's distance, over at most the first 64 bytes of a.
-func edits(a, b string) int {
-	a = a[:min(len(a), 64)]
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
