@@ -56,7 +56,7 @@ FUZZTIME ?= 10s
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	@grep -rn --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's|^\(.*\)/[^/]*:[0-9]*:func \(.*\)$$|\1 \2|' | while read -r dir name; do \
 		echo "fuzz $$dir $$name"; \
-		$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null || exit 1; \
+		$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzzminimizetime 10x -fuzztime $(FUZZTIME) "$$dir" </dev/null || exit 1; \
 	done
 
 test-golden: $(BIN)/distorch ## GOLDEN=DIR: compare with tensors that ComfyUI's own classes made
