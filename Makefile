@@ -21,7 +21,7 @@ export GOFLAGS := -buildvcs=false
 # Packages whose tests are arithmetic: minutes under the race detector, seconds
 # without. Their concurrency is tested on other packages' terms (equal bits at
 # every thread count).
-PLAIN := agent/engine,model,placement,bench
+PLAIN := agent/engine,model,placement,bench,verify
 
 # The golden folders that this build answers for.
 GOLDEN_FLUX := dev dev-no-guidance schnell dev-bf16 head128 head128-fp8 prefixed fp8-e4m3 fp8-e5m2 sampling sampling-bf16 schedules
