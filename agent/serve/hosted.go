@@ -145,7 +145,7 @@ func (h *Hosted) Close() {
 }
 
 // errClosing ends the session of a stage that is being freed.
-var errClosing = errors.New("the stage is being freed: the deployment has another plan or is gone")
+var errClosing = errors.New("the stage is being freed, for the deployment was placed again or undeployed; when its status says ready, begin the picture again")
 
 func (h *Hosted) attached(own *pb.Hello) *pb.AttachResponse {
 	res := &pb.AttachResponse{Hello: own}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,7 +40,7 @@ type driver struct {
 
 	asked   atomic.Int64 // commands that wait for an answer
 	mu      sync.Mutex
-	waiting map[string]chan *pb.StageEvent // answers to commands, by kind and run
+	waiting map[string][]chan *pb.StageEvent // callers by what they wait for: kind and run
 }
 
 const (
@@ -51,7 +52,7 @@ const (
 )
 
 func newDriver(p *pipeline, stage int, silence time.Duration) *driver {
-	d := &driver{pipeline: p, stage: stage, silence: silence, out: make(chan *pb.StageCommand, maxQueued), waiting: map[string]chan *pb.StageEvent{}, opened: time.Now()}
+	d := &driver{pipeline: p, stage: stage, silence: silence, out: make(chan *pb.StageCommand, maxQueued), waiting: map[string][]chan *pb.StageEvent{}, opened: time.Now()}
 	// The session outlives the call that opens it, and ends with the pipeline.
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
@@ -66,10 +67,15 @@ func (d *driver) open(ctx context.Context, req *pb.AttachRequest) error {
 	}
 	late := make(chan struct{})
 	timer := time.AfterFunc(attachTimeout, func() { close(late); d.cancel() })
-	defer timer.Stop()
 	stop := context.AfterFunc(ctx, d.cancel)
-	defer stop()
 	ev, err := d.attach(d.ctx, conn, req)
+	if !timer.Stop() {
+		<-late
+		err = context.DeadlineExceeded // even if the answer came in the same moment
+	}
+	if !stop() {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		d.cancel()
 		if ctx.Err() != nil {
@@ -173,9 +179,7 @@ func (d *driver) read() {
 	for {
 		ev, err := d.stream.Recv()
 		if err != nil {
-			if d.ctx.Err() == nil {
-				d.pipeline.fail(d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE, "is gone: "+reason(err)))
-			}
+			d.pipeline.fail(d.ended(err)) // nothing happens when the pipeline ended it
 			return
 		}
 		d.last.Store(int64(time.Since(d.opened)))
@@ -193,6 +197,15 @@ func (d *driver) read() {
 			d.answer("stats/"+e.Stats.Run, ev)
 		}
 	}
+}
+
+// ended names why a stage left: it was told to, or it is lost.
+func (d *driver) ended(err error) error {
+	if status.Code(err) == codes.Aborted {
+		return d.pipeline.fault(d.stage, pb.StageFault_STALE_EPOCH,
+			fmt.Sprintf("ended the session at epoch %d: %s", d.pipeline.key.epoch, reason(err)))
+	}
+	return d.pipeline.fault(d.stage, pb.StageFault_PEER_UNREACHABLE, "is gone: "+reason(err))
 }
 
 var errClosed = errors.New("the pipeline is closed")
@@ -239,14 +252,17 @@ func (d *driver) watch() {
 func (d *driver) ask(ctx context.Context, key string, c *pb.StageCommand) (*pb.StageEvent, error) {
 	ch := make(chan *pb.StageEvent, 1)
 	d.mu.Lock()
-	d.waiting[key] = ch
+	d.waiting[key] = append(d.waiting[key], ch)
 	d.mu.Unlock()
 	d.asked.Add(1)
 	defer d.asked.Add(-1)
 	defer func() {
 		d.mu.Lock()
-		delete(d.waiting, key)
-		d.mu.Unlock()
+		defer d.mu.Unlock()
+		d.waiting[key] = slices.DeleteFunc(d.waiting[key], func(c chan *pb.StageEvent) bool { return c == ch })
+		if len(d.waiting[key]) == 0 {
+			delete(d.waiting, key)
+		}
 	}()
 	d.send(ctx, c)
 	select {
@@ -259,13 +275,14 @@ func (d *driver) ask(ctx context.Context, key string, c *pb.StageCommand) (*pb.S
 	}
 }
 
+// answer goes to all who wait for it: equal commands have equal answers.
 func (d *driver) answer(key string, ev *pb.StageEvent) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if ch := d.waiting[key]; ch != nil {
+	for _, ch := range d.waiting[key] {
 		select {
 		case ch <- ev:
-		default:
+		default: // it has the answer to a command that was the same
 		}
 	}
 }

@@ -8,7 +8,7 @@
 // Imported by the coordinator. It must not import the agent; it speaks to
 // agents only through proto and transport. Ownership: a pipeline owns its
 // drive streams, its slots and its output regions, and lives exactly as long
-// as at least one run uses it. A run keeps the plan it began with. One client
+// as at least one run, or a call of one, uses it. A run keeps the plan it began with. One client
 // call owns a slot from the moment its inputs are written until its output is
 // delivered, refused or cancelled.
 package endpoint

@@ -35,7 +35,7 @@ type pipeline struct {
 	last        [16]byte // of the last stage's
 
 	mu     sync.Mutex
-	users  int // runs; guarded by Server.mu
+	users  int // runs and calls of runs; guarded by Server.mu
 	seq    []uint64
 	flying map[int]*forward // by slot
 	failed error

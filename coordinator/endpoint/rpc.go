@@ -235,11 +235,13 @@ func (s *Server) use(ctx context.Context, id string) (*run, func(), error) {
 	}
 	r.active++
 	r.used = time.Now()
+	r.pipeline.users++ // the run may end meanwhile; the memory stays until the call has
 	return r, func() {
 		s.mu.Lock()
-		defer s.mu.Unlock()
 		r.active--
 		r.used = time.Now()
+		s.mu.Unlock()
+		s.release(r.pipeline)
 	}, nil
 }
 
