@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/distorch/distorch/transport"
 	"github.com/distorch/distorch/transport/gossip"
@@ -35,6 +36,13 @@ import (
 const (
 	ProtocolMin = 1
 	ProtocolMax = 1
+)
+
+// A peer that left without a word (a machine that lost its power) is noticed
+// after both, and what it held here is free again: an endpoint's sessions.
+const (
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 3 * time.Second
 )
 
 // Config of a Node.
@@ -98,7 +106,8 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.open(ln); err != nil {
 		return nil, err
 	}
-	n.server = grpc.NewServer(append(transport.ServerOptions(), grpc.Creds(identity.AcceptedCredentials()), grpc.WaitForHandlers(true))...)
+	n.server = grpc.NewServer(append(transport.ServerOptions(), grpc.Creds(identity.AcceptedCredentials()), grpc.WaitForHandlers(true),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}))...)
 	n.host, err = transport.New(transport.Config{
 		PeerFrom: PeerFrom,
 		Credentials: func(id transport.NodeID) (credentials.TransportCredentials, error) {
