@@ -14,8 +14,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// zapTo makes etcd's logger write to slog, one level lower than etcd thinks:
-// its information is our debugging. onFatal, if given, gets the message with
+// zapTo makes etcd's logger write to slog. What etcd merely tells or warns of
+// is our debugging: at every start and stop it warns of what is meant so. onFatal, if given, gets the message with
 // which etcd would end the process; etcd's goroutine ends instead.
 func zapTo(logger *slog.Logger, onFatal func(string)) *zap.Logger {
 	options := []zap.Option{}
@@ -53,9 +53,7 @@ func slogLevel(l zapcore.Level) slog.Level {
 	switch {
 	case l >= zapcore.ErrorLevel:
 		return slog.LevelError
-	case l == zapcore.WarnLevel:
-		return slog.LevelInfo
-	case l == zapcore.InfoLevel:
+	case l >= zapcore.InfoLevel:
 		return slog.LevelDebug
 	default:
 		return slog.LevelDebug - 4
