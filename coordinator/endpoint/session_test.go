@@ -5,6 +5,7 @@ package endpoint
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -41,14 +42,14 @@ func TestCallKeepsThePipelineOfAnEndedRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.endRun(r, errEnded)
-	if context.Cause(r.ctx) != errEnded {
+	if !errors.Is(context.Cause(r.ctx), errEnded) {
 		t.Errorf("the call's context ended with %v", context.Cause(r.ctx))
 	}
 	if p.err() != nil {
 		t.Errorf("the pipeline was closed under a call: %v", p.err())
 	}
 	done()
-	if p.err() != errClosed || len(s.pipelines) != 0 {
+	if !errors.Is(p.err(), errClosed) || len(s.pipelines) != 0 {
 		t.Errorf("after the last call the pipeline is %v, %d are left", p.err(), len(s.pipelines))
 	}
 }
@@ -105,7 +106,7 @@ func TestEndOfASessionEndsThePipeline(t *testing.T) {
 		d.stream = broken{err: c.err}
 		d.cancel()
 		d.read()
-		f, ok := p.err().(*Fault)
+		f, ok := errors.AsType[*Fault](p.err())
 		if !ok || f.Kind != c.kind || !strings.Contains(f.Error(), c.want) || !strings.Contains(f.Error(), "stage 0 on node a (blocks 0-5)") {
 			t.Errorf("%s: the pipeline ended with %v", c.name, p.err())
 		}
