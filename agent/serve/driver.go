@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -145,7 +144,9 @@ func (d *driver) close() {
 	d.wg.Wait() // now nobody adds a run
 	h.mu.Lock()
 	h.driver = nil
-	h.queue = nil
+	for _, s := range h.slots { // what the session has queued goes with it
+		h.dropOvertaken(s)
+	}
 	for _, r := range d.runs {
 		r.ended = true
 		h.wg.Go(func() { h.free(r) })
@@ -179,7 +180,9 @@ func (h *Hosted) end(d *driver, id [16]byte) {
 	}
 	delete(d.runs, id)
 	r.ended = true
-	h.queue = slices.DeleteFunc(h.queue, func(j *job) bool { return j.run == r })
+	for _, s := range h.slots {
+		h.dropOvertaken(s)
+	}
 	idle := r.busy == 0
 	if !idle { // the reader of commands does not wait for the device
 		h.wg.Go(func() { h.free(r) })
@@ -400,6 +403,7 @@ func (d *driver) cancel(id *pb.ForwardID) {
 	}
 	s := h.slots[id.Slot]
 	s.cancelled = max(s.cancelled, id.Sequence)
+	h.dropOvertaken(s)
 }
 
 func (d *driver) endRun(runID string) {
@@ -435,9 +439,9 @@ func (d *driver) sendOn(j *job, out []byte, res stage.Result, waited time.Durati
 	imm := j.imm
 	imm.Stage++
 	imm.SenderIncarnation = d.hosted.server.incarnation
-	err := d.hosted.server.cfg.Transport.WriteImm(d.ctx, d.addr, d.node, d.keys[j.slot.index], 0, [][]byte{out}, imm)
+	err := d.hosted.server.cfg.Transport.WriteImm(j.ctx, d.addr, d.node, d.keys[j.slot.index], 0, [][]byte{out}, imm)
 	if err != nil {
-		if d.ctx.Err() != nil || d.hosted.stale(j) {
+		if j.ctx.Err() != nil || d.hosted.stale(j) {
 			return
 		}
 		if _, ok := errors.AsType[transport.ErrPeerUnreachable](err); ok {

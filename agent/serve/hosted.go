@@ -52,8 +52,9 @@ type slot struct {
 	// taken is the newest sequence whose frame was let in, cancelled the newest
 	// that was cancelled.
 	taken, cancelled uint64
-	// sending is held while the slot's output is being sent.
-	sending chan struct{}
+	// sending is the job whose output is being computed or sent, nil for none:
+	// the slot has one output region.
+	sending *job
 }
 
 // job is a forward whose inputs have arrived.
@@ -62,6 +63,9 @@ type job struct {
 	imm     transport.Immediate
 	run     *run
 	arrived time.Time
+	// ctx ends when nobody wants the output any more.
+	ctx  context.Context
+	drop context.CancelFunc
 }
 
 // Host begins to serve a loaded stage, which it then owns.
@@ -82,7 +86,7 @@ func (s *Server) Host(plan *pb.Plan, index int, st *stage.Stage, session engine.
 		}
 	}
 	for i := range st.Inputs {
-		h.slots = append(h.slots, &slot{hosted: h, index: uint32(i), sending: make(chan struct{}, 1)})
+		h.slots = append(h.slots, &slot{hosted: h, index: uint32(i)})
 	}
 	if h.previous != "" {
 		if err := h.register(h.previous); err != nil {
@@ -203,7 +207,10 @@ func (h *Hosted) arrived(s *slot, imm transport.Immediate) {
 	if r == nil || imm.Sequence <= s.cancelled || imm.Sequence != s.taken {
 		return
 	}
-	h.queue = append(h.queue, &job{slot: s, imm: imm, run: r, arrived: time.Now()})
+	h.dropOvertaken(s)
+	j := &job{slot: s, imm: imm, run: r, arrived: time.Now()}
+	j.ctx, j.drop = context.WithCancel(r.driver.ctx)
+	h.queue = append(h.queue, j)
 	slices.SortStableFunc(h.queue, func(a, b *job) int {
 		return cmp.Or(cmp.Compare(a.run.order, b.run.order), cmp.Compare(a.imm.Step, b.imm.Step), cmp.Compare(a.imm.Branch, b.imm.Branch))
 	})
@@ -214,35 +221,67 @@ func (h *Hosted) arrived(s *slot, imm transport.Immediate) {
 func (h *Hosted) stale(j *job) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.overtaken(j)
+}
+
+// dropOvertaken forgets what nobody waits for: queued forwards and the sending
+// of an output whose sequence was cancelled or overtaken. It needs h.mu.
+func (h *Hosted) dropOvertaken(s *slot) {
+	h.queue = slices.DeleteFunc(h.queue, func(j *job) bool {
+		old := j.slot == s && h.overtaken(j)
+		if old {
+			j.drop()
+		}
+		return old
+	})
+	if s.sending != nil && h.overtaken(s.sending) {
+		s.sending.drop()
+	}
+}
+
+// overtaken needs h.mu.
+func (h *Hosted) overtaken(j *job) bool {
 	return h.closed || h.driver != j.run.driver || j.run.ended || j.imm.Sequence <= j.slot.cancelled || j.imm.Sequence != j.slot.taken
 }
 
 // work is the stage's compute loop: the oldest run first, then step, then
 // branch.
 func (h *Hosted) work() {
-	for {
-		h.mu.Lock()
-		for len(h.queue) == 0 && !h.closed {
-			h.wake.Wait()
-		}
-		if h.closed {
-			h.mu.Unlock()
-			return
-		}
-		j := h.queue[0]
-		h.queue = h.queue[1:]
-		j.run.busy++
-		h.mu.Unlock()
+	for j := h.next(); j != nil; j = h.next() {
 		if !h.forward(j) {
 			h.left(j)
 		}
 	}
 }
 
-// left says that a job is neither computed nor sent any more.
-func (h *Hosted) left(j *job) {
+// next waits for a job that may be computed; nil when the stage is closed. One
+// whose slot still sends lets others pass: a peer that does not take its bytes
+// holds up its slot alone.
+func (h *Hosted) next() *job {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	for {
+		if h.closed {
+			return nil
+		}
+		i := slices.IndexFunc(h.queue, func(j *job) bool { return j.slot.sending == nil })
+		if i >= 0 {
+			j := h.queue[i]
+			h.queue = slices.Delete(h.queue, i, i+1)
+			j.slot.sending = j
+			j.run.busy++
+			return j
+		}
+		h.wake.Wait()
+	}
+}
+
+// left says that a job is neither computed nor sent any more.
+func (h *Hosted) left(j *job) {
+	j.drop()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	j.slot.sending = nil
 	j.run.busy--
 	h.wake.Broadcast()
 }
@@ -251,16 +290,6 @@ func (h *Hosted) left(j *job) {
 // that it did not.
 func (h *Hosted) forward(j *job) (handed bool) {
 	d := j.run.driver
-	select {
-	case j.slot.sending <- struct{}{}:
-	case <-d.ctx.Done():
-		return false
-	}
-	defer func() {
-		if !handed {
-			<-j.slot.sending
-		}
-	}()
 	if h.stale(j) {
 		return false
 	}
@@ -288,7 +317,6 @@ func (h *Hosted) forward(j *job) (handed bool) {
 	out := h.stage.Outputs[j.slot.index].Host()[:j.run.run.OutputBytes()]
 	h.wg.Go(func() {
 		defer h.left(j)
-		defer func() { <-j.slot.sending }()
 		d.sendOn(j, out, res, waited)
 	})
 	return true
