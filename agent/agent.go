@@ -234,11 +234,12 @@ func (a *Agent) measure(ctx context.Context) (*pb.NodeRecord, error) {
 	if m := device.CPUModel(); m != "" && a.device.ID == "cpu" {
 		d.Model = m
 	}
-	for _, t := range a.device.DTypes {
-		all, err := a.cfg.Measure(ctx, a.session, t)
-		if err != nil {
-			return nil, err
-		}
+	rates, err := a.rates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i, t := range a.device.DTypes {
+		all := rates[i]
 		d.NumericsClasses = append(d.NumericsClasses, a.device.Class(t))
 		for _, r := range all {
 			d.Rates = append(d.Rates, &pb.Rates{
@@ -253,6 +254,24 @@ func (a *Agent) measure(ctx context.Context) (*pb.NodeRecord, error) {
 		OpSet: graph.OpSet, Platform: runtime.GOOS + "/" + runtime.GOARCH, Engine: a.cfg.EngineName, Pid: int64(os.Getpid()),
 		LoadBytesPerSecond: a.loadRate(),
 	}, nil
+}
+
+// rates measures in a session of its own: the stages' account starts at zero.
+func (a *Agent) rates(ctx context.Context) (_ [][]measure.Rates, err error) {
+	s, err := a.cfg.Engine.Open(ctx, a.cfg.Device)
+	if err != nil {
+		return nil, fmt.Errorf("open %s to measure it: %w", a.cfg.Device, err)
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	var out [][]measure.Rates
+	for _, t := range a.device.DTypes {
+		r, err := a.cfg.Measure(ctx, s, t)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
 }
 
 // members lists the nodes that are registered, without this one.

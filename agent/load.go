@@ -1,0 +1,166 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/distorch/distorch/agent/catalog"
+	"github.com/distorch/distorch/agent/stage"
+	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/graph/wire"
+	"github.com/distorch/distorch/model/safetensors"
+	"github.com/distorch/distorch/model/tensor"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+	"github.com/distorch/distorch/store"
+)
+
+func lower(d tensor.DType) string { return strings.ToLower(d.String()) }
+
+// probeBytes is what loadRate reads of a checkpoint.
+const probeBytes = 64 << 20
+
+// loadRate reads the beginning of the largest checkpoint; 0 when there is none.
+func (a *Agent) loadRate() float64 {
+	var largest *catalog.Entry
+	for i := range a.entries {
+		if largest == nil || a.entries[i].Record.FileBytes > largest.Record.FileBytes {
+			largest = &a.entries[i]
+		}
+	}
+	if largest == nil {
+		return 0
+	}
+	f, err := os.Open(largest.Path)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	buf := make([]byte, 4<<20)
+	began, n := time.Now(), int64(0)
+	for n < probeBytes {
+		k, err := io.ReadFull(f, buf)
+		if n += int64(k); err != nil {
+			break
+		}
+	}
+	return float64(n) / max(time.Since(began).Seconds(), 1e-9)
+}
+
+// load loads this node's stages of a plan and begins to serve them.
+func (a *Agent) load(ctx context.Context, h *held) error {
+	p := h.plan
+	i := -1
+	for k := range a.entries {
+		if a.entries[k].Record.Id == p.Model {
+			i = k
+		}
+	}
+	if i < 0 {
+		return fmt.Errorf("no file of model %s (%s) in models.dirs", p.ModelName, p.Model)
+	}
+	program, err := a.program(ctx, p)
+	if err != nil {
+		return err
+	}
+	entry := &a.entries[i]
+	if err := unchanged(entry); err != nil {
+		return err
+	}
+	file, err := safetensors.Open(entry.Path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	report, stop := a.progress(ctx, p)
+	defer stop()
+	for _, index := range mine(p, a.ID(), a.node.Incarnation()) {
+		s := p.Stages[index]
+		st, err := stage.Load(ctx, stage.Config{
+			Session: a.session, Checkpoint: stage.Checkpoint{File: file, Prefix: entry.Record.Prefix}, Program: program,
+			FirstBlock: int(s.FirstBlock), Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail,
+			Stored: s.Stored, Slots: int(s.Slots), InFlight: int(p.Workload.GetInFlight()),
+			Progress: report,
+		})
+		if err != nil {
+			return fmt.Errorf("stage %d of %s: %w", index, p.Deployment, err)
+		}
+		hosted, err := a.serve.Host(p, index, st, a.session)
+		if err != nil {
+			st.Close()
+			return fmt.Errorf("stage %d of %s: %w", index, p.Deployment, err)
+		}
+		h.stages = append(h.stages, hosted)
+	}
+	return unchanged(entry) // nor while it was read
+}
+
+// unchanged says whether a file is the one that was announced.
+func unchanged(e *catalog.Entry) error {
+	now, err := catalog.StampOf(e.Path)
+	if err != nil {
+		return fmt.Errorf("the checkpoint is gone: %w; put it back and restart the agent", err)
+	}
+	if now.Bytes != e.Stamp.Bytes || !now.Modified.Equal(e.Stamp.Modified) {
+		return fmt.Errorf("%s was changed since this agent started (%d bytes then, %d now); restart the agent", e.Path, e.Stamp.Bytes, now.Bytes)
+	}
+	return nil
+}
+
+// program is the plan's graph at its workload.
+func (a *Agent) program(ctx context.Context, p *pb.Plan) (*graph.Program, error) {
+	e, err := store.Get(ctx, a.cfg.Store, store.ModelKey(p.Model))
+	if err != nil {
+		return nil, fmt.Errorf("graph of %s: %w", p.ModelName, err)
+	}
+	m, err := wire.FromProto(e.Value.Graph)
+	if err != nil {
+		return nil, fmt.Errorf("graph of %s: %w", p.ModelName, err)
+	}
+	if m.OpSet > graph.OpSet {
+		return nil, fmt.Errorf("graph of %s needs op set %d, this agent has %d; update it", p.ModelName, m.OpSet, graph.OpSet)
+	}
+	dtype, err := tensor.ParseDType(strings.ToUpper(p.Dtype))
+	if err != nil {
+		return nil, err
+	}
+	dims, err := m.Request(p.Workload.GetDims())
+	if err != nil {
+		return nil, err
+	}
+	return graph.Specialise(m, dims, dtype)
+}
+
+// progressEvery is how often a loading stage reports.
+const progressEvery = 500 * time.Millisecond
+
+// progress reports how far a load is until it is stopped. Loading does not
+// wait for the store.
+func (a *Agent) progress(ctx context.Context, p *pb.Plan) (report func(done, total tensor.Bytes), stop func()) {
+	news := make(chan *pb.Observed, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for o := range news {
+			a.observe(ctx, p, o)
+		}
+	})
+	last := time.Time{}
+	report = func(done, total tensor.Bytes) {
+		if time.Since(last) < progressEvery {
+			return
+		}
+		select {
+		case news <- &pb.Observed{State: pb.Observed_LOADING, LoadedBytes: uint64(done), TotalBytes: uint64(total)}:
+			last = time.Now()
+		default: // the store has not taken the one before
+		}
+	}
+	return report, func() { close(news); wg.Wait() }
+}
