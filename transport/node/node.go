@@ -89,7 +89,7 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	ln, err := transport.Listen(ctx, cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("%w; if another program has the port, choose another with --listen", err)
+		return nil, fmt.Errorf("%w; if another program has the port, choose another with --listen (--agent-listen of the agent inside up)", err)
 	}
 	n.listener = ln
 	defer func() {
