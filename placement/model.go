@@ -37,12 +37,14 @@ type DType string
 type Model struct {
 	Name         string
 	ComputeDType DType
-	StoredDType  DType // of the weights in the file; only used in advice
-	Runs         []Run // one or two, in order
-	Head, Tail   Cost  // run by the first and the last stage
-	Vec          Bytes // modulation vector and the like, sent with every boundary
-	Input        Bytes // endpoint to first stage, per forward
-	Output       Bytes // last stage to endpoint, per forward
+	StoredDType  DType   // of the weights in the file; only used in advice
+	Runs         []Run   // one or two, in order
+	Head, Tail   Cost    // run by the first and the last stage
+	Vec          Bytes   // modulation vector and the like, sent with every boundary
+	Input        Bytes   // endpoint to first stage, per forward
+	Output       Bytes   // last stage to endpoint, per forward
+	Tokens       float64 // of one forward, to look up rates; 0 takes each curve's largest
+	Heads        int     // attention heads: tensor parallel degrees divide it; 0 when the model cannot be split so
 }
 
 // Run is a number of identical blocks.
@@ -62,6 +64,7 @@ type Cost struct {
 	Attention   float64 // FLOPs in attention
 	Elementwise Bytes   // memory traffic of everything else (norms, modulation, activation functions)
 	Scratch     Bytes   // liveness peak of one forward, boundary tensors in and out included
+	Collective  Bytes   // partial sums that a tensor-parallel group adds up in one block (both of its all-reduces)
 }
 
 // Blocks is the number of blocks of all runs.

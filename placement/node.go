@@ -20,40 +20,94 @@ type Node struct {
 	Name     string // shown to people and accepted in pins; the id when empty
 	Devices  []Device
 	Link     Link
-	Load     float64 // bytes/s from disk into memory; 0 when it was not measured
+	Load     float64 // bytes/s from disk into memory when a stage loads; 0 when it was not measured
 	HasModel bool    // whether the checkpoint lies in one of its model directories
 	Rejected Reason  // set by the caller when the node cannot be used: draining, old protocol, missing operation
+
+	RAM         Bytes   // host memory that may keep streamed weights; 0 when the node does not stream from it
+	Lend        Bytes   // host memory that may keep weights for other nodes
+	Disk        float64 // bytes/s that a running stage may stream from its own disk; 0 when it does not
+	HostBus     float64 // bytes/s from host memory to all devices together; 0 when only HostToDevice counts
+	PeerLatency float64 // seconds of one transfer or collective between devices of this node
 }
 
 // Link is a node's side of a star: its network rate and its share of a round trip's one-way delay.
 type Link struct {
 	BytesPerSecond float64 // +Inf for a link that costs nothing but its latency
 	Latency        float64 // seconds
+	Source         Source  // where the figures come from
 }
 
-// DeviceKind says what a device is. Placement uses a node's first CPU device.
+// PeerLink is a measured link from one node to another. It replaces the star's estimate for that direction.
+type PeerLink struct {
+	From, To       NodeID
+	BytesPerSecond float64
+	Latency        float64 // seconds, one way
+}
+
+// GroupKind says what nodes have in common.
+type GroupKind string
+
+// A rack's nodes share an uplink; an island's nodes share a fabric that is fast enough for tensor parallelism.
+const (
+	GroupRack   GroupKind = "rack"
+	GroupIsland GroupKind = "island"
+)
+
+// Group is a rack or an island of nodes. A node is in at most one of each kind.
+type Group struct {
+	Name           string
+	Kind           GroupKind
+	Nodes          []NodeID
+	BytesPerSecond float64 // rack: of one transfer that leaves it; island: of one device's transfers on the fabric
+	Latency        float64 // seconds, added to a transfer that leaves the rack, or of one on the fabric
+}
+
+// DeviceKind says what a device is.
 type DeviceKind string
 
-// KindCPU is the processor with the host's memory.
-const KindCPU DeviceKind = "cpu"
+// The kinds. A node's first CPU device computes where none of its GPUs does.
+const (
+	KindCPU DeviceKind = "cpu" // the processor with the host's memory
+	KindGPU DeviceKind = "gpu"
+)
+
+// Source says where a figure comes from, and with that how far to trust it.
+type Source string
+
+// The sources. The zero value counts as measured.
+const (
+	SourceMeasured  Source = "measured"
+	SourcePublished Source = "published" // by the maker, or in a test of it; not measured here
+	SourceGiven     Source = "given"     // written by hand
+)
 
 // Device is one compute device and its memory.
 type Device struct {
-	ID          string // "cpu"
+	ID          string // "cpu", "cuda:0"
 	Kind        DeviceKind
-	Allocatable Bytes // what this deployment may use, before the reserve
-	Reserve     Bytes // kept free
+	Model       string // what the vendor calls it; devices of unlike models are never grouped
+	Allocatable Bytes  // what this deployment may use, before the reserve
+	Reserve     Bytes  // kept free
 	Rates       []Rate
 	Expansion   float64 // stored bytes/s expanded into a staging slot
 	Memory      float64 // bytes/s of memory bandwidth
 	Overlap     bool    // expansion into a second slot runs beside compute
+
+	HostToDevice float64 // bytes/s from host memory; 0 when weights cannot be streamed to it
+	Peer         float64 // bytes/s to and from other devices of its node; 0 when it works alone
+	Class        string  // numerics class without dtype; [Device.NumericsClass] when empty
+	Source       Source  // of Rates, Memory, Expansion
+	Spread       float64 // relative uncertainty of the measured rates; 0 takes the source's default
 }
 
-// Rate is a measured speed for one compute dtype.
+// Rate is a speed for one compute dtype at one number of tokens. Several entries of one dtype make a curve: between two
+// sizes each rate follows a power of the size, beyond them it stays.
 type Rate struct {
 	DType     DType
 	Linear    float64 // FLOP/s in matrix products with weights
 	Attention float64 // FLOP/s in attention
+	Tokens    float64 // of the forward that it was measured with; 0 when the rate is for every size
 }
 
 // ReasonKind classifies why a node is not used.
@@ -69,6 +123,7 @@ const (
 	ReasonPinned   ReasonKind = "pinned"    // the pins name other nodes
 	ReasonMaxNodes ReasonKind = "max-nodes" // the limit was reached without it
 	ReasonSlower   ReasonKind = "slower"    // a step is not faster with it
+	ReasonNumerics ReasonKind = "numerics"  // its class is not the one that all blocks must have
 
 	ReasonProtocol ReasonKind = "protocol"
 	ReasonOps      ReasonKind = "ops"

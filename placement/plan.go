@@ -13,9 +13,11 @@ type Plan struct {
 	Label       string      `json:"label"` // "deployment flux"
 	Objective   string      `json:"objective"`
 	Weights     Bytes       `json:"weight_bytes"` // of the whole model as stored
-	Stages      []Stage     `json:"stages"`
-	StepSeconds float64     `json:"step_seconds"` // one forward through all stages: S
+	Stages      []Stage     `json:"stages"`       // of all pipelines, one after the other
+	Pipelines   []Pipeline  `json:"pipelines"`
+	StepSeconds float64     `json:"step_seconds"` // what the objective makes small; S for the latency of one forward
 	Parts       Parts       `json:"parts"`        // sum to StepSeconds
+	Band        Band        `json:"band"`         // of StepSeconds
 	Pair        Pair        `json:"pair"`         // two forwards in flight, as cond and uncond
 	LoadSeconds float64     `json:"load_seconds"` // until the slowest stage has read its bytes; 0 when a rate is unknown
 	Certificate Certificate `json:"certificate"`
@@ -27,24 +29,71 @@ type Plan struct {
 	Forced      bool        `json:"forced,omitempty"` // by pins
 }
 
+// Pipeline is a whole copy of the model cut into stages: the only one of a plan, a replica, or one branch of a pair.
+type Pipeline struct {
+	First       int     `json:"first_stage"` // index into Plan.Stages
+	Stages      int     `json:"stages"`
+	Forward     float64 `json:"forward_seconds"`    // S
+	Bottleneck  float64 `json:"bottleneck_seconds"` // X
+	Where       string  `json:"where"`              // what X is
+	Share       int     `json:"share,omitempty"`    // requests of a batch
+	MicroBatch  int     `json:"micro_batch,omitempty"`
+	StepSeconds float64 `json:"step_seconds"` // of its part of the objective
+}
+
+// Band is a forecast's range: what its sources' uncertainties allow, all taken the same way.
+type Band struct {
+	Low  float64 `json:"low_seconds"`
+	High float64 `json:"high_seconds"`
+}
+
+// TierKind is where blocks rest.
+type TierKind string
+
+// The tiers. Everything but the compute device is streamed in every forward.
+const (
+	TierDevice TierKind = "device" // on the device that computes
+	TierDonor  TierKind = "donor"  // another device of the node
+	TierRAM    TierKind = "ram"    // the node's host memory
+	TierRemote TierKind = "remote" // another node's host memory
+	TierDisk   TierKind = "disk"
+)
+
+// Tier is how much of a stage's weights rests in one place.
+type Tier struct {
+	Kind    TierKind `json:"tier"`
+	Where   string   `json:"where"`  // device id, node name for remote
+	Blocks  int      `json:"blocks"` // whole blocks, counted where most of their bytes are
+	Bytes   Bytes    `json:"bytes"`
+	Seconds float64  `json:"seconds"` // to stream them once; 0 for the compute device
+}
+
 // Stage is a contiguous range of blocks on one node.
 type Stage struct {
-	Node      NodeID  `json:"node"`
-	Name      string  `json:"name"` // the node's label
-	Device    string  `json:"device"`
-	First     int     `json:"first_block"` // global index
-	Blocks    int     `json:"blocks"`
-	Runs      []int   `json:"runs"` // blocks of each run; sums to Blocks
-	Head      bool    `json:"head,omitempty"`
-	Tail      bool    `json:"tail,omitempty"`
-	Slots     int     `json:"slots"`             // staging slots
-	Weights   Bytes   `json:"weight_bytes"`      // resident, as stored
-	Peak      Bytes   `json:"peak_bytes"`        // weights, slots and scratch; without the device's reserve
-	Available Bytes   `json:"available_bytes"`   // allocatable less reserve
-	Compute   float64 `json:"compute_seconds"`   // per forward
-	Expansion float64 `json:"streaming_seconds"` // per forward, not hidden behind compute
-	Hop       float64 `json:"hop_seconds"`       // to the next stage; the last stage's is to the endpoint
-	Load      float64 `json:"load_seconds"`      // 0 when the node's rate is unknown
+	Pipeline  int      `json:"pipeline"`
+	Devices   []string `json:"devices"`         // one, or a tensor-parallel group; of other nodes as node/device
+	Degree    int      `json:"tensor_parallel"` // devices that share every block; 1 without
+	Tiers     []Tier   `json:"tiers"`
+	Ring      int      `json:"ring,omitempty"` // staging slots for streamed blocks
+	Class     string   `json:"class"`
+	Stream    float64  `json:"stream_seconds"`  // copies per forward, hidden or not
+	PeakBand  [2]Bytes `json:"peak_band_bytes"` // low and high
+	Node      NodeID   `json:"node"`
+	Name      string   `json:"name"` // the node's label
+	Device    string   `json:"device"`
+	First     int      `json:"first_block"` // global index
+	Blocks    int      `json:"blocks"`
+	Runs      []int    `json:"runs"` // blocks of each run; sums to Blocks
+	Head      bool     `json:"head,omitempty"`
+	Tail      bool     `json:"tail,omitempty"`
+	Slots     int      `json:"slots"`             // staging slots
+	Weights   Bytes    `json:"weight_bytes"`      // resident, as stored
+	Peak      Bytes    `json:"peak_bytes"`        // weights, slots and scratch; without the device's reserve
+	Available Bytes    `json:"available_bytes"`   // allocatable less reserve
+	Compute   float64  `json:"compute_seconds"`   // per forward
+	Expansion float64  `json:"streaming_seconds"` // per forward, not hidden behind compute
+	Hop       float64  `json:"hop_seconds"`       // to the next stage; the last stage's is to the endpoint
+	Load      float64  `json:"load_seconds"`      // 0 when the node's rate is unknown
 }
 
 // Parts splits a time in seconds.

@@ -10,11 +10,56 @@ import (
 
 // Problem is everything that a placement depends on.
 type Problem struct {
-	Deployment  string // for messages; the model's name when empty
-	Model       Model
+	Deployment  string  // for messages; the model's name when empty
+	Model       Model   // one forward of one branch
+	Batches     []Batch // the same model with larger micro-batches, for [ObjectiveBatch]
 	Nodes       []Node
+	Links       []PeerLink // measured pairs; outside the exact class
+	Groups      []Group
+	Objective   Objective
 	Constraints Constraints
 }
+
+// Batch is the block table of a forward over several requests at once.
+type Batch struct {
+	Size  int
+	Model Model
+}
+
+// ObjectiveKind says what a plan is to make small.
+type ObjectiveKind string
+
+// The objectives. S is the time of one forward through all stages, X that of the busiest stage or link.
+const (
+	ObjectiveLatency    ObjectiveKind = "latency"    // one forward: S
+	ObjectivePair       ObjectiveKind = "pair"       // cond and uncond: S+X in one pipeline, max(S1,S2) in two
+	ObjectiveBatch      ObjectiveKind = "batch"      // Size requests: S+(M-1)X in M micro-batches, or shared out to replicas
+	ObjectiveThroughput ObjectiveKind = "throughput" // a queue: X, or 1/(1/X1+1/X2+...) with replicas
+)
+
+// Objective is what a plan is to make small; the zero value is the latency of one forward.
+type Objective struct {
+	Kind ObjectiveKind
+	Size int // requests of a batch; 0 means 1
+}
+
+// Numerics says whether blocks may have unlike numerics classes.
+type Numerics string
+
+// NumericsAny lets classes differ; NumericsOne keeps all blocks in one class, so that the plan equals one device.
+const (
+	NumericsAny Numerics = "any"
+	NumericsOne Numerics = "one"
+)
+
+// Fit says what happens to weights that do not fit where they are to be used.
+type Fit string
+
+// FitFallback streams them from the next slower tier; FitStrict refuses.
+const (
+	FitFallback Fit = "fallback"
+	FitStrict   Fit = "strict"
+)
 
 // Constraints narrow what a plan may do.
 type Constraints struct {
@@ -23,6 +68,27 @@ type Constraints struct {
 	MaxNodes int      // 0 means no limit
 	Slots    int      // staging slots that a stage may have, 1 or 2; 0 means 2
 	InFlight int      // forwards held in memory at once; 0 means 1
+
+	MaxPipelines int      // pipelines of a plan; 0 means as many as help, 1 forbids replicas and disjoint pairs
+	Reserve      Bytes    // kept free on every device, where its own reserve is smaller
+	Numerics     Numerics // any when empty
+	Fit          Fit      // fallback when empty
+	MaxDegree    int      // of tensor parallelism; 0 means no limit, 1 forbids it
+	Allocation   *Allocation
+}
+
+// Allocation is a user's hand-written assignment for one node: where each block rests, and which device computes.
+type Allocation struct {
+	Node    string // id or name
+	Compute string // device that runs every block
+	Spans   []Span // from head to tail; they cover all blocks
+}
+
+// Span is a number of consecutive blocks that rest on one device of the node ("cpu" is its host memory).
+type Span struct {
+	Device string
+	First  int // global block index
+	Blocks int
 }
 
 // ConstraintError says which constraint is out of range or contradicts another.
