@@ -51,8 +51,8 @@ when every node has loaded its blocks.`,
 			return err
 		}
 		if !*wait {
-			if *format == output.JSON {
-				return output.WriteJSON(a.stdout, newSpecView(spec))
+			if *format != output.Table {
+				return output.Write(a.stdout, *format, newSpecView(spec))
 			}
 			_, err = fmt.Fprintf(a.stdout, "deployment %s, generation %d; `distorch status %s` shows how far it is\n", spec.Name, spec.Generation, spec.Name)
 			return err

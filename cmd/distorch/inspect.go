@@ -75,8 +75,8 @@ A file that this build does not run ends with exit code 4 and the reason.`,
 		if err != nil {
 			return err
 		}
-		if *format == output.JSON {
-			return output.WriteJSON(a.stdout, v)
+		if *format != output.Table {
+			return output.Write(a.stdout, *format, v)
 		}
 		return v.write(a)
 	}

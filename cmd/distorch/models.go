@@ -62,8 +62,8 @@ func newModels(a *app) *cobra.Command {
 				output.Count(float64(v.Parameters), ""), v.DefaultDType, strings.Join(v.Holders, ", "),
 			})
 		}
-		if *format == output.JSON {
-			return output.WriteJSON(a.stdout, views)
+		if *format != output.Table {
+			return output.Write(a.stdout, *format, views)
 		}
 		return output.WriteTable(a.stdout, []string{"NAME", "ID", "ARCHITECTURE", "VARIANT", "FILE", "PARAMETERS", "DTYPE", "NODES"}, rows)
 	}

@@ -124,8 +124,8 @@ func newNodes(a *app) *cobra.Command {
 			v := newNodeView(n)
 			views, rows = append(views, v), append(rows, v.row())
 		}
-		if *format == output.JSON {
-			return output.WriteJSON(a.stdout, views)
+		if *format != output.Table {
+			return output.Write(a.stdout, *format, views)
 		}
 		return output.WriteTable(a.stdout, []string{"NAME", "ADDRESS", "STATE", "DEVICES", "MEMORY", "THREADS", "RATES", "LINK", "MODELS"}, rows)
 	}
@@ -140,6 +140,7 @@ func newNodesRemove(a *app) *cobra.Command {
 		Args:  arguments(1, "NAME"),
 	}
 	operatorFlags(cmd)
+	format := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o, err := a.connect(cmd)
 		if err != nil {
@@ -148,6 +149,9 @@ func newNodesRemove(a *app) *cobra.Command {
 		defer o.close()
 		if _, err := ask(cmd.Context(), o, "", o.Control.RemoveNode, &pb.RemoveNodeRequest{Name: args[0]}); err != nil {
 			return err
+		}
+		if *format != output.Table {
+			return output.Write(a.stdout, *format, removedView{args[0]})
 		}
 		_, err = fmt.Fprintf(a.stdout, "node %s removed\n", output.Clean(args[0]))
 		return err

@@ -24,6 +24,9 @@ func operatorFlags(cmd *cobra.Command) {
 	config.Flag(cmd.Flags(), "timeout", "client.timeout", "limit of one call that does not compute")
 }
 
+// outputName is the flag -o in full.
+const outputName = "output"
+
 // outputFlag adds -o.
 func outputFlag(cmd *cobra.Command) *output.Format {
 	format := output.Table

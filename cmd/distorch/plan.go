@@ -167,8 +167,8 @@ func newPlan(a *app) *cobra.Command {
 			return err
 		}
 		v := newPlanView(answer.Plan, names)
-		if *format == output.JSON {
-			return output.WriteJSON(a.stdout, v)
+		if *format != output.Table {
+			return output.Write(a.stdout, *format, v)
 		}
 		return v.write(a.stdout)
 	}

@@ -6,13 +6,12 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/distorch/distorch/cmd/internal/config"
-	"github.com/distorch/distorch/internal/edits"
+	"github.com/distorch/distorch/cmd/internal/output"
 )
 
 func newRoot(a *app) *cobra.Command {
@@ -62,7 +61,7 @@ func group(c *cobra.Command) *cobra.Command {
 				names = append(names, sub.Name())
 			}
 		}
-		return usage(fmt.Errorf("there is no command %q%s (%q lists them)", cmd.CommandPath()+" "+args[0], didYouMean(args[0], names), cmd.CommandPath()+" --help"))
+		return usage(fmt.Errorf("there is no command %q%s (%q lists them)", cmd.CommandPath()+" "+args[0], output.DidYouMean(args[0], names), cmd.CommandPath()+" --help"))
 	}
 	return c
 }
@@ -81,8 +80,11 @@ func arguments(least int, names ...string) cobra.PositionalArgs {
 	}
 }
 
-// flagError names the nearest flag.
+// flagError names the nearest flag, or what is wrong with the value of one.
 func flagError(cmd *cobra.Command, err error) error {
+	if wrong, ok := errors.AsType[*pflag.InvalidValueError](err); ok && wrong.GetFlag().Name == outputName {
+		return usage(fmt.Errorf("%s: --%s %w", cmd.CommandPath(), outputName, errors.Unwrap(wrong)))
+	}
 	var missing *pflag.NotExistError
 	if !errors.As(err, &missing) {
 		return usage(fmt.Errorf("%s: %w", cmd.CommandPath(), err))
@@ -97,24 +99,5 @@ func flagError(cmd *cobra.Command, err error) error {
 	if len(name) == 1 {
 		return usage(fmt.Errorf("%s has no flag -%s (%q lists them)", cmd.CommandPath(), name, cmd.CommandPath()+" --help"))
 	}
-	return usage(fmt.Errorf("%s has no flag --%s%s (%q lists them)", cmd.CommandPath(), name, didYouMean("--"+name, names), cmd.CommandPath()+" --help"))
-}
-
-// didYouMean is the end of a sentence that names the nearest of the candidates,
-// empty if none is near.
-func didYouMean(word string, candidates []string) string {
-	best, fewest := "", len(word)/2+1
-	for _, c := range candidates {
-		d := edits.Distance(strings.ToLower(word), strings.ToLower(c))
-		if len(word) >= 3 && strings.HasPrefix(c, word) {
-			d = 1
-		}
-		if d < fewest {
-			best, fewest = c, d
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf(", did you mean %q?", best)
+	return usage(fmt.Errorf("%s has no flag --%s%s (%q lists them)", cmd.CommandPath(), name, output.DidYouMean("--"+name, names), cmd.CommandPath()+" --help"))
 }

@@ -126,7 +126,7 @@ func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFl
 	planned := false
 	var printing error
 	request.Planned = func(p *pb.Plan) {
-		if planned || format == output.JSON {
+		if planned || format != output.Table {
 			return
 		}
 		planned = true
@@ -149,7 +149,7 @@ func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFl
 		last = result
 		v := newRunView(request, result, names)
 		views = append(views, v)
-		if format != output.JSON {
+		if format == output.Table {
 			if err := v.write(a.stdout); err != nil {
 				return err
 			}
@@ -158,8 +158,8 @@ func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFl
 	if err := files.commit(request, last); err != nil {
 		return err
 	}
-	if format == output.JSON {
-		return output.WriteJSON(a.stdout, views)
+	if format != output.Table {
+		return output.Write(a.stdout, format, views)
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func newStatus(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if len(args) == 1 || *format == output.JSON {
+		if len(args) == 1 || *format != output.Table {
 			return writeDeployments(a, *format, answer.Deployments, names)
 		}
 		rows := [][]string{}
@@ -148,8 +148,8 @@ func writeDeployments(a *app, format output.Format, deployments []*pb.Deployment
 	for _, d := range deployments {
 		views = append(views, newDeploymentView(d, names))
 	}
-	if format == output.JSON {
-		return output.WriteJSON(a.stdout, views)
+	if format != output.Table {
+		return output.Write(a.stdout, format, views)
 	}
 	for _, v := range views {
 		p := &printer{w: a.stdout}
@@ -174,6 +174,11 @@ func writeDeployments(a *app, format output.Format, deployments []*pb.Deployment
 	return nil
 }
 
+// removedView is what is left of something.
+type removedView struct {
+	Removed string `json:"removed"` // its name
+}
+
 func newUndeploy(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "undeploy NAME",
@@ -181,6 +186,7 @@ func newUndeploy(a *app) *cobra.Command {
 		Args:  arguments(1, "NAME"),
 	}
 	operatorFlags(cmd)
+	format := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o, err := a.connect(cmd)
 		if err != nil {
@@ -189,6 +195,9 @@ func newUndeploy(a *app) *cobra.Command {
 		defer o.close()
 		if _, err := ask(cmd.Context(), o, "", o.Control.Undeploy, &pb.UndeployRequest{Name: args[0]}); err != nil {
 			return err
+		}
+		if *format != output.Table {
+			return output.Write(a.stdout, *format, removedView{args[0]})
 		}
 		_, err = fmt.Fprintf(a.stdout, "deployment %s removed\n", output.Clean(args[0]))
 		return err

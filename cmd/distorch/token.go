@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/distorch/distorch/cmd/internal/output"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
@@ -17,6 +18,13 @@ const (
 	defaultTokenTTL = 24 * time.Hour
 	tokenRoom       = 4096
 )
+
+// tokenView has the token, or the file that it was written to.
+type tokenView struct {
+	Token string  `json:"token,omitempty"`
+	File  string  `json:"file,omitempty"`
+	TTL   float64 `json:"ttl_seconds"`
+}
 
 func newToken(a *app) *cobra.Command {
 	root := group(&cobra.Command{Use: "token", Short: "Make tokens that let machines join"})
@@ -34,6 +42,7 @@ file that only you can read, and not shown.`,
 		Args: arguments(0),
 	}
 	operatorFlags(cmd)
+	format := outputFlag(cmd)
 	ttl := cmd.Flags().Duration("ttl", defaultTokenTTL, "how long it may wait to be used")
 	out := cmd.Flags().String("out", "", "file to write it to")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -53,8 +62,18 @@ file that only you can read, and not shown.`,
 		if err != nil {
 			return err
 		}
+		v := tokenView{Token: answer.Token, TTL: ttl.Seconds()}
 		if file != nil {
-			return file.commit([]byte(answer.Token + "\n"))
+			if err := file.commit([]byte(answer.Token + "\n")); err != nil {
+				return err
+			}
+			v.Token, v.File = "", *out
+		}
+		switch {
+		case *format != output.Table:
+			return output.Write(a.stdout, *format, v)
+		case file != nil:
+			return nil
 		}
 		_, err = fmt.Fprintln(a.stdout, answer.Token)
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/verify"
 )
 
@@ -29,7 +30,7 @@ type verifyFlags struct {
 	isa     string
 	threads int
 	stored  bool
-	output  string
+	output  output.Format
 }
 
 func newVerify() *cobra.Command {
@@ -44,7 +45,7 @@ the output's bytes, which is the same on every machine of a numerics class.
 
 A DIR is a case folder or a folder of them. The exit status is 1 when an output is
 beyond its tolerance or a case cannot be run. The table sums up inner values that
-are within their tolerance; the JSON form, an array, lists all.`,
+are within their tolerance; the JSON and YAML forms, an array, list all.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usage(fmt.Errorf("%s needs the folder of a case; %q shows how", cmd.CommandPath(), cmd.CommandPath()+" --help"))
@@ -59,7 +60,8 @@ are within their tolerance; the JSON form, an array, lists all.`,
 	flags.StringVar(&f.isa, "isa", "auto", "instruction sets, the stages take them by turns: auto, "+isaNames())
 	flags.IntVar(&f.threads, "threads", 0, "worker threads per stage; 0: one per core")
 	flags.BoolVar(&f.stored, "stored", false, "keep weights as in the file and expand them for every block")
-	flags.StringVarP(&f.output, "output", "o", "table", "table or json")
+	f.output = output.Table
+	flags.VarP(&f.output, "output", "o", "how to print the records")
 	return cmd
 }
 
@@ -97,16 +99,16 @@ func (f verifyFlags) layout() (verify.Layout, error) {
 }
 
 func runVerify(cmd *cobra.Command, dirs []string, f verifyFlags) error {
-	if f.output != "table" && f.output != "json" {
-		return usage(fmt.Errorf("--output %q: want table or json", f.output))
-	}
 	l, err := f.layout()
 	if err != nil {
 		return usage(err)
 	}
 	var p verifyPrinter = newVerifyTable(cmd.OutOrStdout())
-	if f.output == "json" {
+	switch f.output {
+	case output.JSON:
 		p = &verifyJSON{w: cmd.OutOrStdout()}
+	case output.YAML:
+		p = &verifyYAML{w: cmd.OutOrStdout()}
 	}
 	count, failed := 0, 0
 	var printing error
@@ -160,6 +162,24 @@ func (p *verifyJSON) end() error {
 	return err
 }
 
+// verifyYAML prints a sequence; one of one record after the other is one of all.
+type verifyYAML struct {
+	w     io.Writer
+	begun bool
+}
+
+func (p *verifyYAML) add(r verify.Record) error {
+	p.begun = true
+	return output.WriteYAML(p.w, []verify.Record{r})
+}
+
+func (p *verifyYAML) end() error {
+	if p.begun {
+		return nil
+	}
+	return output.WriteYAML(p.w, []verify.Record{})
+}
+
 // verifyTable prints a row per output; inner values that are right are summed
 // up in one row per case and dtype.
 type verifyTable struct {
@@ -197,7 +217,7 @@ func (p *verifyTable) flushInner() {
 	p.inners = 0
 }
 
-func (p *verifyTable) row(r verify.Record, output string) {
+func (p *verifyTable) row(r verify.Record, name string) {
 	if !p.begun { // the writer keeps its errors for Flush
 		_, _ = fmt.Fprintln(p.w, "CASE\tOUTPUT\tDTYPE\tERROR\tTOLERANCE\tDIGEST\tRESULT")
 		p.begun = true
@@ -221,7 +241,7 @@ func (p *verifyTable) row(r verify.Record, output string) {
 	if len(short) > 16 {
 		short = short[:16]
 	}
-	_, _ = fmt.Fprintf(p.w, "%s\t%s\t%s\t%s\t%g\t%s\t%s\n", r.Case, output, r.DType, size, r.Tolerance, short, result)
+	_, _ = fmt.Fprintf(p.w, "%s\t%s\t%s\t%s\t%g\t%s\t%s\n", r.Case, name, r.DType, size, r.Tolerance, short, result)
 }
 
 func (p *verifyTable) end() error {

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v4"
 )
 
 // verifyRun runs `distorch verify` and returns its output and exit code.
@@ -32,6 +34,11 @@ func TestVerify(t *testing.T) {
 			t.Errorf("a record lacks %q: %v", key, records[0])
 		}
 	}
+	out, _, code = verifyRun(t, filepath.Join(flux, "dev-bf16"), filepath.Join(flux, "schedules"), "--stages", "3", "--threads", "2", "-o", "yaml")
+	var inYAML []map[string]any
+	if err := yaml.Load([]byte(out), &inYAML); err != nil || code != exitOK || len(inYAML) != len(records) || inYAML[0]["digest"] != records[0]["digest"] {
+		t.Errorf("%d records, %v, exit %d", len(inYAML), err, code)
+	}
 	table, _, code := verifyRun(t, filepath.Join(flux, "dev-bf16"))
 	digest, _ := records[0]["digest"].(string)
 	if code != exitOK || !strings.Contains(table, "17 inner values") || len(digest) != 64 || !strings.Contains(table, digest[:16]) {
@@ -42,7 +49,7 @@ func TestVerify(t *testing.T) {
 		"cpu_isa":         {flux, "--isa", "sse9"},
 		"engine":          {flux, "--engine", "cuda"},
 		"--stages 0":      {flux, "--stages", "0"},
-		"--output":        {flux, "-o", "yaml"},
+		"--output":        {flux, "-o", "yml"},
 		"folder of a cas": {},
 	} {
 		if out, errs, code := verifyRun(t, args...); code == exitOK || !strings.Contains(errs, want) || out != "" {

@@ -60,8 +60,8 @@ func newVersion(a *app) *cobra.Command {
 				return err
 			}
 		}
-		if *format == output.JSON {
-			return output.WriteJSON(a.stdout, v)
+		if *format != output.Table {
+			return output.Write(a.stdout, *format, v)
 		}
 		return v.write(a)
 	}

@@ -5,7 +5,8 @@
 // the environment over a file over defaults.
 //
 // Only the commands import it, and it is the only importer of viper;
-// components take plain structs of their own. It imports nothing of distorch.
+// components take plain structs of their own. Of distorch it imports internal/edits
+// alone.
 //
 // A key is a field of Config: its name is the path of mapstructure tags, its
 // default the field's value in Default, its environment variable DISTORCH_

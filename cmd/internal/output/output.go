@@ -1,10 +1,10 @@
 // Copyright The distorch authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package output writes what commands show: tables or JSON, and progress as a
-// bar on a terminal and as plain lines elsewhere.
+// Package output writes what commands show: tables, JSON or YAML, and progress
+// as a bar on a terminal and as plain lines elsewhere.
 //
-// The commands import it; it imports nothing of distorch.
+// The commands import it; of distorch it imports internal/edits alone.
 package output
 
 import (
@@ -14,6 +14,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/distorch/distorch/internal/edits"
 )
 
 // Format is how a result is printed. It is a flag value.
@@ -23,22 +25,63 @@ type Format string
 const (
 	Table Format = "table"
 	JSON  Format = "json"
+	YAML  Format = "yaml"
 )
+
+// Formats are the names of all formats.
+func Formats() []string { return []string{string(Table), string(JSON), string(YAML)} }
 
 // Set reads the format given as a flag.
 func (f *Format) Set(s string) error {
-	switch Format(s) {
-	case Table, JSON:
-		*f = Format(s)
-		return nil
+	if err := OneOf(s, Formats()); err != nil {
+		return err
 	}
-	return fmt.Errorf("%q: want table or json", s)
+	*f = Format(s)
+	return nil
 }
 
 func (f *Format) String() string { return string(*f) }
 
 // Type names the format in a flag's help.
-func (f *Format) Type() string { return "table|json" }
+func (f *Format) Type() string { return strings.Join(Formats(), "|") }
+
+// OneOf is the error of a word that is none of a list's; it names the nearest.
+func OneOf(word string, list []string) error {
+	for _, known := range list {
+		if word == known {
+			return nil
+		}
+	}
+	return fmt.Errorf("%q: want %s%s", word, Or(list), DidYouMean(word, list))
+}
+
+// Or lists words: "table, json or yaml".
+func Or(words []string) string {
+	if len(words) < 2 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
+}
+
+// DidYouMean is the end of a sentence that names the nearest of the candidates,
+// empty if none is near.
+func DidYouMean(word string, candidates []string) string {
+	if near := edits.Nearest(word, candidates); near != "" {
+		return fmt.Sprintf(", did you mean %q?", near)
+	}
+	return ""
+}
+
+// Write prints a value as JSON or YAML; a table is its owner's to print.
+func Write(w io.Writer, f Format, v any) error {
+	switch f {
+	case JSON:
+		return WriteJSON(w, v)
+	case YAML:
+		return WriteYAML(w, v)
+	}
+	return fmt.Errorf("%T cannot be written as %s", v, f)
+}
 
 // WriteJSON prints a value as indented JSON and a line end.
 func WriteJSON(w io.Writer, v any) error {
