@@ -39,7 +39,7 @@ func fluxCluster(hosts int, seed uint64, largest float64) []Node {
 			Link: Link{BytesPerSecond: pick(r, 0.118e9, 0.118e9, 0.29e9, 1.18e9, 2.9e9) * (0.8 + 0.2*r.Float64()), Latency: 1e-4 * r.Float64()},
 			Devices: []Device{{
 				ID: "cpu", Kind: KindCPU, Allocatable: Bytes(1e9 * (2 + (largest-2)*r.Float64())), Reserve: 5e8,
-				Rates: []Rate{{"bf16", rate, 0.6 * rate}, {"f32", rate / 2, rate / 3}}, Expansion: 3e9, Memory: 3e10,
+				Rates: []Rate{{"bf16", rate, 0.6 * rate, 0}, {"f32", rate / 2, rate / 3, 0}}, Expansion: 3e9, Memory: 3e10,
 			}},
 		}
 	}

@@ -174,7 +174,7 @@ func parseNode(t *testing.T, id string, kv map[string]string) Node {
 			t.Fatalf("unknown key %s", k)
 		}
 	}
-	d.Rates = []Rate{{dtype, rate, rate}}
+	d.Rates = []Rate{{dtype, rate, rate, 0}}
 	n.Devices = []Device{d}
 	return n
 }

@@ -10,6 +10,12 @@ import (
 	"text/tabwriter"
 )
 
+// PerStep shows seconds per step with three digits: "1.24 s/it".
+func PerStep(s float64) string { return perStep(s) }
+
+// Seconds shows a time with three digits: "1.24 s", "38.1 ms".
+func Seconds(s float64) string { return duration(s) }
+
 // perStep shows seconds per step with three digits.
 func perStep(s float64) string { return duration(s) + "/it" }
 
@@ -33,20 +39,19 @@ func duration(s float64) string {
 // Explain renders the plan for people: stages, forecast, certificate, alternatives and the reasons.
 func (p *Plan) Explain() string {
 	var b strings.Builder
-	nodes := "nodes"
-	if len(p.Stages) == 1 {
-		nodes = "node"
+	fmt.Fprintf(&b, "%s: %s on %s, %s\n", p.Label, perStep(p.StepSeconds), p.extent(), p.certificate())
+	if p.Band.High > p.Band.Low && p.Band.Low > 0 {
+		fmt.Fprintf(&b, "between %s and %s, by the uncertainty of its sources\n", perStep(p.Band.Low), perStep(p.Band.High))
 	}
-	fmt.Fprintf(&b, "%s: %s on %d %s, %s\n", p.Label, perStep(p.StepSeconds), len(p.Stages), nodes, p.certificate())
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	row := func(cells ...string) { _, _ = w.Write([]byte("  " + strings.Join(cells, "\t") + "\n")) }
-	row("STAGE", "NODE", "DEVICE", "BLOCKS", "SLOTS", "PEAK", "OF", "COMPUTE", "EXPANSION", "HOP")
-	for i, s := range p.Stages {
-		row(fmt.Sprint(i), s.Name, s.Device, s.span(), fmt.Sprint(s.Slots), s.Peak.String(), s.Available.String(), duration(s.Compute), duration(s.Expansion), duration(s.Hop))
+	p.stageTable(&b)
+	fmt.Fprintf(&b, "step: compute %s, expansion and streaming %s, hops %s, waiting %s\n", duration(p.Parts.Compute), duration(p.Parts.Streaming), duration(p.Parts.Hops), duration(p.Parts.Waiting))
+	if len(p.Pipelines) > 1 {
+		for i, r := range p.Pipelines {
+			fmt.Fprintf(&b, "pipeline %s: %s\n", pipelineName(i), r.describe())
+		}
+	} else if p.Pair.StepSeconds > 0 && (p.Objective == "" || p.Objective == string(ObjectiveLatency)) {
+		fmt.Fprintf(&b, "two forwards in flight: %s, held up by %s (%s)\n", perStep(p.Pair.StepSeconds), p.Pair.Where, duration(p.Pair.Bottleneck))
 	}
-	_ = w.Flush()
-	fmt.Fprintf(&b, "step: compute %s, expansion %s, hops %s, waiting %s\n", duration(p.Parts.Compute), duration(p.Parts.Streaming), duration(p.Parts.Hops), duration(p.Parts.Waiting))
-	fmt.Fprintf(&b, "two forwards in flight: %s, held up by %s (%s)\n", perStep(p.Pair.StepSeconds), p.Pair.Where, duration(p.Pair.Bottleneck))
 	if p.LoadSeconds > 0 {
 		fmt.Fprintf(&b, "load: %s\n", duration(p.LoadSeconds))
 	}
@@ -61,6 +66,113 @@ func (p *Plan) Explain() string {
 		fmt.Fprintf(&b, "note: %s\n", n)
 	}
 	return b.String()
+}
+
+// extent is "2 nodes", or "6 nodes in 3 pipelines".
+func (p *Plan) extent() string {
+	seen := make(map[NodeID]bool, len(p.Stages))
+	for _, s := range p.Stages {
+		seen[s.Node] = true
+	}
+	text := plural(len(seen), "node")
+	if len(p.Pipelines) > 1 {
+		text += fmt.Sprintf(" in %d pipelines", len(p.Pipelines))
+	}
+	return text
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// pipelineName is A, B, ... Z, then 27, 28, ...
+func pipelineName(i int) string {
+	if i < 26 {
+		return string(rune('A' + i))
+	}
+	return fmt.Sprint(i + 1)
+}
+
+func (r Pipeline) describe() string {
+	text := fmt.Sprintf("a forward takes %s, one more every %s", duration(r.Forward), duration(r.Bottleneck))
+	if r.Where != "" {
+		text += " (" + r.Where + ")"
+	}
+	if r.Share > 0 {
+		text += fmt.Sprintf("; %s of the batch in %s", plural(r.Share, "request"), perStep(r.StepSeconds))
+	}
+	return text
+}
+
+func (p *Plan) stageTable(b *strings.Builder) {
+	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	row := func(cells ...string) { _, _ = w.Write([]byte("  " + strings.Join(cells, "\t") + "\n")) }
+	row("STAGE", "NODE", "DEVICES", "BLOCKS", "WEIGHTS", "PEAK", "OF", "COMPUTE", "STREAMING", "HOP")
+	for i, s := range p.Stages {
+		name := fmt.Sprint(i)
+		if len(p.Pipelines) > 1 {
+			r := max(0, min(s.Pipeline, len(p.Pipelines)-1))
+			name = fmt.Sprintf("%s%d", pipelineName(r), i-p.Pipelines[r].First)
+		}
+		row(name, s.Name, s.devices(), s.span(), s.weights(), s.Peak.String(), s.Available.String(), duration(s.Compute), duration(s.Expansion), duration(s.Hop))
+	}
+	_ = w.Flush()
+}
+
+// devices is "cuda:0" or "cuda:0,cuda:1 as one".
+func (s Stage) devices() string {
+	switch {
+	case len(s.Devices) == 0:
+		return s.Device
+	case s.Degree > 1 && len(s.Devices) > 4:
+		return fmt.Sprintf("%s...%s, %d as one", s.Devices[0], s.Devices[len(s.Devices)-1], len(s.Devices))
+	case s.Degree > 1:
+		return strings.Join(s.Devices, ",") + " as one"
+	default:
+		return strings.Join(s.Devices, ",")
+	}
+}
+
+// weights is where the stage's blocks rest: "resident", "14 resident, 5 in ram; ring 2".
+func (s Stage) weights() string {
+	var parts []string
+	streamed := false
+	for _, t := range s.Tiers {
+		if t.Bytes == 0 && t.Blocks == 0 {
+			continue
+		}
+		streamed = streamed || t.Kind != TierDevice
+		parts = append(parts, fmt.Sprintf("%d %s", t.Blocks, t.place()))
+	}
+	text := "resident"
+	if streamed {
+		text = strings.Join(parts, ", ")
+	}
+	if s.Ring > 0 && streamed {
+		text += fmt.Sprintf("; ring %d", s.Ring)
+	}
+	if s.Slots > 0 {
+		text += "; " + plural(s.Slots, "slot")
+	}
+	return text
+}
+
+func (t Tier) place() string {
+	switch t.Kind {
+	case TierDevice:
+		return "resident"
+	case TierRAM:
+		return "in ram"
+	case TierDisk:
+		return "on disk"
+	case TierRemote:
+		return "in ram of " + t.Where
+	default:
+		return "on " + t.Where
+	}
 }
 
 // unusedLines is one line per reason, in the order of its first node.
@@ -86,6 +198,9 @@ func (p *Plan) unusedLines() []string {
 
 func (s Stage) span() string {
 	text := fmt.Sprintf("%d-%d", s.First, s.First+s.Blocks-1)
+	if s.Blocks == 1 {
+		text = fmt.Sprint(s.First)
+	}
 	if len(s.Runs) > 1 {
 		parts := make([]string, len(s.Runs))
 		for i, n := range s.Runs {
@@ -102,6 +217,12 @@ func (s Stage) span() string {
 	return text
 }
 
+// Span is what of the model the stage runs: "head 0-18 (19+0)".
+func (s Stage) Span() string { return s.span() }
+
+// CertificateText says how good the plan is: "optimal for the cost model", or how far from it at most.
+func (p *Plan) CertificateText() string { return p.certificate() }
+
 func (p *Plan) certificate() string {
 	switch {
 	case p.Forced:
@@ -113,15 +234,23 @@ func (p *Plan) certificate() string {
 	}
 }
 
+// oneHost reports whether all stages are on this node.
+func (p *Plan) oneHost(id NodeID) bool {
+	return !slices.ContainsFunc(p.Stages, func(s Stage) bool { return s.Node != id })
+}
+
+// SingleText compares the plan with the best that one host can do.
+func (p *Plan) SingleText() string { return p.single() }
+
 func (p *Plan) single() string {
 	s := p.Single
 	switch {
 	case !s.Fits:
 		return fmt.Sprintf("none can hold the model (%s of weights)", p.Weights)
-	case len(p.Stages) == 1 && p.Stages[0].Node == s.Node:
+	case p.oneHost(s.Node) && s.StepSeconds >= p.StepSeconds*(1-1e-9):
 		return "this plan; no split is faster"
 	case s.StepSeconds < p.StepSeconds:
-		return fmt.Sprintf("%s alone is faster: %s", s.Name, perStep(s.StepSeconds))
+		return fmt.Sprintf("%s alone is faster: %s, %.2f times as fast", s.Name, perStep(s.StepSeconds), p.StepSeconds/s.StepSeconds)
 	default:
 		return fmt.Sprintf("%s alone takes %s, %.2f times as long", s.Name, perStep(s.StepSeconds), s.StepSeconds/p.StepSeconds)
 	}

@@ -180,7 +180,7 @@ func randomNode(r *rand.Rand, i int, m Model, tight float64) Node {
 		Link: Link{BytesPerSecond: pick(r, math.Inf(1), 10, 100, 117, 500, 1000*r.Float64()+1), Latency: pick(r, 0, 0, 0.01, 1, r.Float64())},
 		Devices: []Device{{
 			ID: "cpu", Kind: KindCPU, Allocatable: memory, Reserve: Bytes(r.IntN(30)), Overlap: r.IntN(2) == 0,
-			Rates: []Rate{{"bf16", rate, rate * (0.2 + r.Float64())}}, Expansion: float64(10 + r.IntN(500)), Memory: float64(50 + r.IntN(1000)),
+			Rates: []Rate{{"bf16", rate, rate * (0.2 + r.Float64()), 0}}, Expansion: float64(10 + r.IntN(500)), Memory: float64(50 + r.IntN(1000)),
 		}},
 	}
 }
