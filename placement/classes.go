@@ -49,7 +49,7 @@ func (p *Plan) Numerics() string {
 		}
 		where := ""
 		if len(p.Pipelines) > 1 {
-			where = " of pipeline " + pipelineName(s.pipeline)
+			where = " of pipeline " + PipelineName(s.pipeline)
 		}
 		blocks := fmt.Sprintf("blocks %d-%d", s.from, s.to)
 		if s.from == s.to {

@@ -21,13 +21,13 @@ func perStep(s float64) string { return duration(s) + "/it" }
 
 func duration(s float64) string {
 	switch {
-	case s >= 100:
+	case s >= 99.95:
 		return fmt.Sprintf("%.0f s", s)
-	case s >= 10:
+	case s >= 9.995:
 		return fmt.Sprintf("%.1f s", s)
-	case s >= 1:
+	case s >= 0.9995:
 		return fmt.Sprintf("%.2f s", s)
-	case s >= 1e-3:
+	case s >= 0.9995e-3:
 		return fmt.Sprintf("%.3g ms", s*1e3)
 	case s > 0:
 		return fmt.Sprintf("%.3g µs", s*1e6)
@@ -47,7 +47,7 @@ func (p *Plan) Explain() string {
 	fmt.Fprintf(&b, "step: compute %s, expansion and streaming %s, hops %s, waiting %s\n", duration(p.Parts.Compute), duration(p.Parts.Streaming), duration(p.Parts.Hops), duration(p.Parts.Waiting))
 	if len(p.Pipelines) > 1 {
 		for i, r := range p.Pipelines {
-			fmt.Fprintf(&b, "pipeline %s: %s\n", pipelineName(i), r.describe())
+			fmt.Fprintf(&b, "pipeline %s: %s\n", PipelineName(i), r.describe())
 		}
 	} else if p.Pair.StepSeconds > 0 && (p.Objective == "" || p.Objective == string(ObjectiveLatency)) {
 		fmt.Fprintf(&b, "two forwards in flight: %s, held up by %s (%s)\n", perStep(p.Pair.StepSeconds), p.Pair.Where, duration(p.Pair.Bottleneck))
@@ -88,8 +88,8 @@ func plural(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// pipelineName is A, B, ... Z, then 27, 28, ...
-func pipelineName(i int) string {
+// PipelineName is how texts call the i-th pipeline: A, B, ... Z, then 27, 28, ...
+func PipelineName(i int) string {
 	if i < 26 {
 		return string(rune('A' + i))
 	}
@@ -115,7 +115,7 @@ func (p *Plan) stageTable(b *strings.Builder) {
 		name := fmt.Sprint(i)
 		if len(p.Pipelines) > 1 {
 			r := max(0, min(s.Pipeline, len(p.Pipelines)-1))
-			name = fmt.Sprintf("%s%d", pipelineName(r), i-p.Pipelines[r].First)
+			name = fmt.Sprintf("%s%d", PipelineName(r), i-p.Pipelines[r].First)
 		}
 		row(name, s.Name, s.devices(), s.span(), s.weights(), s.Peak.String(), s.Available.String(), duration(s.Compute), duration(s.Expansion), duration(s.Hop))
 	}
