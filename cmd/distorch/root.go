@@ -43,7 +43,7 @@ func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newUp(a), newCoordinator(a), newAgent(a),
 		newToken(a), newNodes(a), newModels(a), newPlan(a), newDeploy(a), newRun(a), newStatus(a), newUndeploy(a),
-		newVerify(), newQuickstart(a), newVersion(a),
+		newForecast(a), newVerify(), newQuickstart(a), newVersion(a),
 	}
 }
 

@@ -11,8 +11,8 @@
 // # Model
 //
 // A program that copies a weight when its layer is reached and waits for the copy
-// moves every offloaded byte once per forward, beside its computing and never
-// under it. So a step costs
+// moves every offloaded byte once per forward, and that time adds to the time of
+// computing. So a step costs
 //
 //	t = c + offload * forwards / rate
 //
