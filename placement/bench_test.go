@@ -28,6 +28,8 @@ func fluxModel() Model {
 	}
 }
 
+func pick[T any](r *rand.Rand, values ...T) T { return values[r.IntN(len(values))] }
+
 // fluxCluster is a seeded cluster of unlike hosts on 1 to 25 GbE.
 func fluxCluster(hosts int, seed uint64, largest float64) []Node {
 	r := rand.New(rand.NewPCG(seed, 3))
