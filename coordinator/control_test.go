@@ -55,6 +55,7 @@ func TestRefusals(t *testing.T) {
 		"large":         {change(func(s *pb.DeploymentSpec) { s.Workload.Dims["width"] = 1 << 20 }), codes.InvalidArgument, "1048576"},
 		"word":          {change(func(s *pb.DeploymentSpec) { s.Workload.Dims["frames"] = 2 }), codes.InvalidArgument, "frames"},
 		"pin node":      {change(func(s *pb.DeploymentSpec) { s.Pins = []*pb.Pin{{Node: "aa", Blocks: 8}} }), codes.NotFound, "did you mean \"a\"?"},
+		"exclude":       {change(func(s *pb.DeploymentSpec) { s.Excludes = []string{"a", "aa"} }), codes.NotFound, "exclude: no node \"aa\" here; did you mean \"a\"? (`distorch nodes` lists them)"},
 		"pin blocks":    {change(func(s *pb.DeploymentSpec) { s.Pins = []*pb.Pin{{Node: "a", Blocks: 7}} }), codes.InvalidArgument, "blocks 7-7"},
 		"pin far":       {change(func(s *pb.DeploymentSpec) { s.Pins = []*pb.Pin{{Node: "a", Blocks: 1 << 31}} }), codes.InvalidArgument, "no model has block"},
 	} {

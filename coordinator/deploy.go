@@ -121,6 +121,11 @@ func (c *Coordinator) propose(st *store.State, in *pb.DeploymentSpec) (*pb.Deplo
 			return nil, nil, err
 		}
 	}
+	for _, node := range spec.Excludes {
+		if err := knownNode(st, node); err != nil {
+			return nil, nil, fmt.Errorf("exclude: %w", err)
+		}
+	}
 	s := c.snapshot(st)
 	p := reconcile.Propose(s, specFromProto(spec.GetName(), spec))
 	if p.Err != nil && !placement.Infeasible(p.Err) {

@@ -29,7 +29,7 @@ type UnknownError struct {
 func (e *UnknownError) Error() string {
 	switch {
 	case e.Nearest != "":
-		return fmt.Sprintf("no %s %.80q here; did you mean %q?", e.Kind, e.Name, e.Nearest)
+		return fmt.Sprintf("no %s %.80q here; did you mean %q? (`distorch %ss` lists them)", e.Kind, e.Name, e.Nearest, e.Kind)
 	case e.Advice != "":
 		return fmt.Sprintf("no %s %.80q here: %s", e.Kind, e.Name, e.Advice)
 	}
