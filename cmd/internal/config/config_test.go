@@ -4,6 +4,8 @@
 package config
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,13 +71,59 @@ func TestPrecedence(t *testing.T) {
 		"agent.memory":          "flag --memory",
 		"coordinator.lease_ttl": "flag --lease-ttl",
 		"agent.threads":         "environment DISTORCH_AGENT_THREADS",
-		"agent.name":            "file " + file,
+		"agent.name":            "file " + file + ":4",
 		"agent.listen":          "default",
 		"no.such.key":           "",
 	} {
 		if got := c.Origin(key).String(); got != want {
 			t.Errorf("origin of %s: %q, want %q", key, got, want)
 		}
+	}
+}
+
+// TestLines: the line of a key is told in each form of a file.
+func TestLines(t *testing.T) {
+	for name, text := range map[string]string{
+		"c.yaml": "# a comment\nagent:\n  memory: 1GB\n  Labels:\n  - a=b\nlog: {level: debug}\n",
+		"c.toml": "# agent.memory = 1\n[agent]\nmemory = \"1GB\"\n \"Labels\" = [\"a=b\"]\n[log]\nlevel = \"debug\"\n",
+		"c.json": "{\n \"agent\": {\n  \"memory\": \"1GB\",\n  \"labels\": [\"a=b\"]\n },\n \"log\": {\"level\": \"debug\"}\n}\n",
+	} {
+		file := write(t, name, text)
+		c, err := Load(nil, file)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for key, line := range map[string]int{"agent.memory": 3, "agent.labels": 4, "log.level": 6} {
+			if got, want := c.Origin(key), (Origin{"file", file, line}); got != want {
+				t.Errorf("%s: origin of %s: %s, want %s", name, key, got, want)
+			}
+		}
+	}
+	_, err := Load(nil, write(t, "c.yaml", "log:\n  level: info\n  colour: red\n"))
+	if err == nil || !strings.Contains(err.Error(), `c.yaml:3: there is no key "log.colour"`) {
+		t.Errorf("a misspelt key: %v", err)
+	}
+}
+
+// TestSettings: what is shown of a configuration is a configuration.
+func TestSettings(t *testing.T) {
+	want := Default()
+	want.Agent.Memory, want.Agent.Labels, want.Coordinator.LeaseTTL = 6e9, []string{"rack=a"}, 25*time.Second
+	var text strings.Builder
+	for _, s := range want.Settings() {
+		raw, err := json.Marshal(s.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&text, "%s = %s\n", s.Key, raw)
+	}
+	got, err := Load(nil, write(t, "c.toml", text.String()))
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, text.String())
+	}
+	if diff := cmp.Diff(want, *got, cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 

@@ -29,11 +29,15 @@ const (
 type Origin struct {
 	Source string // "flag", "environment", "file" or "default"
 	Name   string // of the flag, variable or file
+	Line   int    // in the file; 0: not known
 }
 
 func (o Origin) String() string {
 	if o.Name == "" {
 		return o.Source
+	}
+	if o.Line > 0 {
+		return fmt.Sprintf("%s %s:%d", o.Source, o.Name, o.Line)
 	}
 	return o.Source + " " + o.Name
 }
@@ -113,7 +117,11 @@ func Load(fs *pflag.FlagSet, file string) (*Config, error) {
 		return nil, err
 	}
 	keys := Keys()
-	if err := errors.Join(misspeltKeys(v, keys, file), misspeltEnv(keys)); err != nil {
+	at := map[string]int{}
+	if file != "" {
+		at = lines(file)
+	}
+	if err := errors.Join(misspeltKeys(v, keys, file, at), misspeltEnv(keys)); err != nil {
 		return nil, err
 	}
 	for _, key := range keys {
@@ -136,7 +144,7 @@ func Load(fs *pflag.FlagSet, file string) (*Config, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	for _, key := range keys {
-		c.origins[key] = origin(v, key, flags[key], file)
+		c.origins[key] = origin(v, key, flags[key], file, at)
 	}
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -180,30 +188,34 @@ func bindFlags(v *viper.Viper, fs *pflag.FlagSet) (set map[string]string, err er
 	return set, err
 }
 
-func origin(v *viper.Viper, key, flag, file string) Origin {
+func origin(v *viper.Viper, key, flag, file string, at map[string]int) Origin {
 	switch {
 	case flag != "":
 		return Origin{Source: "flag", Name: "--" + flag}
 	case os.Getenv(Env(key)) != "":
 		return Origin{Source: "environment", Name: Env(key)}
 	case file != "" && v.InConfig(key):
-		return Origin{Source: "file", Name: file}
+		return Origin{Source: "file", Name: file, Line: at[key]}
 	}
 	return Origin{Source: "default"}
 }
 
-func misspeltKeys(v *viper.Viper, keys []string, file string) error {
+func misspeltKeys(v *viper.Viper, keys []string, file string, at map[string]int) error {
 	var errs []error
 	for _, key := range v.AllKeys() {
 		if slices.Contains(keys, key) {
 			continue
 		}
+		where := file
+		if at[key] > 0 {
+			where = fmt.Sprintf("%s:%d", file, at[key])
+		}
 		if slices.ContainsFunc(keys, func(k string) bool { return strings.HasPrefix(k, key+".") }) {
-			errs = append(errs, fmt.Errorf("%s: %q is a section, not a value", file, key))
+			errs = append(errs, fmt.Errorf("%s: %q is a section, not a value", where, key))
 			continue
 		}
 		near, _ := nearest(key, keys)
-		errs = append(errs, fmt.Errorf("%s: there is no key %q; did you mean %q?", file, key, near))
+		errs = append(errs, fmt.Errorf("%s: there is no key %q; did you mean %q?", where, key, near))
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)

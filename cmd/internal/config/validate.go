@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/distorch/distorch/internal/edits"
 )
 
 // Validate reports every value that cannot be used, each with its key.
@@ -96,7 +98,12 @@ func oneOf(s string, allowed ...string) error {
 	if slices.Contains(allowed, s) {
 		return nil
 	}
-	return fmt.Errorf("%q: want one of %s", s, strings.Join(slices.DeleteFunc(allowed, func(a string) bool { return a == "" }), ", "))
+	allowed = slices.DeleteFunc(allowed, func(a string) bool { return a == "" })
+	hint := ""
+	if near := edits.Nearest(s, allowed); near != "" {
+		hint = fmt.Sprintf(", did you mean %q?", near)
+	}
+	return fmt.Errorf("%q: want one of %s%s", s, strings.Join(allowed, ", "), hint)
 }
 
 func between(d, least, most time.Duration) error {
