@@ -65,6 +65,9 @@ func (c *agentCommand) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := assemble.Check(cfg); err != nil { // before a token is used up
+		return usage(err)
+	}
 	dir, err := identity.OpenDir(cfg.DataDir)
 	if err != nil {
 		return err

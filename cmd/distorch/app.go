@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -22,6 +24,18 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	configFile     string
+	scratch        atomic.Pointer[string] // folder that must not outlive the process
+}
+
+// abandon takes the scratch folder away from a process that ends before what it
+// has started. Files that others write meanwhile make a second try of use.
+func (a *app) abandon() {
+	dir := a.scratch.Load()
+	for range 3 {
+		if dir == nil || os.RemoveAll(*dir) == nil {
+			return
+		}
+	}
 }
 
 // run executes one command line and returns the exit code.

@@ -61,7 +61,7 @@ when every node has loaded its blocks.`,
 		if err != nil {
 			return err
 		}
-		return writeDeployments(a, *format, []*pb.DeploymentStatus{d}, nil)
+		return fullDeployments([]deploymentView{newDeploymentView(d, nil)}).write(a.stdout, *format)
 	}
 	return cmd
 }

@@ -128,7 +128,7 @@ func (f *fakeServer) ListNodes(context.Context, *pb.ListNodesRequest) (*pb.ListN
 
 func (f *fakeServer) RemoveNode(_ context.Context, r *pb.RemoveNodeRequest) (*pb.RemoveNodeResponse, error) {
 	if r.Name != "b" {
-		return nil, status.Errorf(codes.NotFound, "no node %q here; did you mean %q?", r.Name, "b")
+		return nil, status.Errorf(codes.NotFound, "no node %q here; did you mean %q? (`distorch nodes` lists them)", r.Name, "b")
 	}
 	return &pb.RemoveNodeResponse{}, nil
 }
@@ -165,6 +165,11 @@ func (f *fakeServer) plan(s *pb.DeploymentSpec) *pb.Plan {
 }
 
 func (f *fakeServer) Plan(_ context.Context, r *pb.PlanRequest) (*pb.PlanResponse, error) {
+	for _, node := range r.Spec.Excludes {
+		if node != "a" && node != "b" {
+			return nil, status.Errorf(codes.NotFound, "exclude: no node %q here", node)
+		}
+	}
 	switch r.Spec.Model {
 	case "huge":
 		return &pb.PlanResponse{Plan: &pb.Plan{Infeasible: "deployment x: needs 23.8 GB, nodes offer 18.2 GB (a: 11.1, b: 7.1); add a donor or use fp8"}}, nil

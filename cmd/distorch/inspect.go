@@ -147,11 +147,10 @@ func inspect(path string, words map[string]int64, dtypeName string) (*inspectVie
 }
 
 func parseCompute(name string) (tensor.DType, error) {
-	d, err := tensor.ParseDType(strings.ToUpper(name))
-	if err != nil || d != tensor.F32 && d != tensor.BF16 {
-		return 0, fmt.Errorf("dtype %q: this build computes in f32 and bf16", name)
+	if err := output.OneOf(strings.ToLower(name), choices("dtype")); err != nil {
+		return 0, fmt.Errorf("dtype %w; this build computes in no other", err)
 	}
-	return d, nil
+	return tensor.ParseDType(strings.ToUpper(name))
 }
 
 func (v *inspectView) totals(t *graph.Table) {

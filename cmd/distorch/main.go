@@ -27,7 +27,11 @@ func start() int {
 	defer cancel(nil)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup does
+		signal.Notify(signals, syscall.SIGHUP) // the terminal was closed
+	}
 	defer signal.Stop(signals)
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	go func() {
 		s, ok := <-signals
 		if !ok {
@@ -35,9 +39,9 @@ func start() int {
 		}
 		cancel(interruptedError{s})
 		if _, ok := <-signals; ok {
+			a.abandon()
 			os.Exit(exitInterrupted)
 		}
 	}()
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	return a.run(ctx, os.Args[1:])
 }

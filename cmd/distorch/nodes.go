@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -104,33 +105,31 @@ func newNodes(a *app) *cobra.Command {
 	}
 	group(cmd)
 	operatorFlags(cmd)
-	format := outputFlag(cmd)
+	format, watch := outputFlag(cmd), watchFlags(cmd)
 	unknown := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return unknown(cmd, args)
 		}
-		o, err := a.connect(cmd)
-		if err != nil {
-			return err
-		}
-		defer o.close()
-		answer, err := ask(cmd.Context(), o, "list nodes", o.Control.ListNodes, &pb.ListNodesRequest{})
-		if err != nil {
-			return err
-		}
-		views, rows := []nodeView{}, [][]string{}
-		for _, n := range answer.Nodes {
-			v := newNodeView(n)
-			views, rows = append(views, v), append(rows, v.row())
-		}
-		if *format != output.Table {
-			return output.Write(a.stdout, *format, views)
-		}
-		return output.WriteTable(a.stdout, []string{"NAME", "ADDRESS", "STATE", "DEVICES", "MEMORY", "THREADS", "RATES", "LINK", "MODELS"}, rows)
+		return a.show(cmd, watch, *format, listNodes)
 	}
 	cmd.AddCommand(newNodesRemove(a))
 	return cmd
+}
+
+func listNodes(cmd *cobra.Command, o *operator) (answer, error) {
+	all, err := ask(cmd.Context(), o, "list nodes", o.Control.ListNodes, &pb.ListNodesRequest{})
+	if err != nil {
+		return answer{}, err
+	}
+	views, rows := []nodeView{}, [][]string{}
+	for _, n := range all.Nodes {
+		v := newNodeView(n)
+		views, rows = append(views, v), append(rows, v.row())
+	}
+	return answer{views, func(w io.Writer) error {
+		return output.WriteTable(w, []string{"NAME", "ADDRESS", "STATE", "DEVICES", "MEMORY", "THREADS", "RATES", "LINK", "MODELS"}, rows)
+	}}, nil
 }
 
 func newNodesRemove(a *app) *cobra.Command {

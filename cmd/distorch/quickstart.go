@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -105,6 +107,11 @@ func (a *app) quickstart(ctx context.Context, f quickstartFlags) (err error) {
 		}
 		defer files[i].abort()
 	}
+	// Ctrl-C ends the reader of a pipe too; a write to it must not end this
+	// process before what it has started.
+	broken := make(chan os.Signal, 1)
+	signal.Notify(broken, syscall.SIGPIPE)
+	defer signal.Stop(broken)
 	s, err := newShow(a, f, models)
 	if err != nil {
 		return err

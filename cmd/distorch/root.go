@@ -27,7 +27,6 @@ agent.memory), the file of --config, and defaults, in this order.
 ` + exitHelp,
 	})
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.configFile, "config", "", "file of settings (YAML, TOML or JSON)")
@@ -35,6 +34,9 @@ agent.memory), the file of --config, and defaults, in this order.
 	config.Flag(flags, "log-level", "log.level", "debug, info, warn or error")
 	config.Flag(flags, "log-format", "log.format", "text or json")
 	root.AddCommand(commands(a)...)
+	if err := a.complete(root); err != nil {
+		panic(err) // of a flag that is completed twice
+	}
 	return root
 }
 
@@ -42,8 +44,8 @@ agent.memory), the file of --config, and defaults, in this order.
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newUp(a), newCoordinator(a), newAgent(a),
-		newToken(a), newNodes(a), newModels(a), newPlan(a), newDeploy(a), newRun(a), newStatus(a), newUndeploy(a),
-		newForecast(a), newVerify(), newQuickstart(a), newVersion(a),
+		newToken(a), newNodes(a), newModels(a), newPlan(a), newDeploy(a), newRun(a), newStatus(a), newDeployments(a), newUndeploy(a),
+		newForecast(a), newVerify(), newQuickstart(a), newConfig(a), newCompletion(a), newVersion(a),
 	}
 }
 

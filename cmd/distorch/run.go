@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,6 +89,9 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.repeat, "repeat", 1, "make the same picture so many times; their digests must be equal")
 }
 
+// maxWeight bounds cfg and guidance: pictures are noise long before.
+const maxWeight = 1000.0
+
 // check checks what can be checked without a coordinator.
 func (f *runFlags) check() error {
 	switch {
@@ -99,11 +103,16 @@ func (f *runFlags) check() error {
 		return fmt.Errorf("--steps %d: want 1 to 10000", f.steps)
 	case f.repeat < 1:
 		return fmt.Errorf("--repeat %d: want 1 or more", f.repeat)
+	case !(f.cfg >= 0 && f.cfg <= maxWeight):
+		return fmt.Errorf("--cfg %g: want 0 to %g", f.cfg, maxWeight)
+	case !(f.guidance >= 0 && f.guidance <= maxWeight):
+		return fmt.Errorf("--guidance %g: want 0 to %g", f.guidance, maxWeight)
+	case !(math.Abs(f.shift) <= picture.MaxShift):
+		return fmt.Errorf("--shift %g: want -%d to %[2]d", f.shift, picture.MaxShift)
 	case f.width < 0 || f.height < 0 || f.width > 1<<16 || f.height > 1<<16:
 		return fmt.Errorf("--width %d --height %d: want 1 to %d pixels, or 0", f.width, f.height, 1<<16)
 	}
-	_, err := sampling.ParseScheduler(f.scheduler)
-	return err
+	return chosen("scheduler", f.scheduler)
 }
 
 // sample makes the picture that the flags ask for.
@@ -172,7 +181,7 @@ func (f *runFlags) request(cmd *cobra.Command, o *operator, deployment string) (
 		return none, err
 	}
 	if len(status.Deployments) != 1 {
-		return none, notFound(fmt.Errorf("there is no deployment %q; `distorch status` lists them", deployment))
+		return none, notFound(fmt.Errorf("no deployment %q here (`distorch deployments` lists them)", deployment))
 	}
 	spec := status.Deployments[0].GetSpec()
 	model, err := findModel(cmd, o, spec)
@@ -188,6 +197,9 @@ func (f *runFlags) request(cmd *cobra.Command, o *operator, deployment string) (
 	}
 	if r.Height == 0 {
 		r.Height = int(spec.GetWorkload().GetDims()["height"])
+	}
+	if w, h := picture.Cells(r.Width, r.Height); w != r.Width || h != r.Height {
+		fmt.Fprintf(cmd.ErrOrStderr(), "distorch: %dx%d pixels become %dx%d: a latent has whole cells of 8x8\n", r.Width, r.Height, w, h)
 	}
 	if err := f.text(&r); err != nil {
 		return none, err

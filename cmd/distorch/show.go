@@ -113,7 +113,9 @@ func newShow(a *app, f quickstartFlags, models string) (*show, error) {
 		return nil, fmt.Errorf("find this program's own file: %w", err)
 	}
 	if f.keep == "" {
-		s.dir, err = os.MkdirTemp("", "distorch-quickstart-")
+		if s.dir, err = os.MkdirTemp("", "distorch-quickstart-"); err == nil {
+			a.scratch.Store(&s.dir)
+		}
 	} else if s.dir, err = filepath.Abs(f.keep); err == nil {
 		if exists(filepath.Join(s.dir, "coordinator")) {
 			return nil, usage(fmt.Errorf("--keep %s holds an earlier quickstart; name an empty folder", f.keep))

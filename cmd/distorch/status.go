@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -96,35 +97,36 @@ func newStatus(a *app) *cobra.Command {
 		Args:  arguments(0, "NAME"),
 	}
 	operatorFlags(cmd)
-	format := outputFlag(cmd)
+	format, watch := outputFlag(cmd), watchFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o, err := a.connect(cmd)
-		if err != nil {
-			return err
-		}
-		defer o.close()
-		request := &pb.StatusRequest{}
-		if len(args) == 1 {
-			request.Name = args[0]
-		}
-		answer, err := ask(cmd.Context(), o, "", o.Control.Status, request)
-		if err != nil {
-			return err
-		}
-		names, err := nodeNames(cmd, o)
-		if err != nil {
-			return err
-		}
-		if len(args) == 1 || *format != output.Table {
-			return writeDeployments(a, *format, answer.Deployments, names)
-		}
-		rows := [][]string{}
-		for _, d := range answer.Deployments {
-			rows = append(rows, newDeploymentView(d, names).row())
-		}
-		return output.WriteTable(a.stdout, []string{"NAME", "MODEL", "STATE", "WORKLOAD", "DTYPE", "STAGES", "FORECAST", "EPOCH", "MESSAGE"}, rows)
+		return a.show(cmd, watch, *format, func(cmd *cobra.Command, o *operator) (answer, error) {
+			return deploymentStatus(cmd, o, strings.Join(args, ""))
+		})
 	}
 	return cmd
+}
+
+// deploymentStatus shows one deployment in full, or all; name is empty then.
+func deploymentStatus(cmd *cobra.Command, o *operator, name string) (answer, error) {
+	all, err := ask(cmd.Context(), o, "", o.Control.Status, &pb.StatusRequest{Name: name})
+	if err != nil {
+		return answer{}, err
+	}
+	names, err := nodeNames(cmd, o)
+	if err != nil {
+		return answer{}, err
+	}
+	views, rows := []deploymentView{}, [][]string{}
+	for _, d := range all.Deployments {
+		v := newDeploymentView(d, names)
+		views, rows = append(views, v), append(rows, v.row())
+	}
+	if name != "" {
+		return fullDeployments(views), nil
+	}
+	return answer{views, func(w io.Writer) error {
+		return output.WriteTable(w, []string{"NAME", "MODEL", "STATE", "WORKLOAD", "DTYPE", "STAGES", "FORECAST", "EPOCH", "MESSAGE"}, rows)
+	}}, nil
 }
 
 func (v deploymentView) row() []string {
@@ -142,23 +144,20 @@ func (v deploymentView) row() []string {
 	return row
 }
 
-// writeDeployments prints deployments in full.
-func writeDeployments(a *app, format output.Format, deployments []*pb.DeploymentStatus, names map[string]string) error {
-	views := []deploymentView{}
-	for _, d := range deployments {
-		views = append(views, newDeploymentView(d, names))
-	}
-	if format != output.Table {
-		return output.Write(a.stdout, format, views)
-	}
+// fullDeployments shows deployments with their plans and what is loaded.
+func fullDeployments(views []deploymentView) answer {
+	return answer{views, func(w io.Writer) error { return writeDeployments(w, views) }}
+}
+
+func writeDeployments(w io.Writer, views []deploymentView) error {
 	for _, v := range views {
-		p := &printer{w: a.stdout}
+		p := &printer{w: w}
 		p.line("deployment %s, generation %d: %s", v.Name, v.Spec.Generation, v.state())
 		if v.Message != "" && !v.Ready {
 			p.line("%s", v.Message)
 		}
 		if p.err == nil && v.Plan != nil {
-			p.err = v.Plan.write(a.stdout)
+			p.err = v.Plan.write(w)
 		}
 		rows := [][]string{}
 		for _, o := range v.Observed {

@@ -44,8 +44,12 @@ file that only you can read, and not shown.`,
 	operatorFlags(cmd)
 	format := outputFlag(cmd)
 	ttl := cmd.Flags().Duration("ttl", defaultTokenTTL, "how long it may wait to be used")
-	out := cmd.Flags().String("out", "", "file to write it to")
+	out := cmd.Flags().String("out", "", "file to write it to; not one that is there already")
+	force := cmd.Flags().Bool("force", false, "write over the file of --out")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *out != "" && !*force && exists(*out) {
+			return usage(fmt.Errorf("--out %s: there is a file of that name; name another, or write over it with --force", *out))
+		}
 		o, err := a.connect(cmd)
 		if err != nil {
 			return err

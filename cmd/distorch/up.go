@@ -70,6 +70,11 @@ func (c *upCommand) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if c.withAgent && !c.noAgent {
+		if err := assemble.Check(cfg); err != nil {
+			return usage(err)
+		}
+	}
 	dir, err := identity.OpenDir(cfg.DataDir)
 	if err != nil {
 		return err

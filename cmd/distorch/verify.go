@@ -57,7 +57,7 @@ are within their tolerance; the JSON and YAML forms, an array, list all.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.engine, "engine", "native", "engine to run on: native")
 	flags.IntVar(&f.stages, "stages", 1, "cut the model in so many stages, at most one per block")
-	flags.StringVar(&f.isa, "isa", "auto", "instruction sets, the stages take them by turns: auto, "+isaNames())
+	flags.StringVar(&f.isa, "isa", "auto", "instruction sets, the stages take them by turns: "+strings.Join(choices("isa"), ", "))
 	flags.IntVar(&f.threads, "threads", 0, "worker threads per stage; 0: one per core")
 	flags.BoolVar(&f.stored, "stored", false, "keep weights as in the file and expand them for every block")
 	f.output = output.Table
@@ -65,18 +65,10 @@ are within their tolerance; the JSON and YAML forms, an array, list all.`,
 	return cmd
 }
 
-func isaNames() string {
-	var names []string
-	for _, i := range isa.All() {
-		names = append(names, i.String())
-	}
-	return strings.Join(names, ", ")
-}
-
 func (f verifyFlags) layout() (verify.Layout, error) {
 	l := verify.Layout{Stages: f.stages, Stored: f.stored}
-	if f.engine != "native" {
-		return l, fmt.Errorf("engine %q is unknown: this build has native", f.engine)
+	if err := chosen("engine", f.engine); err != nil {
+		return l, err
 	}
 	if f.stages < 1 {
 		return l, fmt.Errorf("--stages %d: at least 1", f.stages)
@@ -85,7 +77,11 @@ func (f verifyFlags) layout() (verify.Layout, error) {
 		return l, fmt.Errorf("--threads %d: 0 for one per core, or more", f.threads)
 	}
 	for name := range strings.SplitSeq(f.isa, ",") {
-		i, err := isa.Parse(strings.TrimSpace(name))
+		name = strings.TrimSpace(name)
+		if err := chosen("isa", name); err != nil {
+			return l, err
+		}
+		i, err := isa.Parse(name)
 		if err != nil {
 			return l, err
 		}
@@ -119,6 +115,9 @@ func runVerify(cmd *cobra.Command, dirs []string, f verifyFlags) error {
 		}
 		printing = errors.Join(printing, p.add(r))
 	})
+	if cmd.Context().Err() == nil {
+		err = usage(err) // of the folders
+	}
 	if err := errors.Join(err, printing, p.end()); err != nil {
 		return err
 	}

@@ -44,15 +44,19 @@ func TestVerify(t *testing.T) {
 	if code != exitOK || !strings.Contains(table, "17 inner values") || len(digest) != 64 || !strings.Contains(table, digest[:16]) {
 		t.Errorf("exit %d, digest %s of another instruction set and cut is not in\n%s", code, digest, table)
 	}
+	many, _, code := verifyRun(t, filepath.Join(flux, "dev-bf16"), "--stages", "99")
+	if code != exitOK || !strings.Contains(many, "stages, as there are no more blocks)") {
+		t.Errorf("exit %d, more stages than blocks are not told of in\n%s", code, many)
+	}
 	for want, args := range map[string][]string{
-		"no golden case":  {t.TempDir()},
-		"cpu_isa":         {flux, "--isa", "sse9"},
-		"engine":          {flux, "--engine", "cuda"},
-		"--stages 0":      {flux, "--stages", "0"},
-		"--output":        {flux, "-o", "yml"},
-		"folder of a cas": {},
+		"no golden case":               {t.TempDir()},
+		`--isa "avx": want auto, `:     {flux, "--isa", "avx"},
+		`--engine "cuda": want native`: {flux, "--engine", "cuda"},
+		"--stages 0":                   {flux, "--stages", "0"},
+		"--output":                     {flux, "-o", "yml"},
+		"folder of a cas":              {},
 	} {
-		if out, errs, code := verifyRun(t, args...); code == exitOK || !strings.Contains(errs, want) || out != "" {
+		if out, errs, code := verifyRun(t, args...); code != exitUsage || !strings.Contains(errs, want) || out != "" {
 			t.Errorf("%v: exit %d, %q, want an error about %q", args, code, errs, want)
 		}
 	}

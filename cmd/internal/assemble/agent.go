@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"runtime"
@@ -77,6 +78,29 @@ func (a Agent) Run(ctx context.Context) error {
 		return ag.Run(ctx)
 	}
 	return errors.Join(run(), st.Close())
+}
+
+// Check looks for what would keep an agent from running on this machine and can
+// be told without its cluster: folders, memory and instruction set.
+func Check(cfg *config.Config) error {
+	for _, dir := range cfg.Models.Dirs {
+		info, err := os.Stat(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("models.dirs: %s does not exist; create it or correct models.dirs", dir)
+		case err != nil:
+			return fmt.Errorf("models.dirs: %w", err)
+		case !info.IsDir():
+			return fmt.Errorf("models.dirs: %s is not a folder; name the one that it is in", dir)
+		}
+	}
+	if _, err := memory(tensor.Bytes(cfg.Agent.Memory), tensor.Bytes(cfg.Agent.Reserve)); err != nil {
+		return err
+	}
+	if _, err := isa.Parse(cfg.Agent.CPUISA); err != nil {
+		return fmt.Errorf("agent.%w", err)
+	}
+	return nil
 }
 
 func (a Agent) configure(ctx context.Context, st *store.Store) (agent.Config, error) {

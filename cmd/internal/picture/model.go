@@ -56,6 +56,11 @@ func (m Model) levels(shift float64) *sampling.Levels {
 	return sampling.DiscreteFlowLevels(1, 1)
 }
 
+// Cells is a size in pixels, rounded up to whole cells of the latent.
+func Cells(width, height int) (w, h int) {
+	return (width + pixels - 1) / pixels * pixels, (height + pixels - 1) / pixels * pixels
+}
+
 // LatentShape is [1, channels, height/8, width/8], rounded up.
 func (m Model) LatentShape(width, height int) tensor.Shape {
 	return tensor.Shape{1, m.Channels, int64(height+pixels-1) / pixels, int64(width+pixels-1) / pixels}

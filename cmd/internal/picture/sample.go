@@ -49,6 +49,9 @@ func (r Request) Dims() map[string]int64 {
 // NeedsNegative says whether a negative text takes part.
 func (r Request) NeedsNegative() bool { return sampling.Config{CFG: r.CFG}.NeedsUncond() }
 
+// MaxShift bounds a request's shift, up and down.
+const MaxShift = 10
+
 func (r Request) check() error {
 	switch {
 	case r.Width < 1 || r.Height < 1 || r.Width > 1<<16 || r.Height > 1<<16:
@@ -57,8 +60,8 @@ func (r Request) check() error {
 		return fmt.Errorf("cfg %g is not a number to scale by", r.CFG)
 	case math.IsNaN(r.Guidance) || math.IsInf(r.Guidance, 0):
 		return fmt.Errorf("guidance %g is not a number", r.Guidance)
-	case !(r.Shift >= -10 && r.Shift <= 10):
-		return fmt.Errorf("shift %g is not between -10 and 10", r.Shift)
+	case !(math.Abs(r.Shift) <= MaxShift):
+		return fmt.Errorf("shift %g is not between -%d and %[2]d", r.Shift, MaxShift)
 	case r.NeedsNegative() && r.Negative == nil:
 		return errors.New("cfg other than 1 needs a negative text: tensors negative.context and negative.y")
 	}

@@ -1,0 +1,61 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/cmd/internal/output"
+	"github.com/distorch/distorch/model/sampling"
+	"github.com/distorch/distorch/placement"
+)
+
+// choices are the words that the flag of that name takes, nil if it takes other
+// things. Errors and completion both go by it.
+func choices(flag string) []string {
+	switch flag {
+	case outputName:
+		return output.Formats()
+	case "dtype":
+		return []string{"f32", "bf16"}
+	case "engine":
+		return []string{"native"}
+	case "isa", "cpu-isa":
+		return append([]string{"auto"}, isaNames()...)
+	case "log-level":
+		return []string{"debug", "info", "warn", "error"}
+	case "log-format":
+		return []string{"text", "json"}
+	case "objective":
+		return []string{
+			string(placement.ObjectiveLatency), string(placement.ObjectivePair), string(placement.ObjectiveBatch), string(placement.ObjectiveThroughput),
+		}
+	case "scheduler":
+		var names []string
+		for _, s := range sampling.Schedulers() {
+			names = append(names, string(s))
+		}
+		return names
+	}
+	return nil
+}
+
+// chosen is the error of a value that its flag does not take; case does not
+// matter.
+func chosen(flag, value string) error {
+	if err := output.OneOf(strings.ToLower(value), choices(flag)); err != nil {
+		return fmt.Errorf("--%s %w", flag, err)
+	}
+	return nil
+}
+
+func isaNames() []string {
+	var names []string
+	for _, i := range isa.All() {
+		names = append(names, i.String())
+	}
+	return names
+}
