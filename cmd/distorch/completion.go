@@ -91,7 +91,7 @@ func (a *app) completeArguments(cmd *cobra.Command) {
 		cmd.ValidArgsFunction = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs)
 	case strings.Contains(word, "NAME") || strings.Contains(word, "DEPLOYMENT"):
 		cmd.ValidArgsFunction = onlyFirst(a.asked(deploymentsOf))
-	default:
+	case word == "" || strings.HasPrefix(word, "-"): // others may take files
 		cmd.ValidArgsFunction = cobra.NoFileCompletions
 	}
 }
