@@ -29,7 +29,8 @@ offers none where that does not answer within a second).
   fish        distorch completion fish > ~/.config/fish/completions/distorch.fish
   powershell  distorch completion powershell >> $PROFILE
 
-Open a new shell afterwards. zsh needs "autoload -U compinit; compinit" in ~/.zshrc.`
+Open a new shell afterwards. bash needs the package bash-completion, zsh the line
+"autoload -U compinit; compinit" in ~/.zshrc.`
 
 // shells are those that a script can be made for.
 func shells() []string { return []string{"bash", "zsh", "fish", "powershell"} }

@@ -94,6 +94,7 @@ func fromRPC(what string, err error) error {
 	message := s.Message()
 	for _, broken := range []string{"connection error: ", "error reading from server: "} {
 		if rest, ok := strings.CutPrefix(message, broken); ok { // gRPC's own words, here
+			rest = strings.TrimPrefix(strings.TrimSuffix(rest, `"`), `desc = "transport: `)
 			message = "the connection to the coordinator broke: " + rest
 		}
 	}

@@ -41,9 +41,10 @@ func TestExitCodes(t *testing.T) {
 // TestWireWordsAreTakenOut: a person reads what happened, not gRPC's wrapping.
 func TestWireWordsAreTakenOut(t *testing.T) {
 	for want, err := range map[string]error{
-		"sample step 2: node b is gone":                  fmt.Errorf("sample step 2: %w", status.Error(codes.Unavailable, "node b is gone")),
-		"the connection to the coordinator broke: EOF":   status.Error(codes.Unavailable, "error reading from server: EOF"),
-		"node b is gone: error reading from server: EOF": status.Error(codes.Unavailable, "node b is gone: error reading from server: EOF"),
+		"sample step 2: node b is gone":                fmt.Errorf("sample step 2: %w", status.Error(codes.Unavailable, "node b is gone")),
+		"the connection to the coordinator broke: EOF": status.Error(codes.Unavailable, "error reading from server: EOF"),
+		`the connection to the coordinator broke: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused`: status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`),
+		"node b is gone: error reading from server: EOF":                                                                  status.Error(codes.Unavailable, "node b is gone: error reading from server: EOF"),
 	} {
 		if got := fromRPC("", err); got.Error() != want {
 			t.Errorf("%q, want %q", got, want)

@@ -82,10 +82,32 @@ func arguments(least int, names ...string) cobra.PositionalArgs {
 	}
 }
 
+// wanted are values of a flag's type in words; empty where its own error says
+// them.
+func wanted(flagType string) string {
+	switch flagType {
+	case "int":
+		return "a whole number"
+	case "uint64":
+		return "a whole number, 0 or more"
+	case "float64":
+		return "a number"
+	case "bool":
+		return "true or false"
+	case "duration":
+		return "a duration such as 250ms or 20s"
+	}
+	return ""
+}
+
 // flagError names the nearest flag, or what is wrong with the value of one.
 func flagError(cmd *cobra.Command, err error) error {
-	if wrong, ok := errors.AsType[*pflag.InvalidValueError](err); ok && wrong.GetFlag().Name == outputName {
-		return usage(fmt.Errorf("%s: --%s %w", cmd.CommandPath(), outputName, errors.Unwrap(wrong)))
+	if wrong, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		f := wrong.GetFlag()
+		err = fmt.Errorf("--%s %w", f.Name, errors.Unwrap(wrong))
+		if want := wanted(f.Value.Type()); want != "" {
+			err = fmt.Errorf("--%s %q: want %s", f.Name, wrong.GetValue(), want)
+		}
 	}
 	var missing *pflag.NotExistError
 	if !errors.As(err, &missing) {

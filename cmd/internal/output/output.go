@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -47,10 +48,8 @@ func (f *Format) Type() string { return strings.Join(Formats(), "|") }
 
 // OneOf is the error of a word that is none of a list's; it names the nearest.
 func OneOf(word string, list []string) error {
-	for _, known := range list {
-		if word == known {
-			return nil
-		}
+	if slices.Contains(list, word) {
+		return nil
 	}
 	return fmt.Errorf("%q: want %s%s", word, Or(list), DidYouMean(word, list))
 }
