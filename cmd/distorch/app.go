@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -53,6 +54,14 @@ func (a *app) run(ctx context.Context, args []string) int {
 		err = cause
 	}
 	fmt.Fprintf(a.stderr, "distorch: %s\n", oneLine(err))
+	if shown, ok := errors.AsType[interface {
+		error
+		Picture() string
+	}](err); ok {
+		for line := range strings.SplitSeq(shown.Picture(), "\n") {
+			fmt.Fprintf(a.stderr, "  %s\n", line)
+		}
+	}
 	return exitCode(err)
 }
 

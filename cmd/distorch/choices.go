@@ -11,6 +11,7 @@ import (
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/model/sampling"
 	"github.com/distorch/distorch/placement"
+	"github.com/distorch/distorch/placement/allocation"
 )
 
 // choices are the words that the flag of that name takes, nil if it takes other
@@ -19,6 +20,8 @@ func choices(flag string) []string {
 	switch flag {
 	case outputName:
 		return output.Formats()
+	case "compat":
+		return []string{string(allocation.Distorch2)}
 	case "dtype":
 		return []string{"f32", "bf16"}
 	case "engine":

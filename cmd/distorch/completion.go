@@ -114,7 +114,8 @@ func (a *app) flagCompletion(f *pflag.Flag) cobra.CompletionFunc {
 		return withFiles(a.asked(modelsOf))
 	case "data-dir", "keep", "models":
 		return cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs)
-	case "listen", "advertise", "etcd", "etcd-listen", "agent-listen", "coordinator", "name", "join", "prompt", "workload":
+	case "listen", "advertise", "etcd", "etcd-listen", "agent-listen", "coordinator", "name", "join", "prompt", "workload",
+		"devices", "blocks", "compute", "virtual-vram", "reserve":
 		return cobra.NoFileCompletions
 	}
 	if words := choices(f.Name); words != nil {

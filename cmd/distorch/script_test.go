@@ -5,7 +5,9 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/distorch/distorch/model/safetensors"
@@ -30,6 +33,7 @@ type fakeKey struct{}
 // process. In the scripts,
 //
 //	exits CODE ARGS...   runs distorch and checks its exit code
+//	assignment FILE      compares the assignment in the JSON on stdout, "DEVICE FIRST BLOCKS" a line
 //	forwarding           waits until a forward of the deployment "slow" has begun
 //	runs BEGUN OPEN      checks how many runs were begun and how many are not ended
 func TestScripts(t *testing.T) {
@@ -61,6 +65,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":      exits,
+			"assignment": assignment,
 			"forwarding": forwarding,
 			"runs":       checkRuns,
 		},
@@ -118,6 +123,20 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if strconv.Itoa(code) != args[0] {
 		ts.Fatalf("distorch %v: exit code %d, want %s", args[1:], code, args[0])
+	}
+}
+
+func assignment(ts *testscript.TestScript, _ bool, args []string) {
+	var v allocationView
+	if err := json.Unmarshal([]byte(ts.ReadFile("stdout")), &v); err != nil {
+		ts.Fatalf("%v", err)
+	}
+	got := ""
+	for _, s := range v.Assignment {
+		got += fmt.Sprintln(s.Device, s.First, s.Blocks)
+	}
+	if diff := cmp.Diff(ts.ReadFile(args[0]), got); diff != "" {
+		ts.Fatalf("%s: -want +got\n%s", args[0], diff)
 	}
 }
 
