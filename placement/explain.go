@@ -36,8 +36,24 @@ func duration(s float64) string {
 	}
 }
 
-// Explain renders the plan for people: stages, forecast, certificate, alternatives and the reasons.
+// Explain renders the plan for people: stages, forecast, certificate, losses and the reasons.
 func (p *Plan) Explain() string {
+	var b strings.Builder
+	b.WriteString(p.Summary())
+	for _, l := range p.IfLost {
+		fmt.Fprintf(&b, "if %s is lost: %s\n", l.Name, l)
+	}
+	for _, line := range p.unusedLines() {
+		fmt.Fprintf(&b, "not used: %s\n", line)
+	}
+	for _, n := range p.Notes {
+		fmt.Fprintf(&b, "note: %s\n", n)
+	}
+	return b.String()
+}
+
+// Summary renders the plan without reasons: stages, forecast, certificate, and the best that one host can do.
+func (p *Plan) Summary() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s on %s, %s\n", p.Label, perStep(p.StepSeconds), p.extent(), p.certificate())
 	if p.Band.High > p.Band.Low && p.Band.Low > 0 {
@@ -56,15 +72,6 @@ func (p *Plan) Explain() string {
 		fmt.Fprintf(&b, "load: %s\n", duration(p.LoadSeconds))
 	}
 	fmt.Fprintf(&b, "one host: %s\n", p.single())
-	for _, l := range p.IfLost {
-		fmt.Fprintf(&b, "if %s is lost: %s\n", l.Name, l)
-	}
-	for _, line := range p.unusedLines() {
-		fmt.Fprintf(&b, "not used: %s\n", line)
-	}
-	for _, n := range p.Notes {
-		fmt.Fprintf(&b, "note: %s\n", n)
-	}
 	return b.String()
 }
 
