@@ -26,9 +26,12 @@ func TestMain(m *testing.M) {
 		_ = os.WriteFile(os.Getenv("READY"), []byte("ready"), 0o600)
 		<-c
 	case "stubborn":
-		signal.Ignore(syscall.SIGTERM, os.Interrupt)
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGTERM, os.Interrupt)
 		_ = os.WriteFile(os.Getenv("READY"), []byte("ready"), 0o600)
-		select {}
+		for range c { // a select without cases counts as a deadlock where there is no cgo
+			continue
+		}
 	case "fails":
 		_, _ = os.Stderr.WriteString("one\ntwo\nthree\n")
 		os.Exit(3)
