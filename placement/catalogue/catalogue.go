@@ -65,7 +65,7 @@ type Fraction struct {
 // Fractions are those of all tiers.
 func Fractions() []Fraction {
 	return []Fraction{
-		{Desktop, 0.85, 0.60, "tensor cores that add up in float32 run at half rate, so that memory and shared memory keep up with them; with these the published FLUX.1 times come out (below)"},
+		{Desktop, 0.85, 0.60, "tensor cores that add up in float32 run at half rate, so that memory and shared memory keep up with them; with these the published FLUX.1 times come out"},
 		{Full, 0.65, 0.40, "at full rate large products are bound by power and shared memory; 0.6 to 0.7 is what libraries reach on the sizes of transformers, attention less"},
 		{Limited, 0.40, 0.25, "75 W do not hold the clock that the peak assumes"},
 		{OtherGPU, 0.45, 0.25, "libraries reach less of the peak than on NVIDIA's devices"},
