@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -131,11 +132,11 @@ func assignment(ts *testscript.TestScript, _ bool, args []string) {
 	if err := json.Unmarshal([]byte(ts.ReadFile("stdout")), &v); err != nil {
 		ts.Fatalf("%v", err)
 	}
-	got := ""
+	var got strings.Builder
 	for _, s := range v.Assignment {
-		got += fmt.Sprintln(s.Device, s.First, s.Blocks)
+		fmt.Fprintln(&got, s.Device, s.First, s.Blocks)
 	}
-	if diff := cmp.Diff(ts.ReadFile(args[0]), got); diff != "" {
+	if diff := cmp.Diff(ts.ReadFile(args[0]), got.String()); diff != "" {
 		ts.Fatalf("%s: -want +got\n%s", args[0], diff)
 	}
 }

@@ -85,8 +85,7 @@ func (r *Result) warn(format string, args ...any) {
 // if blocks fit nowhere or a device would hold more than it has free.
 func Assign(e *Expr, devices []Device, blocks Blocks) (*Result, error) {
 	r, err := assign(e, devices, blocks)
-	var short *FitError
-	if errors.As(err, &short) {
+	if short, ok := errors.AsType[*FitError](err); ok {
 		short.sum(devices, blocks)
 		short.Nearest = nearestFit(e, devices, blocks)
 	}

@@ -36,6 +36,7 @@ type compatEntry struct {
 	value float64 // bytes, ratio or fraction
 	rest  bool
 	word  string
+	at    Span // of word
 }
 
 // compatDevice is a device as written, which distorch2 keeps apart from other ways to write it.
@@ -98,11 +99,11 @@ func (c *compatExpr) publish(e *Expr) {
 		if x.rest {
 			kind = Rest
 		}
-		v := Value{Kind: kind, Number: x.value}
+		v := Value{Span: x.at, Kind: kind, Number: x.value}
 		if kind == Amount {
 			v.Bytes = Bytes(min(max(x.value, 0), maxBytes))
 		}
-		e.Entries = append(e.Entries, Entry{Device: x.DeviceRef, Span: x.Span, Value: v})
+		e.Entries = append(e.Entries, Entry{Device: x.DeviceRef, Span: Span{x.Span.Start, x.at.End}, Value: v})
 	}
 	if c.form == compatVirtual {
 		e.Virtual = &Virtual{Bytes: Bytes(min(max(c.virtual*gib, 0), maxBytes))}
@@ -148,7 +149,7 @@ func (e *Expr) readCompatEntries(left string) *problem {
 		if p != nil {
 			return p
 		}
-		x := compatEntry{compatDevice: d, word: value}
+		x := compatEntry{compatDevice: d, word: value, at: valueAt}
 		if c.form == compatBytes {
 			x, p = e.readCompatBytes(x, valueAt)
 		} else {

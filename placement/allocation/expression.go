@@ -6,6 +6,7 @@ package allocation
 import (
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -77,7 +78,7 @@ type SyntaxError struct {
 }
 
 func (e *SyntaxError) Error() string {
-	return fmt.Sprintf("allocation string, column %d: %s; want %s; nearest valid string: %s", e.Column, e.Found, e.Expected, clip(e.Nearest))
+	return fmt.Sprintf("allocation string, column %d: %s; want %s; nearest valid string: %s", e.Column, e.Found, e.Expected, shown(e.Nearest))
 }
 
 // Picture is the part of the string around the fault, and below it a caret under its first character.
@@ -137,6 +138,14 @@ func quoted(s string) string {
 		return "nothing"
 	}
 	return fmt.Sprintf("%q", clip(s))
+}
+
+// shown is a string for a message: as it is, quoted where it has characters that do not print.
+func shown(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fmt.Sprintf("%q", clip(s))
+	}
+	return clip(s)
 }
 
 func clip(s string) string {

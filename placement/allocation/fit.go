@@ -34,7 +34,7 @@ func (e *FitError) Error() string {
 	}
 	switch {
 	case e.Nearest != "":
-		return s + "; nearest string that fits: " + clip(e.Nearest)
+		return s + "; nearest string that fits: " + shown(e.Nearest)
 	case e.Model > e.All:
 		return fmt.Sprintf("%s; no string fits: the model has %s and the devices have %s free together, %s short", s, e.Model, e.All, e.Model-e.All)
 	}

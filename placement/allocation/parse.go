@@ -21,6 +21,9 @@ const (
 
 // Parse reads a string by the rules of a mode. Its error is a *[SyntaxError].
 func Parse(text string, mode Mode) (*Expr, error) {
+	if mode != Distorch2 {
+		mode = Default
+	}
 	e, p := read(text, mode)
 	if p != nil {
 		return nil, fault(text, mode, p)
