@@ -169,7 +169,7 @@ func parseNode(t *testing.T, id string, kv map[string]string) Node {
 		case "rejected":
 			n.Rejected = Reason{ReasonKind(v), "told by the agent"}
 		case "no-device":
-			d.Kind = "gpu"
+			d.Kind = "npu"
 		default:
 			t.Fatalf("unknown key %s", k)
 		}

@@ -5,23 +5,22 @@ package placement
 
 import (
 	"cmp"
+	"math"
 	"slices"
 )
 
-// capacity is how many blocks fit on one node: most[role][x] is the largest y beside x blocks of run 1, or -1.
+// capacity is how many blocks fit on one host: most[role][x] is the largest y beside x blocks of run 1, or -1.
 type capacity struct{ most [roles][]int }
 
-func (m Model) capacity(available Bytes, inFlight int) capacity {
-	s := shapeOf(m)
+// capacity is what fits whatever it takes.
+func (t *table) capacity(s shape) capacity {
 	var c capacity
-	for r := range c.most {
+	for r := range role(roles) {
 		c.most[r] = make([]int, s.n1+1)
-		y := s.n2
 		for x := range c.most[r] {
-			for ; y >= 0; y-- {
-				if peak, _, _ := m.memory(s.load(x, y, role(r)), inFlight); peak <= available {
-					break
-				}
+			y := s.n2
+			for y >= 0 && len(t.parts.at(r, x*s.width()+y)) == 0 {
+				y--
 			}
 			c.most[r][x] = y
 		}
@@ -34,8 +33,9 @@ const (
 	fillFlags = 8
 )
 
-// fill answers whether blocks can be spread over nodes of these capacities, and with how few nodes. Only memory counts,
-// so the order of nodes does not matter; for every number of run-1 blocks the most run-2 blocks are kept.
+// fill answers whether blocks can be spread over hosts of these capacities, and with how few nodes. The order of hosts
+// does not matter; for every number of run-1 blocks the most run-2 blocks are kept. A no is certain. A yes takes for
+// granted that what holds many blocks also holds fewer, which a pipeline inside a node need not.
 type fill struct {
 	shape shape
 	limit int // nodes counted; 0 counts none
@@ -66,11 +66,11 @@ func (f *fill) clone() *fill {
 	return g
 }
 
-// add offers one more node.
-func (f *fill) add(c capacity) {
+// add offers one more host of so many nodes.
+func (f *fill) add(c capacity, nodes int) {
 	old := f.clone()
 	for k := range old.reach {
-		to := k + 1
+		to := k + nodes
 		if f.limit == 0 {
 			to = k
 		} else if to > f.limit {
@@ -97,13 +97,22 @@ func (f *fill) extend(k, flags, x, y int, c capacity) {
 			continue
 		}
 		alone := r == first|last
+		// A lone block of run 2 is the last stage's.
+		if n2 == 1 && (r&last == 0 || (n1 == 0 && !alone)) {
+			for dx := 1; x+dx <= n1 && r&last == 0; dx++ {
+				if c.most[r][dx] >= 0 {
+					put(r, 0, x+dx, y)
+				}
+			}
+			continue
+		}
 		if got := c.most[r][0]; got > 0 && (r&first == 0 || n1 == 0) && (!alone || got == n2) {
 			put(r, 0, x, y+got)
 		}
 		for dx := 1; x+dx <= n1; dx++ {
 			got := c.most[r][dx]
 			if got < 0 {
-				break
+				continue
 			}
 			if r&last == 0 {
 				put(r, 0, x+dx, y)
@@ -122,22 +131,33 @@ func (f *fill) done(k int) bool {
 	return f.reach[k][ends][f.shape.n1] >= f.shape.n2 || f.reach[k][ends|straddled][f.shape.n1] >= f.shape.n2
 }
 
-// fits reports whether the model fits nodes with these amounts of memory.
-func (m Model) fits(available []Bytes, inFlight, maxNodes int) bool {
-	return m.fewest(available, inFlight, maxNodes, maxNodes > 0 && maxNodes < len(available)) > 0
+// merge keeps the better of both.
+func (f *fill) merge(o *fill) {
+	for k := range f.reach {
+		for g := range f.reach[k] {
+			for x, y := range o.reach[k][g] {
+				f.reach[k][g][x] = max(f.reach[k][g][x], y)
+			}
+		}
+	}
 }
 
-// fewest is the least number of nodes that hold the model, 0 when none does. When nothing is counted a fit gives 1.
-func (m Model) fewest(available []Bytes, inFlight, limit int, count bool) int {
+// fits reports whether the model fits these hosts, on at most so many when maxNodes is not 0.
+func (f *field) fits(hosts []capacity, maxNodes int) bool {
+	return f.fewest(hosts, maxNodes, maxNodes > 0 && maxNodes < len(hosts)) > 0
+}
+
+// fewest is the least number of hosts that hold the model, 0 when none does. When nothing is counted a fit gives 1.
+func (f *field) fewest(hosts []capacity, limit int, count bool) int {
 	if !count {
 		limit = 0
 	}
-	f := newFill(shapeOf(m), limit)
-	for _, b := range available {
-		f.add(m.capacity(b, inFlight))
+	l := newFill(shapeOf(f.model), limit)
+	for _, c := range hosts {
+		l.add(c, 1)
 	}
-	for k := range f.reach {
-		if f.done(k) {
+	for k := range l.reach {
+		if l.done(k) {
 			return max(k, 1)
 		}
 	}
@@ -147,28 +167,28 @@ func (m Model) fewest(available []Bytes, inFlight, limit int, count bool) int {
 // shortCandidates bounds how many nodes are tried for "this much more would do".
 const shortCandidates = 4
 
-// short is the least extra memory on one of the largest nodes that makes the model fit, to 1/256, and that node's
-// position in available; -1 and the need of a lone node when there are no nodes.
-func (m Model) short(available []Bytes, inFlight, maxNodes int) (Bytes, int) {
-	s := shapeOf(m)
-	whole, _, _ := m.memory(s.load(s.n1, s.n2, first|last), inFlight)
-	if len(available) == 0 {
+// short is the least extra memory on one of the largest nodes that makes the model fit, to 1/256, and that node; -1 and
+// the need of a lone device when there are no nodes.
+func (f *field) short(nodes []int) (Bytes, int) {
+	whole := f.model.lone(f.problem.Constraints.inFlight())
+	if len(nodes) == 0 {
 		return whole, -1
 	}
-	order := make([]int, len(available))
+	hosts := f.capacities(nodes)
+	order := make([]int, len(nodes))
 	for i := range order {
 		order[i] = i
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(available[b], available[a]) })
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(f.offer(nodes[b]), f.offer(nodes[a])) })
 	order = order[:min(len(order), shortCandidates)]
-	best, at := whole+1, order[0]
+	best, at := whole+1, nodes[order[0]]
 	for _, i := range order {
-		more := slices.Clone(available)
-		low, high := Bytes(0), max(0, whole-available[i])
 		try := func(extra Bytes) bool {
-			more[i] = available[i] + extra
-			return m.fits(more, inFlight, maxNodes)
+			more := slices.Clone(hosts)
+			more[i] = f.enlarged(nodes[i], extra).capacity(shapeOf(f.model))
+			return f.fits(more, f.problem.Constraints.MaxNodes)
 		}
+		low, high := Bytes(0), max(0, whole-f.roomiest(nodes[i]))
 		if high >= best && !try(best-1) {
 			continue
 		}
@@ -182,8 +202,58 @@ func (m Model) short(available []Bytes, inFlight, maxNodes int) (Bytes, int) {
 			}
 		}
 		if high < best {
-			best, at = high, i
+			best, at = high, nodes[i]
 		}
 	}
 	return best, at
+}
+
+// lone is what one device needs for everything, resident.
+func (m Model) lone(inFlight int) Bytes {
+	slot, scratch := max(m.Head.Staging, m.Tail.Staging), max(m.Head.Scratch, m.Tail.Scratch)
+	for _, r := range m.Runs {
+		slot, scratch = max(slot, r.Block.Staging), max(scratch, r.Block.Scratch)
+	}
+	return m.Weights() + slot + scratch*Bytes(inFlight)
+}
+
+func (f *field) capacities(nodes []int) []capacity {
+	out := make([]capacity, len(nodes))
+	for k, i := range nodes {
+		out[k] = f.table(i, f.model.widest()).capacity(shapeOf(f.model))
+	}
+	return out
+}
+
+// roomiest is the memory of the node's device with the most.
+func (f *field) roomiest(i int) Bytes {
+	most := Bytes(math.MinInt64)
+	for _, d := range f.nodes[i].computing(f.model) {
+		most = max(most, d.available(f.problem.Constraints))
+	}
+	return most
+}
+
+// enlarged is what node i could do with more memory on the device that has the most.
+func (f *field) enlarged(i int, extra Bytes) *table {
+	g := *f
+	g.nodes = slices.Clone(f.nodes)
+	n := &g.nodes[i]
+	n.Devices = slices.Clone(n.Devices)
+	at := -1
+	for k := range n.Devices {
+		d := &n.Devices[k]
+		if _, ok := d.rate(f.model.ComputeDType, f.model.Tokens); !ok {
+			continue
+		}
+		c := f.problem.Constraints
+		if at < 0 || (d.Kind == KindGPU && n.Devices[at].Kind == KindCPU) ||
+			(d.Kind == n.Devices[at].Kind && d.available(c) > n.Devices[at].available(c)) {
+			at = k
+		}
+	}
+	if at >= 0 {
+		n.Devices[at].Allocatable += extra
+	}
+	return newTable(shapeOf(g.model), g.ways(i, g.model.widest()))
 }

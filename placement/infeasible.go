@@ -74,49 +74,64 @@ func joinOr(items []string) string {
 	return strings.Join(items[:len(items)-1], ", ") + " or " + items[len(items)-1]
 }
 
-// offer is what node i can hold of weights.
+// offer is what node i can hold of weights: the memory of the devices that compute together, or of one and of the tiers
+// behind it.
 func (f *field) offer(i int) Bytes {
-	d := f.nodes[i].cpu()
-	if d == nil {
-		return 0
-	}
+	m, c := f.model, f.problem.Constraints
 	var scratch, slot Bytes
-	for _, r := range f.problem.Model.Runs {
+	for _, r := range m.Runs {
 		scratch, slot = max(scratch, r.Block.Scratch), max(slot, r.Block.Staging)
 	}
-	return max(0, d.available()-slot-scratch*Bytes(f.problem.Constraints.inFlight()))
-}
-
-// memories lists what each usable node has, those too small for a block included, with their node indices.
-func (f *field) memories() (available []Bytes, nodes []int) {
-	present := make(map[int]bool, len(f.hosts))
-	for _, h := range f.hosts {
-		present[h.node] = true
-	}
-	for i := range f.nodes {
-		if present[i] || f.barred[i].Kind == ReasonMemory {
-			available, nodes = append(available, f.nodes[i].cpu().available()), append(nodes, i)
+	need := slot + scratch*Bytes(c.inFlight())
+	var together, one Bytes
+	for _, d := range f.nodes[i].computing(m) {
+		room := max(0, d.available(c)-need)
+		tiers := room
+		if c.Fit != FitStrict && room > 0 {
+			for _, s := range f.alone(i, d).sources {
+				if s.kind != TierDisk {
+					tiers += s.capacity
+				}
+			}
+		}
+		one = max(one, tiers)
+		if d.Peer > 0 {
+			together += room
 		}
 	}
-	return available, nodes
+	return max(one, together)
+}
+
+// present lists the nodes that hold blocks or could with more memory.
+func (f *field) present() []int {
+	var out []int
+	for i := range f.nodes {
+		if !f.gone[i] && (f.barred[i].Kind == "" || f.barred[i].Kind == ReasonMemory) {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 func (f *field) infeasible() *InfeasibleError {
 	p := f.problem
-	available, nodes := f.memories()
-	e := f.shortage(available, nodes)
+	nodes := f.present()
+	e := f.shortage(nodes)
 	if len(nodes) == 0 {
 		e.Why = "no node can be used"
 	}
-	inFlight, limit := p.Constraints.inFlight(), p.Constraints.MaxNodes
-	if limit > 0 && p.Model.fits(available, inFlight, 0) {
-		least := p.Model.fewest(available, inFlight, len(available), true)
+	hosts := f.capacities(nodes)
+	if limit := p.Constraints.MaxNodes; limit > 0 && f.fits(hosts, 0) {
+		least := f.fewest(hosts, len(hosts), true)
 		e.Why = fmt.Sprintf("it takes %d nodes and max nodes is %d", least, limit)
 		e.Advice = append(e.Advice, fmt.Sprintf("allow %d nodes", least))
+	} else if p.Constraints.Numerics == NumericsOne && f.fits(hosts, limit) {
+		e.Why = "no numerics class has room for all blocks"
+		e.Advice = append(e.Advice, "allow unlike classes (numerics any)")
 	} else if e.Why == "" && e.Total >= e.Needs {
 		e.Why = fmt.Sprintf("no cut into whole blocks of up to %s fits", f.largestBlock())
 	}
-	f.advise(e, available)
+	f.advise(e, hosts)
 	return e
 }
 
@@ -129,7 +144,7 @@ func (f *field) largestBlock() Bytes {
 }
 
 // shortage fills in who offers what.
-func (f *field) shortage(available []Bytes, nodes []int) *InfeasibleError {
+func (f *field) shortage(nodes []int) *InfeasibleError {
 	p := f.problem
 	e := &InfeasibleError{Label: p.label(), Needs: p.Model.Weights()}
 	for _, i := range nodes {
@@ -144,22 +159,21 @@ func (f *field) shortage(available []Bytes, nodes []int) *InfeasibleError {
 		}
 	}
 	var at int
-	if e.Short, at = p.Model.short(available, p.Constraints.inFlight(), p.Constraints.MaxNodes); at >= 0 {
-		e.ShortNode = f.nodes[nodes[at]].Label()
+	if e.Short, at = f.short(nodes); at >= 0 {
+		e.ShortNode = f.nodes[at].Label()
 	}
 	return e
 }
 
 // advise lists single changes that were checked to make the model fit, and a donor, which always can.
-func (f *field) advise(e *InfeasibleError, available []Bytes) {
+func (f *field) advise(e *InfeasibleError, hosts []capacity) {
 	p := f.problem
-	inFlight, limit := p.Constraints.inFlight(), p.Constraints.MaxNodes
+	s, limit := shapeOf(f.model), p.Constraints.MaxNodes
 	for i, r := range f.barred {
-		d := f.nodes[i].cpu()
-		if d == nil || (r.Kind != ReasonNoFile && r.Kind != ReasonExcluded) || len(e.Advice) > 3 {
+		if (r.Kind != ReasonNoFile && r.Kind != ReasonExcluded) || f.gone[i] || len(e.Advice) > 3 || len(f.nodes[i].computing(f.model)) == 0 {
 			continue
 		}
-		if _, ok := d.rate(p.Model.ComputeDType); !ok || !p.Model.fits(append(slices.Clone(available), d.available()), inFlight, limit) {
+		if !f.fits(append(slices.Clone(hosts), newTable(s, f.ways(i, f.model.widest())).capacity(s)), limit) {
 			continue
 		}
 		if r.Kind == ReasonNoFile {
@@ -169,12 +183,24 @@ func (f *field) advise(e *InfeasibleError, available []Bytes) {
 		}
 	}
 	e.Advice = append(e.Advice, "add a donor")
-	if inFlight > 1 && p.Model.fits(available, 1, limit) {
+	if p.Constraints.Fit == FitStrict && f.fitsWhen(func(p *Problem) { p.Constraints.Fit = FitFallback }) {
+		e.Advice = append(e.Advice, "let weights be streamed (fit fallback)")
+	}
+	if p.Constraints.inFlight() > 1 && f.fitsWhen(func(p *Problem) { p.Constraints.InFlight = 1 }) {
 		e.Advice = append(e.Advice, "keep one forward in flight")
 	}
-	if eight, ok := p.Model.eightBit(); ok && eight.fits(available, inFlight, limit) {
+	if eight, ok := p.Model.eightBit(); ok && f.fitsWhen(func(p *Problem) { p.Model = eight }) {
 		e.Advice = append(e.Advice, "use fp8")
 	}
+}
+
+// fitsWhen reports whether the nodes that are left would hold the model after a change.
+func (f *field) fitsWhen(change func(*Problem)) bool {
+	p := f.problem
+	change(&p)
+	g := newField(p, f.nodes, p.Model)
+	g.gone = f.gone
+	return g.fits(g.capacities(g.present()), p.Constraints.MaxNodes)
 }
 
 // eightBit is the model stored in one byte per weight and expanded into a slot; false when it already is.
@@ -197,11 +223,6 @@ func (m Model) eightBit() (Model, bool) {
 	return m, true
 }
 
-// misfit is the error for a forced stage that is larger than its node.
-func (f *field) misfit(s *Stage) error {
-	return &MisfitError{Label: f.problem.label(), Stage: *s}
-}
-
 // MisfitError says that a stage of a given cut is larger than its node.
 type MisfitError struct {
 	Label string
@@ -216,11 +237,14 @@ func (e *MisfitError) Error() string {
 // explainShort says why the remaining nodes cannot take over.
 func (f *field) explainShort(l *Loss) {
 	p := f.problem
-	available, _ := f.memories()
+	nodes := f.present()
 	limit := p.Constraints.MaxNodes
-	if limit > 0 && p.Model.fits(available, p.Constraints.inFlight(), 0) {
+	switch {
+	case limit > 0 && f.fits(f.capacities(nodes), 0):
 		l.Why = fmt.Sprintf("the others fit it only on more than %d nodes", limit)
-		return
+	case p.Constraints.Numerics == NumericsOne && f.fits(f.capacities(nodes), limit):
+		l.Why = "the others have no numerics class with room for all blocks"
+	default:
+		l.Short, _ = f.short(nodes)
 	}
-	l.Short, _ = p.Model.short(available, p.Constraints.inFlight(), limit)
 }

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
+
+	"github.com/distorch/distorch/model/numeric"
 )
 
 // NodeID identifies a node in the cluster.
@@ -163,15 +165,102 @@ func (n Node) cpu() *Device {
 	return nil
 }
 
-func (d Device) available() Bytes { return d.Allocatable - d.Reserve }
-
-func (d Device) rate(t DType) (Rate, bool) {
-	for _, r := range d.Rates {
-		if r.DType == t {
-			return r, true
+// computing are the devices that may run the model: the GPUs with a rate for its compute dtype in the order of their ids,
+// or else the CPU.
+func (n Node) computing(m Model) []*Device {
+	var out []*Device
+	for i := range n.Devices {
+		d := &n.Devices[i]
+		if _, ok := d.rate(m.ComputeDType, m.Tokens); ok && d.Kind == KindGPU {
+			out = append(out, d)
 		}
 	}
-	return Rate{}, false
+	slices.SortFunc(out, func(a, b *Device) int { return compareIDs(a.ID, b.ID) })
+	if d := n.cpu(); len(out) == 0 && d != nil {
+		if _, ok := d.rate(m.ComputeDType, m.Tokens); ok {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// compareIDs orders cuda:2 before cuda:10.
+func compareIDs(a, b string) int {
+	return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+}
+
+func (d Device) available(c Constraints) Bytes { return d.Allocatable - max(d.Reserve, c.Reserve) }
+
+// rate is the speed for a compute dtype at a number of tokens; false when the device has none for it. Between two sizes
+// each rate follows a power of the size.
+func (d Device) rate(t DType, tokens float64) (Rate, bool) {
+	if tokens <= 0 {
+		tokens = math.Inf(1)
+	}
+	var below, above *Rate
+	for i := range d.Rates {
+		r := &d.Rates[i]
+		switch {
+		case r.DType != t:
+		case r.Tokens == 0:
+			return *r, true
+		case r.Tokens <= tokens && (below == nil || r.Tokens > below.Tokens):
+			below = r
+		case r.Tokens > tokens && (above == nil || r.Tokens < above.Tokens):
+			above = r
+		}
+	}
+	switch {
+	case below == nil && above == nil:
+		return Rate{}, false
+	case below == nil:
+		return *above, true
+	case above == nil || below.Tokens == tokens:
+		return *below, true
+	}
+	part := numeric.Log(tokens/below.Tokens) / numeric.Log(above.Tokens/below.Tokens)
+	mix := func(a, b float64) float64 { return a * numeric.Pow(b/a, part) }
+	return Rate{DType: t, Linear: mix(below.Linear, above.Linear), Attention: mix(below.Attention, above.Attention), Tokens: tokens}, true
+}
+
+// NumericsClass is the class of results that the device gives in a compute dtype, alone or in a group of degree devices.
+func (d Device) NumericsClass(t DType, degree int) string {
+	class := d.Class
+	if class == "" {
+		switch {
+		case d.Kind == KindCPU:
+			class = "native/1"
+		case d.Model != "":
+			class = "torch/" + d.Model
+		default:
+			class = "torch/" + d.ID
+		}
+	}
+	class += "/" + string(t)
+	if degree > 1 {
+		class += fmt.Sprintf("/tp%d", degree)
+	}
+	return class
+}
+
+// The relative uncertainty of a rate where nothing better is known.
+const (
+	spreadMeasured  = 0.10
+	spreadPublished = 0.25
+)
+
+func (s Source) spread() float64 {
+	if s == SourcePublished {
+		return spreadPublished
+	}
+	return spreadMeasured
+}
+
+func (d Device) spread() float64 {
+	if d.Spread > 0 {
+		return d.Spread
+	}
+	return d.Source.spread()
 }
 
 // NodeError says which figure of a node cannot be used.
@@ -216,28 +305,70 @@ func (n Node) Validate() error {
 			return err
 		}
 	}
+	if n.RAM < 0 || n.RAM > maxBytes {
+		return bad("RAM bytes", float64(n.RAM), "is out of range")
+	}
+	if n.Lend < 0 || n.Lend > maxBytes {
+		return bad("lent RAM bytes", float64(n.Lend), "is out of range")
+	}
+	for _, f := range []struct {
+		name string
+		rate float64
+	}{{"disk bytes/s", n.Disk}, {"host bus bytes/s", n.HostBus}} {
+		if f.rate != 0 {
+			if err := rate(f.name, f.rate); err != nil {
+				return err
+			}
+		}
+	}
+	if !(n.PeerLatency >= 0 && n.PeerLatency <= 60) {
+		return bad("peer latency", n.PeerLatency, "must be 0 to 60 s")
+	}
+	seen := make(map[string]bool, len(n.Devices))
 	for _, d := range n.Devices {
-		if d.Allocatable < 0 || d.Allocatable > maxBytes {
-			return bad(d.ID+" allocatable bytes", float64(d.Allocatable), "is out of range")
+		if seen[d.ID] {
+			return &NodeError{Node: n.ID, Problem: fmt.Sprintf("two devices have the id %s", d.ID)}
 		}
-		if d.Reserve < 0 || d.Reserve > maxBytes {
-			return bad(d.ID+" reserved bytes", float64(d.Reserve), "is out of range")
-		}
-		if err := rate(d.ID+" memory bytes/s", d.Memory); err != nil {
+		seen[d.ID] = true
+		if err := d.validate(bad, rate); err != nil {
 			return err
 		}
-		if d.Expansion != 0 {
-			if err := rate(d.ID+" expansion bytes/s", d.Expansion); err != nil {
+	}
+	return nil
+}
+
+func (d Device) validate(bad func(string, float64, string) error, rate func(string, float64) error) error {
+	if d.Allocatable < 0 || d.Allocatable > maxBytes {
+		return bad(d.ID+" allocatable bytes", float64(d.Allocatable), "is out of range")
+	}
+	if d.Reserve < 0 || d.Reserve > maxBytes {
+		return bad(d.ID+" reserved bytes", float64(d.Reserve), "is out of range")
+	}
+	if !(d.Spread >= 0 && d.Spread <= 1) {
+		return bad(d.ID+" spread", d.Spread, "must be 0 to 1")
+	}
+	if err := rate(d.ID+" memory bytes/s", d.Memory); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name string
+		rate float64
+	}{{"expansion bytes/s", d.Expansion}, {"host to device bytes/s", d.HostToDevice}, {"peer bytes/s", d.Peer}} {
+		if f.rate != 0 {
+			if err := rate(d.ID+" "+f.name, f.rate); err != nil {
 				return err
 			}
 		}
-		for _, r := range d.Rates {
-			if err := rate(fmt.Sprintf("%s linear FLOP/s in %s", d.ID, r.DType), r.Linear); err != nil {
-				return err
-			}
-			if err := rate(fmt.Sprintf("%s attention FLOP/s in %s", d.ID, r.DType), r.Attention); err != nil {
-				return err
-			}
+	}
+	for _, r := range d.Rates {
+		if !(r.Tokens >= 0 && r.Tokens <= maxFLOPs) {
+			return bad(fmt.Sprintf("%s tokens of the %s rate", d.ID, r.DType), r.Tokens, "must be 0 or more")
+		}
+		if err := rate(fmt.Sprintf("%s linear FLOP/s in %s", d.ID, r.DType), r.Linear); err != nil {
+			return err
+		}
+		if err := rate(fmt.Sprintf("%s attention FLOP/s in %s", d.ID, r.DType), r.Attention); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -262,12 +393,13 @@ func validateNodes(nodes []Node, m Model) error {
 		if err := n.Validate(); err != nil {
 			return err
 		}
-		d := n.cpu()
-		if d == nil || !m.expands() {
+		if !m.expands() {
 			continue
 		}
-		if _, ok := d.rate(m.ComputeDType); ok && d.Expansion == 0 {
-			return &NodeError{Node: n.ID, Field: d.ID + " expansion bytes/s", Problem: fmt.Sprintf("model %s expands its weights in every pass; measure the node again", m.Name)}
+		for _, d := range n.computing(m) {
+			if d.Expansion == 0 {
+				return &NodeError{Node: n.ID, Field: d.ID + " expansion bytes/s", Problem: fmt.Sprintf("model %s expands its weights in every pass; measure the node again", m.Name)}
+			}
 		}
 	}
 	slices.Sort(ids)

@@ -188,7 +188,8 @@ func randomNode(r *rand.Rand, i int, m Model, tight float64, gpus bool) Node {
 			if r.IntN(2) == 0 {
 				like.Allocatable, like.Reserve = d.Allocatable, d.Reserve
 			}
-			like.ID, d = d.ID, like
+			like.ID = d.ID
+			d = like
 		}
 		if r.IntN(25) == 0 {
 			d.Rates = nil
@@ -219,4 +220,7 @@ func addIsland(r *rand.Rand, p *Problem) {
 	}
 	p.Groups = []Group{g}
 	p.Model.Heads = pick(r, 0, 4, 12, 24)
+	for i := range p.Batches {
+		p.Batches[i].Model.Heads = p.Model.Heads
+	}
 }

@@ -105,9 +105,6 @@ func (o *oracle) hop(from, to int, size Bytes) float64 {
 	if l, ok := o.links[[2]NodeID{a.ID, b.ID}]; ok {
 		return linkTime(size, l.BytesPerSecond, l.Latency)
 	}
-	if g := o.island[from]; g >= 0 && g == o.island[to] {
-		return linkTime(size, o.p.Groups[g].BytesPerSecond, o.p.Groups[g].Latency)
-	}
 	t := math.Max(star(size, a), star(size, b))
 	if o.rack[from] != o.rack[to] {
 		for _, g := range []int{o.rack[from], o.rack[to]} {

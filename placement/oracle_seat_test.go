@@ -4,6 +4,7 @@
 package placement_test
 
 import (
+	"fmt"
 	"math"
 	"reflect"
 	"slices"
@@ -38,6 +39,9 @@ func (o *oracle) computes(d Device) bool {
 
 // classOf is a device's class; the instances give one to each.
 func classOf(d Device) string { return d.Class }
+
+// groupClass is that of a tensor-parallel group, whose sums are made in another order.
+func groupClass(d Device, g int) string { return fmt.Sprintf("%s/tp%d", d.Class, g) }
 
 // hostShelves are RAM and disk as one of g devices of a node counts them.
 func hostShelves(n Node, d Device, g int) []shelf {
@@ -164,7 +168,7 @@ func (o *oracle) nodeWays(node int) []way {
 		for _, g := range degrees(len(set)) {
 			if o.splits(g) {
 				d := set[g-1]
-				add(classOf(d), nil, &seat{
+				add(groupClass(d, g), nil, &seat{
 					node: node, devices: names(set[:g]), figures: d, free: o.room(d), degree: g, rate: d.Peer, latency: n.PeerLatency,
 					shelves: [][]shelf{ordered(hostShelves(n, d, g))},
 				})
@@ -295,7 +299,7 @@ func (o *oracle) islandWays(nodes []int, g Group) []way {
 				s.shelves = append(s.shelves, ordered(hostShelves(o.p.Nodes[i], set[0].Device, given[i])))
 			}
 		}
-		out = append(out, way{seats: []*seat{s}, class: classOf(set[0].Device)})
+		out = append(out, way{seats: []*seat{s}, class: groupClass(set[0].Device, len(set))})
 	}
 	return out
 }

@@ -79,6 +79,7 @@ type step struct {
 type automaton struct {
 	sets  []set
 	steps [kinds][]step
+	out   [][]step // by the set they start from
 }
 
 // newAutomaton builds the automaton for one run (all blocks in region 2) or two.
@@ -98,6 +99,12 @@ func newAutomaton(twoRuns bool) *automaton {
 		}
 	}
 	a.prune()
+	a.out = make([][]step, len(a.sets))
+	for _, steps := range a.steps {
+		for _, s := range steps {
+			a.out[s.from] = append(a.out[s.from], s)
+		}
+	}
 	return a
 }
 

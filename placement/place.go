@@ -4,8 +4,11 @@
 package placement
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 )
 
 // Options say how much [Place] reports beyond the plan itself.
@@ -13,7 +16,7 @@ type Options struct {
 	SkipLosses bool // leave Plan.IfLost empty: it costs one search per used node
 }
 
-// Place finds the plan with the least sequential latency of one request.
+// Place finds the plan with the least step for the problem's objective.
 //
 // Errors: *[ModelError], *[NodeError], *[ConstraintError], *[PinError], *[UnknownNodeError], [ErrNoNodes],
 // *[TooLargeError], and *[InfeasibleError] when no cut fits.
@@ -21,106 +24,233 @@ func Place(p Problem, opt Options) (*Plan, error) {
 	if err := p.validate(); err != nil {
 		return nil, err
 	}
-	nodes := sortedNodes(p.Nodes)
-	f := newField(p, nodes)
-	plan, err := f.solve()
+	s := newSolver(p)
+	plan, err := s.solve()
 	if err != nil {
 		return nil, err
 	}
-	plan.Notes = append(plan.Notes, p.strayExcludes(nodes)...)
-	plan.InputDigest = p.Digest()
-	plan.Single = f.single()
-	plan.Unused = f.unused(plan)
+	s.complete(plan)
 	if !opt.SkipLosses {
-		plan.IfLost, err = f.losses(plan)
+		plan.IfLost, err = s.losses(plan)
 	}
 	return plan, err
 }
 
-// field is a problem with its nodes sorted and priced.
-type field struct {
+// solver is a problem with one field per block table.
+type solver struct {
 	problem Problem
 	nodes   []Node
-	barred  []Reason // per node
-	hosts   []*host  // usable nodes, priced with the largest boundary
-	auto    *automaton
-	bound   bool // the limit on nodes changed the plan
+	field   *field         // of the model: micro-batches of one
+	batches map[int]*field // by micro-batch
+	limited bool           // the limit on nodes changed the plan
 }
 
-func newField(p Problem, nodes []Node) *field {
-	f := &field{problem: p, nodes: nodes, barred: p.eligible(nodes), auto: newAutomaton(len(p.Model.Runs) == 2)}
-	_, high := p.Model.boundaryRange()
-	for i := range nodes {
-		n := &f.nodes[i]
-		if f.barred[i].Kind != "" {
-			continue
+func newSolver(p Problem) *solver {
+	nodes := sortedNodes(p.Nodes)
+	s := &solver{problem: p, nodes: nodes, batches: map[int]*field{}}
+	s.field = newField(p, nodes, p.Model)
+	s.batches[1] = s.field
+	if p.Objective.kind() == ObjectiveBatch {
+		for _, b := range p.Batches {
+			if b.Size > 1 && p.Objective.size()%b.Size == 0 {
+				s.batches[b.Size] = newField(p, nodes, b.Model)
+			}
 		}
-		h := newHost(i, n, newPricer(p.Model, n, p.Constraints), hopCost(high, n.Link))
-		if !h.usable() {
-			o := f.offer(i)
-			f.barred[i] = Reason{ReasonMemory, fmt.Sprintf("%s for weights, less than one block", o)}
-			continue
-		}
-		f.hosts = append(f.hosts, h)
 	}
-	sortHosts(f.hosts)
-	return f
+	return s
 }
 
-// without is the field after the loss of one node.
-func (f *field) without(node int) *field {
-	g := *f
-	g.hosts = nil
-	for _, h := range f.hosts {
-		if h.node != node {
-			g.hosts = append(g.hosts, h)
-		}
-	}
-	return &g
+// without is the solver after the loss of one node.
+func (s *solver) without(node int) *solver {
+	return s.narrowed(func(f *field) *field { return f.without(node) })
 }
 
-func (f *field) solve() (*Plan, error) {
-	if len(f.problem.Constraints.Pins) > 0 {
-		return f.pinned()
+// among is the solver with these nodes alone.
+func (s *solver) among(nodes []int) *solver {
+	return s.narrowed(func(f *field) *field { return f.among(nodes) })
+}
+
+func (s *solver) narrowed(change func(*field) *field) *solver {
+	out := &solver{problem: s.problem, nodes: s.nodes, batches: map[int]*field{}}
+	for size, f := range s.batches {
+		out.batches[size] = change(f)
 	}
-	plan, err := f.cheapest(f.hosts)
+	out.field = out.batches[1]
+	return out
+}
+
+// candidate is a plan with what it is worth and a lower bound on any other of its kind.
+type candidate struct {
+	pipes []*priced
+	worth worth
+	bound float64
+}
+
+// better prefers less time, then fewer stages.
+func (c *candidate) better(o *candidate) bool {
+	if o == nil || c == nil {
+		return c != nil
+	}
+	if math.Abs(c.worth.seconds-o.worth.seconds) > 1e-12*o.worth.seconds {
+		return c.worth.seconds < o.worth.seconds
+	}
+	return c.stages() < o.stages()
+}
+
+func (c *candidate) stages() int {
+	n := 0
+	for _, p := range c.pipes {
+		n += len(p.stages)
+	}
+	return n
+}
+
+func (s *solver) solve() (*Plan, error) {
+	if s.problem.Constraints.Allocation != nil {
+		return s.allocated()
+	}
+	if len(s.problem.Constraints.Pins) > 0 {
+		return s.pinned()
+	}
+	best, err := s.best()
 	if err != nil {
 		return nil, err
 	}
-	if plan == nil {
-		return nil, f.infeasible()
+	if best == nil {
+		return nil, s.field.infeasible()
 	}
-	if low, high := f.problem.Model.boundaryRange(); low < high {
-		if plan, err = f.bounded(plan, low); err != nil {
-			return nil, err
-		}
-	}
+	plan := s.field.compose(best.pipes, best.worth)
+	plan.Certificate = certify(plan.StepSeconds, best.bound)
 	return plan, nil
 }
 
-// cheapest searches over hosts and prices what it found; nil when nothing fits.
-func (f *field) cheapest(hosts []*host) (*Plan, error) {
-	s := &search{shape: shapeOf(f.problem.Model), auto: f.auto, hosts: hosts}
-	value, choices, err := s.run()
-	if err != nil || choices == nil {
-		return nil, err
+// best is the best plan of all kinds; nil when nothing fits. With one numerics class it is the best of any class.
+func (s *solver) best() (*candidate, error) {
+	if s.problem.Constraints.Numerics != NumericsOne {
+		return s.overall()
 	}
-	if limit := f.problem.Constraints.MaxNodes; limit > 0 && len(choices) > limit {
-		s.limit, f.bound = limit, true
-		if value, choices, err = s.run(); err != nil || choices == nil {
+	var best *candidate
+	bound := math.Inf(1)
+	for _, c := range s.classes() {
+		of := s.narrowed(func(f *field) *field { return f.within(c) })
+		found, err := of.overall()
+		s.limited = s.limited || of.limited
+		if err != nil {
 			return nil, err
 		}
+		if found == nil {
+			continue
+		}
+		bound = min(bound, found.bound)
+		if found.better(best) {
+			best = found
+		}
 	}
-	cuts := make([]cut, len(choices))
-	for i, c := range choices {
-		cuts[i] = cut{c.host.node, s.shape.load(c.x, c.y, c.role).blocks}
+	if best != nil {
+		best.bound = bound
 	}
-	plan, misfit := f.problem.forecast(f.nodes, cuts)
+	return best, nil
+}
+
+// within is the field whose engines are all of one numerics class. A node without any may still be part of an island.
+func (f *field) within(numerics string) *field {
+	g := *f
+	g.only = numerics
+	return &g
+}
+
+// classes are the numerics classes that engines of the usable nodes have, sorted.
+func (s *solver) classes() []string {
+	var out []string
+	for _, i := range s.field.usable() {
+		for _, w := range s.field.table(i, s.field.model.widest()).ways {
+			for _, e := range w.engines {
+				out = append(out, e.class)
+			}
+		}
+	}
+	for g, list := range s.field.members() {
+		for _, w := range s.field.island(s.problem.Groups[g], list) {
+			out = append(out, w.engines[0].class)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// overall is the best of one pipeline and, where they are allowed and can help, several.
+func (s *solver) overall() (*candidate, error) {
+	one, err := s.single()
+	if err != nil {
+		return nil, err
+	}
+	limit := s.problem.Constraints.MaxPipelines
+	if one == nil || limit == 1 || s.problem.Objective.kind() == ObjectiveLatency {
+		return one, nil
+	}
+	many, bound, err := s.several(one)
+	if err != nil {
+		return nil, err
+	}
+	best := one
+	if many.better(one) {
+		best = many
+	}
+	best.bound = min(one.bound, bound)
+	return best, nil
+}
+
+// modes are the ways in which one pipeline may serve the objective.
+func (s *solver) modes() []mode {
+	switch o := s.problem.Objective; o.kind() {
+	case ObjectivePair:
+		return []mode{{weight: 1}}
+	case ObjectiveThroughput:
+		return []mode{{busiest: true}}
+	case ObjectiveBatch:
+		var out []mode
+		for size := range s.batches {
+			out = append(out, mode{weight: float64(o.size()/size - 1), micro: size})
+		}
+		slices.SortFunc(out, func(a, b mode) int { return cmp.Compare(a.micro, b.micro) })
+		return out
+	default:
+		return []mode{{}}
+	}
+}
+
+// single is the best plan of one pipeline.
+func (s *solver) single() (*candidate, error) {
+	var best *candidate
+	bound := math.Inf(1)
+	for _, m := range s.modes() {
+		f := s.batches[max(m.micro, 1)]
+		list, lower, err := f.pipeline(m)
+		s.limited = s.limited || f.bound
+		if err != nil {
+			return nil, err
+		}
+		if list == nil {
+			continue
+		}
+		p := f.mustPrice(list)
+		bound = min(bound, lower)
+		if c := (&candidate{pipes: []*priced{p}, worth: worth1(p, m)}); c.better(best) {
+			best = c
+		}
+	}
+	if best != nil {
+		best.bound = bound
+	}
+	return best, nil
+}
+
+func (f *field) mustPrice(list []part) *priced {
+	p, misfit := f.price(list)
 	if misfit != nil {
 		panic("placement: the search chose a stage that does not fit: " + misfit.Name)
 	}
-	plan.Certificate = certify(plan.StepSeconds, value)
-	return plan, nil
+	return p
 }
 
 // certify compares a price with a lower bound; a difference in the last bits is rounding.
@@ -131,87 +261,54 @@ func certify(step, bound float64) Certificate {
 	return Certificate{LowerBound: bound, Gap: (step - bound) / step}
 }
 
-// bounded handles runs with unequal boundaries: the plan was found with the larger one everywhere; the smaller one
-// everywhere gives a lower bound and a second candidate.
-func (f *field) bounded(plan *Plan, low Bytes) (*Plan, error) {
-	hosts := make([]*host, len(f.hosts))
-	for i, h := range f.hosts {
-		c := *h
-		c.hop = hopCost(low, f.nodes[h.node].Link)
-		hosts[i] = &c
-	}
-	sortHosts(hosts)
-	other, err := f.cheapest(hosts)
-	if err != nil || other == nil {
-		return plan, err
-	}
-	bound := other.Certificate.LowerBound
-	if other.StepSeconds < plan.StepSeconds {
-		plan = other
-	}
-	plan.Certificate = certify(plan.StepSeconds, bound)
-	return plan, nil
+// complete fills in what is told beside the plan.
+func (s *solver) complete(plan *Plan) {
+	plan.Notes = append(plan.Notes, s.problem.strayExcludes(s.nodes)...)
+	plan.InputDigest = s.problem.Digest()
+	plan.Single = s.alone()
+	plan.Unused = s.unused(plan)
 }
 
-// pinned prices the cut that the pins force.
-func (f *field) pinned() (*Plan, error) {
-	cuts, err := f.problem.resolvePins(f.nodes)
-	if err != nil {
-		return nil, err
-	}
-	for i, c := range cuts {
-		if r := f.barred[c.node]; r.Kind != "" && r.Kind != ReasonMemory {
-			return nil, &PinError{Pins: []string{f.problem.Constraints.Pins[i].String()}, Problem: "the node cannot be used: " + r.String(), Barred: r.Kind}
-		}
-	}
-	plan, misfit := f.problem.forecast(f.nodes, cuts)
-	if misfit != nil {
-		return nil, f.misfit(misfit)
-	}
-	plan.Forced = true
-	plan.Certificate = Certificate{Optimal: true, LowerBound: plan.StepSeconds}
-	return plan, nil
-}
-
-// single is the best plan on one host, whatever the pins say.
-func (f *field) single() Single {
+// alone is the best plan on one node, whatever the pins say.
+func (s *solver) alone() Single {
 	best := Single{}
-	s := shapeOf(f.problem.Model)
-	for i := range f.nodes {
-		for _, h := range f.hosts {
-			if h.node != i {
-				continue
+	for _, m := range s.modes() {
+		f := s.batches[max(m.micro, 1)]
+		shape := shapeOf(f.model)
+		for _, i := range f.usable() {
+			t := f.table(i, f.model.widest())
+			for _, o := range t.parts.at(first|last, shape.cells()-1) {
+				v := m.of(o.s+endpointHops(f.model, f.nodes[i].Link, first|last), o.x)
+				if best.Fits && v >= best.StepSeconds {
+					continue
+				}
+				best = Single{Fits: true, Node: f.nodes[i].ID, Name: f.nodes[i].Label(), StepSeconds: v}
+				for _, st := range t.ways[o.way].stages(shape, first|last, shape.n1, shape.n2, o.x) {
+					best.Peak = max(best.Peak, st.cost.peak)
+				}
 			}
-			t := h.cost[first|last][s.cells()-1]
-			if math.IsInf(t, 1) || (best.Fits && t >= best.StepSeconds) {
-				continue
-			}
-			n := &f.nodes[i]
-			c, _ := newPricer(f.problem.Model, n, f.problem.Constraints).price(s.load(s.n1, s.n2, first|last))
-			best = Single{Fits: true, Node: n.ID, Name: n.Label(), StepSeconds: t, Peak: c.peak}
 		}
 	}
 	return best
 }
 
 // unused gives every node outside the plan its reason, in id order.
-func (f *field) unused(plan *Plan) []Unused {
-	used := make(map[NodeID]bool, len(plan.Stages))
-	for _, s := range plan.Stages {
-		used[s.Node] = true
-	}
+func (s *solver) unused(plan *Plan) []Unused {
+	used := plan.nodes()
 	var out []Unused
-	for i, n := range f.nodes {
-		if used[n.ID] {
+	for i, n := range s.nodes {
+		if slices.Contains(used, n.ID) {
 			continue
 		}
-		r := f.barred[i]
+		r := s.field.barred[i]
 		switch {
 		case r.Kind != "":
 		case plan.Forced:
 			r = Reason{ReasonPinned, "the pins give it no blocks"}
-		case f.bound:
-			r = Reason{ReasonMaxNodes, fmt.Sprintf("with more than %d nodes it could be faster", f.problem.Constraints.MaxNodes)}
+		case s.limited:
+			r = Reason{ReasonMaxNodes, fmt.Sprintf("with more than %d nodes it could be faster", s.problem.Constraints.MaxNodes)}
+		case s.problem.Constraints.Numerics == NumericsOne && !s.hasClass(i, plan):
+			r = Reason{ReasonNumerics, "it has no device of class " + plan.Stages[0].Class}
 		default:
 			r = Reason{ReasonSlower, "no plan with it has a faster step"}
 		}
@@ -220,28 +317,68 @@ func (f *field) unused(plan *Plan) []Unused {
 	return out
 }
 
+func (s *solver) hasClass(i int, plan *Plan) bool {
+	for _, w := range s.field.table(i, s.field.model.widest()).ways {
+		if w.engines[0].class == plan.Stages[0].Class {
+			return true
+		}
+	}
+	return false
+}
+
+// nodes are the ids of all nodes that compute in the plan, in order, each once.
+func (p *Plan) nodes() []NodeID {
+	var out []NodeID
+	for _, s := range p.Stages {
+		for _, id := range s.nodes() {
+			if !slices.Contains(out, id) {
+				out = append(out, id)
+			}
+		}
+	}
+	return out
+}
+
+func (s *Stage) nodes() []NodeID {
+	if len(s.Island) > 0 {
+		return s.Island
+	}
+	return []NodeID{s.Node}
+}
+
 // losses answers for each used node what its death would do, in pipeline order.
-func (f *field) losses(plan *Plan) ([]Loss, error) {
+func (s *solver) losses(plan *Plan) ([]Loss, error) {
 	var out []Loss
-	for _, s := range plan.Stages {
-		l := Loss{Node: s.Node, Name: s.Name}
+	for _, id := range plan.nodes() {
+		at := indexOf(s.nodes, id)
+		l := Loss{Node: id, Name: s.nodes[at].Label()}
 		if plan.Forced {
-			l.Why = fmt.Sprintf("blocks %d-%d are pinned to it", s.First, s.First+s.Blocks-1)
+			l.Why = plan.heldBy(id) + " pinned to it"
 			out = append(out, l)
 			continue
 		}
-		at, _ := find(f.nodes, string(s.Node))
-		g := f.without(at)
-		rest, err := g.cheapest(g.hosts)
+		g := s.without(at)
+		rest, err := g.best()
 		if err != nil {
 			return nil, err
 		}
 		if rest != nil {
-			l.Continues, l.StepSeconds = true, rest.StepSeconds
+			l.Continues, l.StepSeconds = true, rest.worth.seconds
 		} else {
-			g.explainShort(&l)
+			g.field.explainShort(&l)
 		}
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// heldBy is "blocks 0-3 are" of a node's stages.
+func (p *Plan) heldBy(id NodeID) string {
+	var spans []string
+	for _, s := range p.Stages {
+		if slices.Contains(s.nodes(), id) {
+			spans = append(spans, fmt.Sprintf("%d-%d", s.First, s.First+s.Blocks-1))
+		}
+	}
+	return "blocks " + strings.Join(spans, " and ") + " are"
 }

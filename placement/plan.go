@@ -71,29 +71,33 @@ type Tier struct {
 // Stage is a contiguous range of blocks on one node.
 type Stage struct {
 	Pipeline  int      `json:"pipeline"`
-	Devices   []string `json:"devices"`         // one, or a tensor-parallel group; of other nodes as node/device
-	Degree    int      `json:"tensor_parallel"` // devices that share every block; 1 without
-	Tiers     []Tier   `json:"tiers"`
-	Ring      int      `json:"ring,omitempty"` // staging slots for streamed blocks
-	Class     string   `json:"class"`
-	Stream    float64  `json:"stream_seconds"`  // copies per forward, hidden or not
-	PeakBand  [2]Bytes `json:"peak_band_bytes"` // low and high
 	Node      NodeID   `json:"node"`
 	Name      string   `json:"name"` // the node's label
 	Device    string   `json:"device"`
-	First     int      `json:"first_block"` // global index
+	Devices   []string `json:"devices"`          // one, or a tensor-parallel group; of an island as node/device
+	Island    []NodeID `json:"island,omitempty"` // nodes of a group that spans several
+	Degree    int      `json:"tensor_parallel"`  // devices that share every block; 1 without
+	Class     string   `json:"class"`            // numerics class
+	First     int      `json:"first_block"`      // global index
 	Blocks    int      `json:"blocks"`
 	Runs      []int    `json:"runs"` // blocks of each run; sums to Blocks
 	Head      bool     `json:"head,omitempty"`
 	Tail      bool     `json:"tail,omitempty"`
-	Slots     int      `json:"slots"`             // staging slots
-	Weights   Bytes    `json:"weight_bytes"`      // resident, as stored
-	Peak      Bytes    `json:"peak_bytes"`        // weights, slots and scratch; without the device's reserve
-	Available Bytes    `json:"available_bytes"`   // allocatable less reserve
-	Compute   float64  `json:"compute_seconds"`   // per forward
-	Expansion float64  `json:"streaming_seconds"` // per forward, not hidden behind compute
-	Hop       float64  `json:"hop_seconds"`       // to the next stage; the last stage's is to the endpoint
-	Load      float64  `json:"load_seconds"`      // 0 when the node's rate is unknown
+	Slots     int      `json:"slots"` // staging slots for expansion
+	Ring      int      `json:"ring"`  // staging slots for streamed blocks
+	Tiers     []Tier   `json:"tiers"`
+	Weights   Bytes    `json:"weight_bytes"`         // resident on each device, as stored
+	Peak      Bytes    `json:"peak_bytes"`           // weights, slots and scratch of each device; without its reserve
+	PeakBand  [2]Bytes `json:"peak_band_bytes"`      // low and high
+	Available Bytes    `json:"available_bytes"`      // allocatable less reserve
+	Compute   float64  `json:"compute_seconds"`      // per forward
+	Expansion float64  `json:"streaming_seconds"`    // expansion per forward, not hidden behind compute
+	Stream    float64  `json:"stream_seconds"`       // copies per forward, hidden or not
+	Stall     float64  `json:"stall_seconds"`        // the part of Stream that compute does not hide
+	Hop       float64  `json:"hop_seconds"`          // to the next stage; the last stage's is to the endpoint
+	Load      float64  `json:"load_seconds"`         // 0 when the node's rate is unknown
+	Spread    float64  `json:"relative_uncertainty"` // of the compute time
+	Published bool     `json:"published,omitempty"`  // rests on figures that were not measured here
 }
 
 // Parts splits a time in seconds.
@@ -170,83 +174,4 @@ func (p *Plan) SameCut(o *Plan) bool {
 	return slices.EqualFunc(p.Stages, o.Stages, func(a, b Stage) bool {
 		return a.Node == b.Node && a.Device == b.Device && a.First == b.First && slices.Equal(a.Runs, b.Runs) && a.Slots == b.Slots
 	})
-}
-
-// forecast prices a pipeline; ok is false when a stage does not fit, and then it names the first that does not.
-func (p Problem) forecast(nodes []Node, cuts []cut) (*Plan, *Stage) {
-	m := p.Model
-	plan := &Plan{Label: p.label(), Objective: "latency", Weights: m.Weights()}
-	known, x := true, 0.0
-	busiest := func(t float64, where string) {
-		if t > x {
-			x, plan.Pair.Where = t, where
-		}
-	}
-	at := 0
-	for i, c := range cuts {
-		n := &nodes[c.node]
-		l := load{blocks: c.blocks, role: roleAt(i, len(cuts))}
-		cost, fits := newPricer(m, n, p.Constraints).price(l)
-		d := n.cpu()
-		s := Stage{
-			Node: n.ID, Name: n.Label(), Device: d.ID, First: at, Blocks: c.blocks[0] + c.blocks[1],
-			Runs: slices.Clone(c.blocks[:len(m.Runs)]), Head: i == 0, Tail: i == len(cuts)-1, Slots: cost.slots,
-			Weights: cost.weights, Peak: cost.peak, Available: d.available(), Compute: cost.compute, Expansion: cost.expansion,
-		}
-		if !fits {
-			return nil, &s
-		}
-		at += s.Blocks
-		if i == len(cuts)-1 {
-			s.Hop = hopCost(m.Output, n.Link)
-		} else {
-			b := m.boundary(m.runOf(at - 1))
-			s.Hop = max(hopCost(b, n.Link), hopCost(b, nodes[cuts[i+1].node].Link))
-			busiest(s.Hop, fmt.Sprintf("link %s to %s", s.Name, nodes[cuts[i+1].node].Label()))
-		}
-		busiest(cost.total(), "stage on "+s.Name)
-		if i == 0 {
-			plan.Parts.Hops += hopCost(m.Input, n.Link)
-		}
-		if n.Load > 0 {
-			s.Load = float64(s.Weights) / n.Load
-			plan.LoadSeconds = max(plan.LoadSeconds, s.Load)
-		}
-		known = known && n.Load > 0
-		plan.Parts.Compute += s.Compute
-		plan.Parts.Streaming += s.Expansion
-		plan.Parts.Hops += s.Hop
-		plan.Stages = append(plan.Stages, s)
-	}
-	if !known {
-		plan.LoadSeconds = 0
-	}
-	plan.StepSeconds = plan.Parts.Total()
-	plan.Pair.Bottleneck = x
-	plan.Pair.Parts = plan.Parts
-	plan.Pair.Parts.Waiting = x
-	plan.Pair.StepSeconds = plan.Pair.Parts.Total()
-	return plan, nil
-}
-
-func roleAt(i, n int) role {
-	r := role(0)
-	if i == 0 {
-		r |= first
-	}
-	if i == n-1 {
-		r |= last
-	}
-	return r
-}
-
-// runOf is the run of a global block index.
-func (m Model) runOf(block int) int {
-	for r := range m.Runs {
-		if block < m.Runs[r].Count {
-			return r
-		}
-		block -= m.Runs[r].Count
-	}
-	return len(m.Runs) - 1
 }

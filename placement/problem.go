@@ -5,6 +5,7 @@ package placement
 
 import (
 	"fmt"
+	"math"
 	"strings"
 )
 
@@ -108,6 +109,21 @@ func (c Constraints) validate() error {
 	if c.InFlight < 0 || c.InFlight > 64 {
 		return &ConstraintError{fmt.Sprintf("in flight is %d: must be 1 to 64", c.InFlight)}
 	}
+	if c.MaxPipelines < 0 {
+		return &ConstraintError{fmt.Sprintf("max pipelines is %d: must be 0 (as many as help) or more", c.MaxPipelines)}
+	}
+	if c.MaxDegree < 0 {
+		return &ConstraintError{fmt.Sprintf("max degree is %d: must be 0 (no limit) or more", c.MaxDegree)}
+	}
+	if c.Reserve < 0 || c.Reserve > maxBytes {
+		return &ConstraintError{fmt.Sprintf("reserve of %d bytes is out of range", int64(c.Reserve))}
+	}
+	if n := c.Numerics; n != "" && n != NumericsAny && n != NumericsOne {
+		return &ConstraintError{fmt.Sprintf("numerics %q: want any or one", n)}
+	}
+	if f := c.Fit; f != "" && f != FitFallback && f != FitStrict {
+		return &ConstraintError{fmt.Sprintf("fit %q: want fallback or strict", f)}
+	}
 	if len(c.Exclude) > maxNodes {
 		return &ConstraintError{fmt.Sprintf("%d excludes: at most %d", len(c.Exclude), maxNodes)}
 	}
@@ -141,10 +157,64 @@ func (p Problem) validate() error {
 	if err := p.Model.Validate(); err != nil {
 		return err
 	}
+	if err := p.Objective.validate(); err != nil {
+		return err
+	}
+	for _, b := range p.Batches {
+		if err := b.Model.Validate(); err != nil {
+			return err
+		}
+		if b.Size < 1 || shapeOf(b.Model) != shapeOf(p.Model) || b.Model.Heads != p.Model.Heads || b.Model.ComputeDType != p.Model.ComputeDType {
+			return &ModelError{p.Model.Name, "batches", fmt.Sprintf("the table for micro-batches of %d has other blocks, heads or dtype", b.Size)}
+		}
+	}
 	if err := p.Constraints.validate(); err != nil {
 		return err
 	}
-	return validateNodes(p.Nodes, p.Model)
+	if err := validateNodes(p.Nodes, p.Model); err != nil {
+		return err
+	}
+	return p.validateLinks()
+}
+
+// LinkError says which link or group cannot be used.
+type LinkError struct{ Problem string }
+
+func (e *LinkError) Error() string { return e.Problem }
+
+// validateLinks checks the figures of links and groups. Nodes that they name and the cluster lacks are no error: they may
+// have left.
+func (p Problem) validateLinks() error {
+	check := func(what string, rate, latency float64) error {
+		if !(rate >= minRate && (rate <= maxRate || math.IsInf(rate, 1))) {
+			return &LinkError{fmt.Sprintf("%s: %g bytes/s: must be %g to %g", what, rate, float64(minRate), float64(maxRate))}
+		}
+		if !(latency >= 0 && latency <= 60) {
+			return &LinkError{fmt.Sprintf("%s: a latency of %g s: must be 0 to 60", what, latency)}
+		}
+		return nil
+	}
+	for _, l := range p.Links {
+		if err := check(fmt.Sprintf("link %s to %s", l.From, l.To), l.BytesPerSecond, l.Latency); err != nil {
+			return err
+		}
+	}
+	in := map[GroupKind]map[NodeID]string{GroupRack: {}, GroupIsland: {}}
+	for _, g := range p.Groups {
+		if in[g.Kind] == nil {
+			return &LinkError{fmt.Sprintf("group %s: kind %q: want rack or island", g.Name, g.Kind)}
+		}
+		if err := check(fmt.Sprintf("%s %s", g.Kind, g.Name), g.BytesPerSecond, g.Latency); err != nil {
+			return err
+		}
+		for _, id := range g.Nodes {
+			if other, ok := in[g.Kind][id]; ok {
+				return &LinkError{fmt.Sprintf("node %s is in two %ss, %s and %s", id, g.Kind, other, g.Name)}
+			}
+			in[g.Kind][id] = g.Name
+		}
+	}
+	return nil
 }
 
 // UnknownNodeError is a reference to a node that the cluster does not have.
@@ -194,7 +264,7 @@ func lookup(nodes []Node, where, ref string) (int, error) {
 }
 
 // eligible gives for each node the reason that bars it before any cost is considered.
-func (p Problem) eligible(nodes []Node) []Reason {
+func (p Problem) eligible(nodes []Node, m Model) []Reason {
 	excluded := make([]bool, len(nodes))
 	for _, ref := range p.Constraints.Exclude {
 		if i, ok := find(nodes, ref); ok {
@@ -202,8 +272,8 @@ func (p Problem) eligible(nodes []Node) []Reason {
 		}
 	}
 	out := make([]Reason, len(nodes))
-	for i, n := range nodes {
-		d := n.cpu()
+	for i := range nodes {
+		n := &nodes[i]
 		switch {
 		case n.Rejected.Kind != "":
 			out[i] = n.Rejected
@@ -211,12 +281,14 @@ func (p Problem) eligible(nodes []Node) []Reason {
 			out[i] = Reason{ReasonExcluded, "by constraint"}
 		case !n.HasModel:
 			out[i] = Reason{ReasonNoFile, fmt.Sprintf("no file of model %s in its models.dirs", p.Model.Name)}
-		case d == nil:
-			out[i] = Reason{ReasonNoDevice, "it has no CPU device"}
-		default:
-			if _, ok := d.rate(p.Model.ComputeDType); !ok {
-				out[i] = Reason{ReasonDType, fmt.Sprintf("device %s has no measured rate for %s", d.ID, p.Model.ComputeDType)}
+		case n.cpu() == nil && len(n.gpus()) == 0:
+			out[i] = Reason{ReasonNoDevice, "it has no device that computes"}
+		case len(n.computing(m)) == 0:
+			var names []string
+			for _, d := range n.Devices {
+				names = append(names, d.ID)
 			}
+			out[i] = Reason{ReasonDType, fmt.Sprintf("device %s has no measured rate for %s", strings.Join(names, ", "), m.ComputeDType)}
 		}
 	}
 	return out
