@@ -4,7 +4,7 @@
 // Command bench measures distorch and prints its figures as ratios: blocks of
 // FLUX.1 against PyTorch on the CPU, instruction sets against each other, file
 // reading against dd, three agents against one, forecasts against what was
-// measured. `bench real` runs a checkpoint of FLUX.1-dev's size on three agents
+// measured, searches for a plan against their targets. `bench real` runs a checkpoint of FLUX.1-dev's size on three agents
 // of 6 GB.
 //
 // Every ratio is the median over rounds in which both sides take turns; the
@@ -52,6 +52,8 @@ func sections() []section {
 		{"files", "reading a checkpoint", fileFigures},
 		{"stages", "three stages against one in one process", stageFigures},
 		{"agents", "three agents against one, forecasts against measurements", agentFigures},
+		{"placement", "search times and certificates on drawn clusters", placementFigures},
+		{"placement-rivals", "other programs' rules against distorch's plan", rivalFigures},
 	}
 }
 
