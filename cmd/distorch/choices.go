@@ -20,6 +20,8 @@ func choices(flag string) []string {
 	switch flag {
 	case outputName:
 		return output.Formats()
+	case "nodes " + outputName:
+		return append(output.Formats(), string(clusterFile))
 	case "compat":
 		return []string{string(allocation.Distorch2)}
 	case "dtype":

@@ -118,7 +118,11 @@ func (a *app) flagCompletion(f *pflag.Flag) cobra.CompletionFunc {
 		"devices", "blocks", "compute", "virtual-vram", "reserve":
 		return cobra.NoFileCompletions
 	}
-	if words := choices(f.Name); words != nil {
+	words := choices(f.Name)
+	if f.Name == outputName && strings.Contains(f.Value.Type(), string(clusterFile)) {
+		words = choices("nodes " + outputName)
+	}
+	if words != nil {
 		return listed(cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
 	switch f.Value.Type() {

@@ -114,7 +114,9 @@ func fakeNode(name string, address string) *pb.NodeStatus {
 			Id: "n-" + name, Name: name, Address: address, Version: "v1", Platform: "linux/amd64", Engine: "native", Pid: 42,
 			Devices: []*pb.Device{{
 				Name: "cpu", MemoryTotalBytes: 32e9, MemoryAllocatableBytes: 16e9, Threads: 8, Isa: "avx2",
-				Rates: []*pb.Rates{{Dtype: "bf16", LinearFlopsPerSecond: 4e11}},
+				Rates: []*pb.Rates{{
+					Dtype: "bf16", LinearFlopsPerSecond: 4e11, AttentionFlopsPerSecond: 2e11, ElementwiseBytesPerSecond: 2e10, ExpandBytesPerSecond: 5e9, Elements: 1 << 20,
+				}},
 			}},
 		},
 		Link:   &pb.LinkRecord{NicBytesPerSecond: 125e6, Latency: durationpb.New(100 * time.Microsecond)},

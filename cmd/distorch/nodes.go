@@ -4,6 +4,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -13,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/distorch/distorch/cmd/internal/output"
+	"github.com/distorch/distorch/coordinator"
+	"github.com/distorch/distorch/placement/cluster"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
@@ -105,16 +108,60 @@ func newNodes(a *app) *cobra.Command {
 	}
 	group(cmd)
 	operatorFlags(cmd)
-	format, watch := outputFlag(cmd), watchFlags(cmd)
+	format, watch := nodesFormat(output.Table), watchFlags(cmd)
+	cmd.Flags().VarP(&format, "output", "o", "how to print the result; cluster is a file for plan --cluster")
 	unknown := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return unknown(cmd, args)
 		}
-		return a.show(cmd, watch, *format, listNodes)
+		if format == clusterFile {
+			return a.writeCluster(cmd, watch)
+		}
+		return a.show(cmd, watch, output.Format(format), listNodes)
 	}
 	cmd.AddCommand(newNodesRemove(a))
 	return cmd
+}
+
+// clusterFile is the format of nodes alone: what a plan rests on, as a file.
+const clusterFile nodesFormat = "cluster"
+
+// nodesFormat is an output.Format, or clusterFile.
+type nodesFormat output.Format
+
+func (f *nodesFormat) Set(s string) error {
+	if err := output.OneOf(s, choices("nodes "+outputName)); err != nil {
+		return err
+	}
+	*f = nodesFormat(s)
+	return nil
+}
+
+func (f *nodesFormat) String() string { return string(*f) }
+
+func (f *nodesFormat) Type() string { return strings.Join(choices("nodes "+outputName), "|") }
+
+// writeCluster prints the live nodes as a cluster file.
+func (a *app) writeCluster(cmd *cobra.Command, watch *watching) error {
+	if watch.on {
+		return usage(errors.New("-o cluster writes one file; leave --watch out"))
+	}
+	o, err := a.connect(cmd)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	all, err := ask(cmd.Context(), o, "list nodes", o.Control.ListNodes, &pb.ListNodesRequest{})
+	if err != nil {
+		return err
+	}
+	text, err := cluster.Marshal(coordinator.Inventory(all.Nodes))
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(text)
+	return err
 }
 
 func listNodes(cmd *cobra.Command, o *operator) (answer, error) {

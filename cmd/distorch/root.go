@@ -44,7 +44,7 @@ agent.memory), the file of --config, and defaults, in this order.
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newUp(a), newCoordinator(a), newAgent(a),
-		newToken(a), newNodes(a), newModels(a), newPlan(a), newAllocation(a), newDeploy(a), newRun(a), newStatus(a), newDeployments(a), newUndeploy(a),
+		newToken(a), newNodes(a), newModels(a), newPlan(a), newDevices(a), newAllocation(a), newDeploy(a), newRun(a), newStatus(a), newDeployments(a), newUndeploy(a),
 		newForecast(a), newVerify(), newQuickstart(a), newConfig(a), newCompletion(a), newVersion(a),
 	}
 }

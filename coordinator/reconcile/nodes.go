@@ -11,6 +11,7 @@ import (
 
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/numeric"
+	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/placement"
 )
 
@@ -130,21 +131,14 @@ func (w *world) offer(spec *Spec, m *Model, dtype string, barred []Barred) []pla
 }
 
 func (w *world) convert(n *Node, spec *Spec, m *Model, dtype string) placement.Node {
-	out := placement.Node{
-		ID: placement.NodeID(n.ID), Name: n.Name, Load: n.Load,
-		HasModel: w.holds[Holder{Model: m.ID, Node: n.ID}],
-	}
-	if n.Link != nil {
-		out.Link = placement.Link{BytesPerSecond: n.Link.BytesPerSecond, Latency: n.Link.Latency}
-	}
+	out := n.bare()
+	out.HasModel = w.holds[Holder{Model: m.ID, Node: n.ID}]
 	d := n.cpu()
 	if d == nil {
 		return out
 	}
-	free := d.Allocatable
-	free -= min(free, d.Overhead)
-	free -= min(free, w.taken(n.ID, spec.Name))
-	c := placement.Device{ID: d.Name, Kind: placement.KindCPU, Allocatable: placement.Bytes(min(free, math.MaxInt64))}
+	c := d.bare()
+	c.Allocatable -= min(c.Allocatable, bytesOf(tensor.Bytes(min(w.taken(n.ID, spec.Name), math.MaxInt64))))
 	if r, ok := d.rates(dtype, activation(m.Graph, spec.Workload)); ok {
 		c.Rates = []placement.Rate{{DType: placement.DType(dtype), Linear: r.Linear, Attention: r.Attention}}
 		c.Expansion, c.Memory = r.Expand, r.Elementwise

@@ -109,7 +109,7 @@ func clusters(t *rapid.T) cluster.Cluster {
 				ID: fmt.Sprintf("cuda:%d", j), Kind: rapid.SampledFrom([]placement.DeviceKind{placement.KindGPU, placement.KindCPU}).Draw(t, "kind"),
 				Model: rapid.OneOf(words, rapid.Just("")).Draw(t, "model"), Allocatable: size.Draw(t, "memory"), Memory: rate.Draw(t, "bandwidth"),
 				Expansion: zeroRate.Draw(t, "expansion"), Overlap: rapid.Bool().Draw(t, "overlap"), HostToDevice: zeroRate.Draw(t, "h2d"), Peer: zeroRate.Draw(t, "peer"),
-				Class: rapid.OneOf(words, rapid.Just("")).Draw(t, "class"), Source: source.Draw(t, "source"), Spread: rapid.SampledFrom([]float64{0, 0.25, 0.1, 1}).Draw(t, "spread"),
+				Class: rapid.OneOf(words, rapid.Just("")).Draw(t, "class"), Source: source.Draw(t, "source"), Spread: rapid.SampledFrom([]float64{0, 0.25, 0.1, 0.9}).Draw(t, "spread"),
 			}
 			d.Reserve = placement.Bytes(rapid.Int64Range(0, int64(d.Allocatable)).Draw(t, "reserve"))
 			for _, dtype := range []placement.DType{"bf16", "f32"} {

@@ -166,7 +166,7 @@ func deviceTable() *table {
 		{key: "peer", kind: rate, fallback: "as with `host_to_device`", about: "to and from other devices of the node; 0: it works alone"},
 		{key: "class", kind: text, about: "numerics class, without the dtype"},
 		{key: "source", kind: word, words: sources(), fallback: "published with figures of the catalogue, else given", about: "where the rates come from"},
-		{key: "spread", kind: number, low: 0, high: 1, fallback: "0.25 with figures of the catalogue, else the source's", about: "relative uncertainty of the rates"},
+		{key: "spread", kind: number, low: 0, high: 0.9, fallback: "0.25 with figures of the catalogue, else the source's", about: "relative uncertainty of the rates"},
 	}, either: [][]string{{"device"}, {"rates", "memory_bandwidth"}}, not: [][2]string{{"id", "count"}}}
 }
 

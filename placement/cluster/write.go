@@ -108,13 +108,16 @@ func nodeEntry(n placement.Node) *entry {
 	if string(n.ID) != n.Name {
 		e.text("id", string(n.ID))
 	}
-	if math.IsInf(n.Link.BytesPerSecond, 1) {
+	switch nic := n.Link.BytesPerSecond; {
+	case math.IsInf(nic, 1):
 		e.put("nic", "unlimited")
-	} else {
-		e.put("nic", formatRate(n.Link.BytesPerSecond))
+	case nic > 0: // a rejected node may have none
+		e.put("nic", formatRate(nic))
 	}
-	e.put("latency", formatSeconds(n.Link.Latency))
-	e.put("link_source", string(n.Link.Source))
+	if n.Link.BytesPerSecond > 0 {
+		e.put("latency", formatSeconds(n.Link.Latency))
+		e.put("link_source", string(n.Link.Source))
+	}
 	if n.RAM > 0 {
 		e.put("ram", formatSize(n.RAM))
 		e.put("ram_reserve", "0")

@@ -1,0 +1,75 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/distorch/distorch/placement"
+)
+
+// bare is what placement knows of a node whatever the model.
+func (n *Node) bare() placement.Node {
+	out := placement.Node{ID: placement.NodeID(n.ID), Name: n.Name, Load: n.Load}
+	if n.Link != nil {
+		out.Link = placement.Link{BytesPerSecond: n.Link.BytesPerSecond, Latency: n.Link.Latency, Source: placement.SourceMeasured}
+	}
+	return out
+}
+
+// bare is a device without its rates, its memory less what the agent takes.
+func (d *Device) bare() placement.Device {
+	free := d.Allocatable - min(d.Allocatable, d.Overhead)
+	return placement.Device{ID: d.Name, Kind: placement.KindCPU, Allocatable: placement.Bytes(min(free, math.MaxInt64)), Source: placement.SourceMeasured}
+}
+
+// Inventory is a node with all that was measured of it, for any model: rates of
+// every dtype as curves, and the memory that it has when nothing is deployed. A
+// node that a plan cannot use comes without devices and with the reason.
+func (n *Node) Inventory() placement.Node {
+	out := n.bare()
+	out.HasModel = true
+	d := n.cpu()
+	if d == nil {
+		out.Rejected = placement.Reason{Kind: placement.ReasonNoDevice, Detail: "it has no CPU device"}
+		return out
+	}
+	c := d.bare()
+	largest := Rates{Elements: -1}
+	for _, r := range d.Rates {
+		// The sizes that agents measure are square: as many tokens as hidden values.
+		c.Rates = append(c.Rates, placement.Rate{
+			DType: placement.DType(r.DType), Linear: r.Linear, Attention: r.Attention, Tokens: math.Sqrt(r.Elements),
+		})
+		if r.Elements > largest.Elements {
+			largest = r
+		}
+		if c.Class == "" {
+			c.Class = classWithout(d.class(r.DType), r.DType)
+		}
+	}
+	slices.SortStableFunc(c.Rates, func(a, b placement.Rate) int {
+		return cmp.Or(cmp.Compare(a.DType, b.DType), cmp.Compare(a.Tokens, b.Tokens))
+	})
+	c.Memory, c.Expansion = largest.Elementwise, largest.Expand
+	out.Devices = []placement.Device{c}
+	if n.Link == nil {
+		out.Rejected = placement.Reason{Kind: placement.ReasonRates, Detail: "its network has not been measured yet"}
+	} else if err := out.Validate(); err != nil {
+		out.Rejected = placement.Reason{Kind: placement.ReasonRates, Detail: err.Error()}
+	}
+	if out.Rejected.Kind != "" {
+		out.Devices, out.Link = nil, placement.Link{}
+	}
+	return out
+}
+
+// classWithout is a numerics class without the part that names the dtype.
+func classWithout(class, dtype string) string {
+	parts := slices.DeleteFunc(strings.Split(class, "/"), func(p string) bool { return p == dtype })
+	return strings.Join(parts, "/")
+}
