@@ -124,7 +124,7 @@ func (p *Plan) stageTable(b *strings.Builder) {
 			r := max(0, min(s.Pipeline, len(p.Pipelines)-1))
 			name = fmt.Sprintf("%s%d", PipelineName(r), i-p.Pipelines[r].First)
 		}
-		row(name, s.Name, s.devices(), s.span(), s.weights(), s.Peak.String(), s.Available.String(), duration(s.Compute), duration(s.Expansion), duration(s.Hop))
+		row(name, s.Name, s.devices(), s.span(), s.weights(), s.Peak.String(), s.Available.String(), duration(s.Compute), duration(s.Expansion+s.Stall), duration(s.Hop))
 	}
 	_ = w.Flush()
 }

@@ -34,7 +34,7 @@ var arrows = map[string][]string{
 var everywhere = []string{"internal/edits", "internal/svg"}
 
 // inTests may be imported by tests besides.
-var inTests = []string{"internal/netns"}
+var inTests = []string{"bench/clusters", "internal/netns"}
 
 // adapters are the libraries that one folder alone may import.
 var adapters = map[string]string{

@@ -16,6 +16,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/distorch/distorch/bench/clusters"
 	"github.com/distorch/distorch/placement"
 )
 
@@ -30,7 +31,7 @@ func made(kind placement.ObjectiveKind, size int, pipelines ...[]placement.Stage
 			st := &stages[i]
 			st.Node, st.Pipeline = placement.NodeID(st.Name), r
 			problem.Nodes = append(problem.Nodes, placement.Node{ID: st.Node, Link: placement.Link{BytesPerSecond: 1e4, Latency: 0.01}})
-			t := st.Compute + st.Expansion
+			t := busy(*st)
 			s += t + st.Hop
 			x = math.Max(x, t)
 			if i+1 < len(stages) {
@@ -61,10 +62,10 @@ func stages(t *rapid.T, prefix string) []placement.Stage {
 	var out []placement.Stage
 	for i := range rapid.IntRange(1, 6).Draw(t, "stages") {
 		f := func(name string) float64 { return rapid.Float64Range(0, 3).Draw(t, name) }
-		s := placement.Stage{Name: fmt.Sprint(prefix, i), Device: "cuda:0", Blocks: 1, Compute: f("compute"), Expansion: f("expansion"), Hop: f("hop")}
+		s := placement.Stage{Name: fmt.Sprint(prefix, i), Device: "cuda:0", Blocks: 1, Compute: f("compute"), Expansion: f("expansion"), Stall: f("stall"), Hop: f("hop")}
 		if rapid.Bool().Draw(t, "streams") {
 			s.Ring = rapid.IntRange(1, 2).Draw(t, "ring")
-			s.Stream = s.Expansion * rapid.Float64Range(0, 1).Draw(t, "stream")
+			s.Stream = s.Stall * rapid.Float64Range(0, 1).Draw(t, "stream")
 			s.Tiers = []placement.Tier{{Kind: placement.TierRAM, Blocks: rapid.IntRange(0, 20).Draw(t, "blocks")}}
 		}
 		out = append(out, s)
@@ -108,6 +109,31 @@ func TestSteady(t *testing.T) {
 	})
 }
 
+// TestPlacedPlans: the same of plans that placement found, on drawn clusters.
+func TestPlacedPlans(t *testing.T) {
+	models, err := clusters.Models()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := models[0]
+	for seed := range uint64(8) {
+		nodes := clusters.New(clusters.Options{Mix: clusters.Mixes()[seed%4], Hosts: 5, Model: m.Model, NoSingle: seed%2 == 0, Seed: seed})
+		for _, o := range []placement.Objective{{}, {Kind: placement.ObjectivePair}, {Kind: placement.ObjectiveBatch, Size: 4}} {
+			p := placement.Problem{Model: m.Model, Batches: m.Batches, Nodes: nodes, Objective: o}
+			plan, err := placement.Place(p, placement.Options{SkipLosses: true})
+			if placement.Infeasible(err) {
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l := New(plan, p); math.Abs(l.End-plan.StepSeconds) > 1e-9*plan.StepSeconds {
+				t.Errorf("seed %d, %s: the simulation ends at %.12g, the plan says %.12g\n%s", seed, o.Kind, l.End, plan.StepSeconds, plan.Explain())
+			}
+		}
+	}
+}
+
 func checkRows(t *rapid.T, l *Timeline) {
 	last := make([]float64, len(l.Rows))
 	for _, s := range l.Spans {
@@ -127,11 +153,11 @@ func checkRows(t *rapid.T, l *Timeline) {
 // pictures are plans of one, three and twelve stages.
 func pictures() map[string]*Timeline {
 	one, p1 := made(placement.ObjectiveLatency, 0, []placement.Stage{
-		{Name: "tower", Device: "cuda:0", Blocks: 57, Head: true, Tail: true, Compute: 1.29, Expansion: 0.31, Stream: 1.6, Ring: 2, Hop: 0.005},
+		{Name: "tower", Device: "cuda:0", Blocks: 57, Head: true, Tail: true, Compute: 1.29, Stall: 0.31, Stream: 1.6, Ring: 2, Hop: 0.005},
 	})
 	three, p3 := made(placement.ObjectivePair, 0, []placement.Stage{
 		{Name: "tower", Devices: []string{"cuda:0", "cuda:1"}, Degree: 2, Blocks: 19, Head: true, Compute: 0.8, Hop: 0.24},
-		{Name: "laptop", Device: "cuda:0", First: 19, Blocks: 8, Compute: 0.6, Expansion: 0.2, Stream: 0.2, Ring: 1, Hop: 0.24, Tiers: []placement.Tier{{Kind: placement.TierRAM, Blocks: 4}}},
+		{Name: "laptop", Device: "cuda:0", First: 19, Blocks: 8, Compute: 0.6, Stall: 0.2, Stream: 0.2, Ring: 1, Hop: 0.24, Tiers: []placement.Tier{{Kind: placement.TierRAM, Blocks: 4}}},
 		{Name: "attic", Device: "cpu", First: 27, Blocks: 30, Tail: true, Compute: 1.1, Expansion: 0.15, Hop: 0.01, Slots: 1},
 	})
 	var many []placement.Stage

@@ -82,7 +82,7 @@ func New(plan *placement.Plan, problem placement.Problem) *Timeline {
 	pipelines := Pipelines(plan)
 	t.Pipelines = len(pipelines)
 	for i, r := range pipelines {
-		t.pipeline(plan, problem, i, r, forwards(plan, len(pipelines), r, problem.Objective))
+		t.pipeline(plan, problem, i, r, forwards(len(pipelines), r, problem.Objective))
 	}
 	return t
 }
@@ -108,8 +108,8 @@ func Pipelines(plan *placement.Plan) []placement.Pipeline {
 }
 
 // forwards is how many micro-batches a pipeline runs in one step.
-func forwards(plan *placement.Plan, pipelines int, r placement.Pipeline, o placement.Objective) int {
-	kind := placement.ObjectiveKind(plan.Objective)
+func forwards(pipelines int, r placement.Pipeline, o placement.Objective) int {
+	kind := o.Kind
 	switch {
 	case kind == placement.ObjectivePair && pipelines == 1:
 		return 2
@@ -156,42 +156,44 @@ func (t *Timeline) pipeline(plan *placement.Plan, problem placement.Problem, ind
 			links[i] = t.row(RowLink, s.Name+" → "+stages[i+1].Name, index, r.First+i)
 		}
 	}
-	free, busy := make([]float64, len(stages)), make([]float64, len(stages)) // until when: stage, link behind it
+	free, taken := make([]float64, len(stages)), make([]float64, len(stages)) // until when: stage, link behind it
 	for m := range n {
 		t.span(endpoint, SpanHop, m, 0, input, "in")
 		at := input
 		for i, s := range stages {
 			start := math.Max(at, free[i])
-			at = start + s.Compute + s.Expansion
+			at = start + busy(s)
 			free[i] = at
 			t.stage(s, devices[i], copies[i], m, start)
 			if i+1 == len(stages) {
 				t.span(endpoint, SpanHop, m, at, at+s.Hop, "out")
 				continue
 			}
-			start = math.Max(at, busy[i])
+			start = math.Max(at, taken[i])
 			at = start + s.Hop
-			busy[i] = at
+			taken[i] = at
 			t.span(links[i], SpanHop, m, start, at, "")
 		}
 	}
 }
+
+// busy is how long a stage takes for one forward.
+func busy(s placement.Stage) float64 { return s.Compute + s.Expansion + s.Stall }
 
 // maxPieces is how many turns of copying and computing are drawn where they do not overlap.
 const maxPieces = 8
 
 // stage adds what one stage does with one micro-batch.
 func (t *Timeline) stage(s placement.Stage, device, copies, m int, start float64) {
-	end := start + s.Compute + s.Expansion
-	if s.Stream <= 0 {
+	end := start + busy(s)
+	if s.Stream <= 0 || s.Ring != 1 { // copies run beside compute; what they take longer, the device waits
+		if s.Stream > 0 {
+			t.span(copies, SpanCopy, m, start, math.Min(start+s.Stream, end), "")
+		}
+		expanded := start + s.Compute + s.Expansion
 		t.span(device, SpanCompute, m, start, start+s.Compute, s.Span())
-		t.span(device, SpanWeights, m, start+s.Compute, end, "expand")
-		return
-	}
-	if s.Ring != 1 { // copies run beside compute; what they take longer, the device waits
-		t.span(copies, SpanCopy, m, start, math.Min(start+s.Stream, end), "")
-		t.span(device, SpanCompute, m, start, start+s.Compute, s.Span())
-		t.span(device, SpanWeights, m, start+s.Compute, end, "wait")
+		t.span(device, SpanWeights, m, start+s.Compute, expanded, "expand")
+		t.span(device, SpanWeights, m, expanded, end, "wait")
 		return
 	}
 	n := 0
@@ -226,13 +228,13 @@ func inputHop(plan *placement.Plan, problem placement.Problem, r placement.Pipel
 		}
 	}
 	for _, n := range problem.Nodes {
-		if n.ID == stages[0].Node {
+		if n.ID == stages[0].Node && len(stages[0].Island) == 0 {
 			return float64(m.Input)/n.Link.BytesPerSecond + n.Link.Latency
 		}
 	}
 	rest := r.Forward
 	for _, s := range stages {
-		rest -= s.Compute + s.Expansion + s.Hop
+		rest -= busy(s) + s.Hop
 	}
 	return math.Max(0, rest)
 }

@@ -10,6 +10,7 @@
 package report
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,6 +86,7 @@ func New(p placement.Problem, plan *placement.Plan, opt Options) (*Report, error
 	if p.Objective.Kind == placement.ObjectiveBatch {
 		r.Size = max(p.Objective.Size, 1)
 	}
+	r.Objective = string(cmp.Or(p.Objective.Kind, placement.ObjectiveLatency)) // without the size
 	s := &searcher{problem: p, plan: plan}
 	if opt.Queue && !plan.Forced {
 		r.Queue = s.queue()
@@ -111,9 +113,6 @@ func (r *Report) complete() {
 	}
 	for _, l := range r.Plan.IfLost {
 		r.IfLost = append(r.IfLost, Loss{l, l.String()})
-	}
-	if r.Objective == "" {
-		r.Objective = string(placement.ObjectiveLatency)
 	}
 	r.Stages = slices.Clone(r.Stages)
 	for i := range r.Stages {
