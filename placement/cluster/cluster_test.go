@@ -6,6 +6,7 @@ package cluster_test
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -119,6 +120,13 @@ func clusters(t *rapid.T) cluster.Cluster {
 			}
 			n.Devices = append(n.Devices, d)
 		}
+		for j := range rapid.IntRange(0, 3).Draw(t, "alike") {
+			d := n.Devices[len(n.Devices)-1]
+			d.ID = fmt.Sprintf("cuda:%d", len(n.Devices)+rapid.IntRange(0, 1).Draw(t, "gap")*(j+8))
+			if !slices.ContainsFunc(n.Devices, func(o placement.Device) bool { return o.ID == d.ID }) {
+				n.Devices = append(n.Devices, d)
+			}
+		}
 		c.Nodes = append(c.Nodes, n)
 	}
 	for i := range c.Nodes {
@@ -180,6 +188,22 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("%d links and %d groups became %d and %d", len(c.Links), len(c.Groups), len(back.Links), len(back.Groups))
 		}
 	})
+}
+
+// TestLarge: the largest cluster is written and read.
+func TestLarge(t *testing.T) {
+	c, err := cluster.Parse("x", []byte("nodes: [{name: 'n{0001..1024}', ram: 1TB, nic: 100gbps, devices: [{device: h100, count: 8}, {device: epyc-9654}]}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cluster.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := cluster.Parse("x", out)
+	if err != nil || len(back.Nodes) != 1024 || len(back.Nodes[7].Devices) != 9 {
+		t.Errorf("%d nodes, %v", len(back.Nodes), err)
+	}
 }
 
 // TestBombs: what a small file stands for is bounded.

@@ -47,11 +47,11 @@ func (t *table) schema(defs schema) schema {
 		out["required"] = required
 	}
 	if len(t.either) > 0 {
-		var any []schema
+		var ways []schema
 		for _, set := range t.either {
-			any = append(any, schema{"required": set})
+			ways = append(ways, schema{"required": set})
 		}
-		out["anyOf"] = any
+		out["anyOf"] = ways
 	}
 	var not []schema
 	for _, pair := range t.not {

@@ -6,6 +6,7 @@ package cluster
 import (
 	"fmt"
 	"math"
+	"reflect"
 	"strconv"
 	"strings"
 
@@ -147,8 +148,10 @@ func nodeEntry(n placement.Node) *entry {
 		e.add("rejected", r.node())
 	}
 	devices := e.list("devices")
-	for _, d := range n.Devices {
-		devices.Content = append(devices.Content, deviceEntry(d).node())
+	for i := 0; i < len(n.Devices); {
+		count := alike(n.Devices, i)
+		devices.Content = append(devices.Content, deviceEntry(n.Devices[i], count).node())
+		i += count
 	}
 	if len(n.Devices) == 0 {
 		devices.Style = yaml.FlowStyle
@@ -156,9 +159,31 @@ func nodeEntry(n placement.Node) *entry {
 	return e
 }
 
-func deviceEntry(d placement.Device) *entry {
+// alike is how many devices from i on differ in nothing but ids, which are those
+// that the reader gives.
+func alike(all []placement.Device, i int) int {
+	count := 0
+	for i+count < len(all) {
+		d := all[i+count]
+		if d.ID != freeID(d.Kind, all[:i+count]) {
+			break
+		}
+		d.ID = all[i].ID
+		if !reflect.DeepEqual(d, all[i]) {
+			break
+		}
+		count++
+	}
+	return max(count, 1)
+}
+
+func deviceEntry(d placement.Device, count int) *entry {
 	e := &entry{}
-	e.text("id", d.ID)
+	if count > 1 {
+		e.put("count", strconv.Itoa(count))
+	} else {
+		e.text("id", d.ID)
+	}
 	e.put("kind", string(d.Kind))
 	if d.Model != "" {
 		e.text("model", d.Model)
