@@ -80,7 +80,7 @@ func (x Observed_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Observed_State.Descriptor instead.
 func (Observed_State) EnumDescriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19, 0}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21, 0}
 }
 
 // Workload is the largest request that a deployment is placed for.
@@ -139,8 +139,8 @@ func (x *Workload) GetInFlight() uint32 {
 	return 0
 }
 
-// Rates are speeds measured on a device at the agent's start, for one size of
-// activations: small ones leave a device less busy.
+// Rates are speeds measured on a device, for one size of activations: small
+// ones leave a device less busy.
 type Rates struct {
 	state                     protoimpl.MessageState `protogen:"open.v1"`
 	Dtype                     string                 `protobuf:"bytes,1,opt,name=dtype,proto3" json:"dtype,omitempty"`                                                                          // compute dtype: f32, bf16
@@ -149,6 +149,8 @@ type Rates struct {
 	ExpandBytesPerSecond      float64                `protobuf:"fixed64,4,opt,name=expand_bytes_per_second,json=expandBytesPerSecond,proto3" json:"expand_bytes_per_second,omitempty"`          // stored bytes expanded and packed, in packed bytes
 	ElementwiseBytesPerSecond float64                `protobuf:"fixed64,5,opt,name=elementwise_bytes_per_second,json=elementwiseBytesPerSecond,proto3" json:"elementwise_bytes_per_second,omitempty"`
 	Elements                  uint64                 `protobuf:"varint,6,opt,name=elements,proto3" json:"elements,omitempty"` // of an activation, tokens times hidden size
+	Tokens                    uint64                 `protobuf:"varint,7,opt,name=tokens,proto3" json:"tokens,omitempty"`     // of these; attention's rate follows it
+	Uncertainty               *RateUncertainty       `protobuf:"bytes,8,opt,name=uncertainty,proto3" json:"uncertainty,omitempty"`
 	unknownFields             protoimpl.UnknownFields
 	sizeCache                 protoimpl.SizeCache
 }
@@ -225,6 +227,178 @@ func (x *Rates) GetElements() uint64 {
 	return 0
 }
 
+func (x *Rates) GetTokens() uint64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *Rates) GetUncertainty() *RateUncertainty {
+	if x != nil {
+		return x.Uncertainty
+	}
+	return nil
+}
+
+// RateUncertainty is how far the repetitions of a measurement lie apart: half
+// of the distance from the tenth to the ninetieth percentile, over the median.
+// 0.03 is 3 %.
+type RateUncertainty struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Linear        float64                `protobuf:"fixed64,1,opt,name=linear,proto3" json:"linear,omitempty"`
+	Attention     float64                `protobuf:"fixed64,2,opt,name=attention,proto3" json:"attention,omitempty"`
+	Expand        float64                `protobuf:"fixed64,3,opt,name=expand,proto3" json:"expand,omitempty"`
+	Elementwise   float64                `protobuf:"fixed64,4,opt,name=elementwise,proto3" json:"elementwise,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateUncertainty) Reset() {
+	*x = RateUncertainty{}
+	mi := &file_distorch_v1_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateUncertainty) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateUncertainty) ProtoMessage() {}
+
+func (x *RateUncertainty) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateUncertainty.ProtoReflect.Descriptor instead.
+func (*RateUncertainty) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RateUncertainty) GetLinear() float64 {
+	if x != nil {
+		return x.Linear
+	}
+	return 0
+}
+
+func (x *RateUncertainty) GetAttention() float64 {
+	if x != nil {
+		return x.Attention
+	}
+	return 0
+}
+
+func (x *RateUncertainty) GetExpand() float64 {
+	if x != nil {
+		return x.Expand
+	}
+	return 0
+}
+
+func (x *RateUncertainty) GetElementwise() float64 {
+	if x != nil {
+		return x.Elementwise
+	}
+	return 0
+}
+
+// Feedback is what a device's own forwards taught about its rates, for one
+// compute dtype and one size of activations. The rates beside it are as they
+// were measured: a forecast is the model's time by them, times the ratio.
+type Feedback struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dtype         string                 `protobuf:"bytes,1,opt,name=dtype,proto3" json:"dtype,omitempty"`
+	Elements      uint64                 `protobuf:"varint,2,opt,name=elements,proto3" json:"elements,omitempty"` // of an activation, as in Rates
+	Ratio         float64                `protobuf:"fixed64,3,opt,name=ratio,proto3" json:"ratio,omitempty"`      // measured over the uncorrected forecast
+	Samples       uint64                 `protobuf:"varint,4,opt,name=samples,proto3" json:"samples,omitempty"`   // forwards that it rests on
+	Base          float64                `protobuf:"fixed64,5,opt,name=base,proto3" json:"base,omitempty"`        // the ratio when the device was measured last; 1 at first
+	Event         string                 `protobuf:"bytes,6,opt,name=event,proto3" json:"event,omitempty"`        // what was noticed last, for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Feedback) Reset() {
+	*x = Feedback{}
+	mi := &file_distorch_v1_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Feedback) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Feedback) ProtoMessage() {}
+
+func (x *Feedback) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Feedback.ProtoReflect.Descriptor instead.
+func (*Feedback) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Feedback) GetDtype() string {
+	if x != nil {
+		return x.Dtype
+	}
+	return ""
+}
+
+func (x *Feedback) GetElements() uint64 {
+	if x != nil {
+		return x.Elements
+	}
+	return 0
+}
+
+func (x *Feedback) GetRatio() float64 {
+	if x != nil {
+		return x.Ratio
+	}
+	return 0
+}
+
+func (x *Feedback) GetSamples() uint64 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+func (x *Feedback) GetBase() float64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *Feedback) GetEvent() string {
+	if x != nil {
+		return x.Event
+	}
+	return ""
+}
+
 type Device struct {
 	state                  protoimpl.MessageState `protogen:"open.v1"`
 	Name                   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // cpu
@@ -239,14 +413,20 @@ type Device struct {
 	Rates                  []*Rates               `protobuf:"bytes,10,rep,name=rates,proto3" json:"rates,omitempty"`
 	// What the agent's process and its engine's kernels take of the allocatable
 	// memory, beside any stage. Counted once per node.
-	OverheadBytes uint64 `protobuf:"varint,11,opt,name=overhead_bytes,json=overheadBytes,proto3" json:"overhead_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	OverheadBytes              uint64      `protobuf:"varint,11,opt,name=overhead_bytes,json=overheadBytes,proto3" json:"overhead_bytes,omitempty"`
+	Calibration                string      `protobuf:"bytes,12,opt,name=calibration,proto3" json:"calibration,omitempty"` // names this set of rates; another one after each measuring
+	Feedback                   []*Feedback `protobuf:"bytes,13,rep,name=feedback,proto3" json:"feedback,omitempty"`
+	MemoryBytesPerSecond       float64     `protobuf:"fixed64,14,opt,name=memory_bytes_per_second,json=memoryBytesPerSecond,proto3" json:"memory_bytes_per_second,omitempty"`                       // read and written by a copy with all threads; 0: not measured
+	HostCopyBytesPerSecond     float64     `protobuf:"fixed64,15,opt,name=host_copy_bytes_per_second,json=hostCopyBytesPerSecond,proto3" json:"host_copy_bytes_per_second,omitempty"`               // copied by one thread in RAM; 0: not measured
+	HostToDeviceBytesPerSecond float64     `protobuf:"fixed64,16,opt,name=host_to_device_bytes_per_second,json=hostToDeviceBytesPerSecond,proto3" json:"host_to_device_bytes_per_second,omitempty"` // 0: the device computes in RAM
+	DeviceToHostBytesPerSecond float64     `protobuf:"fixed64,17,opt,name=device_to_host_bytes_per_second,json=deviceToHostBytesPerSecond,proto3" json:"device_to_host_bytes_per_second,omitempty"`
+	unknownFields              protoimpl.UnknownFields
+	sizeCache                  protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_distorch_v1_control_proto_msgTypes[2]
+	mi := &file_distorch_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -258,7 +438,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[2]
+	mi := &file_distorch_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -271,7 +451,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Device) GetName() string {
@@ -351,6 +531,48 @@ func (x *Device) GetOverheadBytes() uint64 {
 	return 0
 }
 
+func (x *Device) GetCalibration() string {
+	if x != nil {
+		return x.Calibration
+	}
+	return ""
+}
+
+func (x *Device) GetFeedback() []*Feedback {
+	if x != nil {
+		return x.Feedback
+	}
+	return nil
+}
+
+func (x *Device) GetMemoryBytesPerSecond() float64 {
+	if x != nil {
+		return x.MemoryBytesPerSecond
+	}
+	return 0
+}
+
+func (x *Device) GetHostCopyBytesPerSecond() float64 {
+	if x != nil {
+		return x.HostCopyBytesPerSecond
+	}
+	return 0
+}
+
+func (x *Device) GetHostToDeviceBytesPerSecond() float64 {
+	if x != nil {
+		return x.HostToDeviceBytesPerSecond
+	}
+	return 0
+}
+
+func (x *Device) GetDeviceToHostBytesPerSecond() float64 {
+	if x != nil {
+		return x.DeviceToHostBytesPerSecond
+	}
+	return 0
+}
+
 // NodeRecord is /nodes/<id>, written by that agent under its lease.
 type NodeRecord struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
@@ -368,13 +590,14 @@ type NodeRecord struct {
 	Engine             string                 `protobuf:"bytes,12,opt,name=engine,proto3" json:"engine,omitempty"`
 	Pid                int64                  `protobuf:"varint,13,opt,name=pid,proto3" json:"pid,omitempty"`
 	LoadBytesPerSecond float64                `protobuf:"fixed64,14,opt,name=load_bytes_per_second,json=loadBytesPerSecond,proto3" json:"load_bytes_per_second,omitempty"` // model file into memory
+	LoadCold           bool                   `protobuf:"varint,15,opt,name=load_cold,json=loadCold,proto3" json:"load_cold,omitempty"`                                    // that rate was measured past the system's file cache
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *NodeRecord) Reset() {
 	*x = NodeRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[3]
+	mi := &file_distorch_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +609,7 @@ func (x *NodeRecord) String() string {
 func (*NodeRecord) ProtoMessage() {}
 
 func (x *NodeRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[3]
+	mi := &file_distorch_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +622,7 @@ func (x *NodeRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRecord.ProtoReflect.Descriptor instead.
 func (*NodeRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NodeRecord) GetId() string {
@@ -500,6 +723,13 @@ func (x *NodeRecord) GetLoadBytesPerSecond() float64 {
 	return 0
 }
 
+func (x *NodeRecord) GetLoadCold() bool {
+	if x != nil {
+		return x.LoadCold
+	}
+	return false
+}
+
 type PeerLink struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -511,7 +741,7 @@ type PeerLink struct {
 
 func (x *PeerLink) Reset() {
 	*x = PeerLink{}
-	mi := &file_distorch_v1_control_proto_msgTypes[4]
+	mi := &file_distorch_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +753,7 @@ func (x *PeerLink) String() string {
 func (*PeerLink) ProtoMessage() {}
 
 func (x *PeerLink) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[4]
+	mi := &file_distorch_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +766,7 @@ func (x *PeerLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLink.ProtoReflect.Descriptor instead.
 func (*PeerLink) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PeerLink) GetNode() string {
@@ -573,7 +803,7 @@ type LinkRecord struct {
 
 func (x *LinkRecord) Reset() {
 	*x = LinkRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[5]
+	mi := &file_distorch_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +815,7 @@ func (x *LinkRecord) String() string {
 func (*LinkRecord) ProtoMessage() {}
 
 func (x *LinkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[5]
+	mi := &file_distorch_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +828,7 @@ func (x *LinkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkRecord.ProtoReflect.Descriptor instead.
 func (*LinkRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LinkRecord) GetNode() string {
@@ -641,7 +871,7 @@ type WeightEntry struct {
 
 func (x *WeightEntry) Reset() {
 	*x = WeightEntry{}
-	mi := &file_distorch_v1_control_proto_msgTypes[6]
+	mi := &file_distorch_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +883,7 @@ func (x *WeightEntry) String() string {
 func (*WeightEntry) ProtoMessage() {}
 
 func (x *WeightEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[6]
+	mi := &file_distorch_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +896,7 @@ func (x *WeightEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightEntry.ProtoReflect.Descriptor instead.
 func (*WeightEntry) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WeightEntry) GetName() string {
@@ -710,7 +940,7 @@ type ModelRecord struct {
 
 func (x *ModelRecord) Reset() {
 	*x = ModelRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[7]
+	mi := &file_distorch_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +952,7 @@ func (x *ModelRecord) String() string {
 func (*ModelRecord) ProtoMessage() {}
 
 func (x *ModelRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[7]
+	mi := &file_distorch_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +965,7 @@ func (x *ModelRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelRecord.ProtoReflect.Descriptor instead.
 func (*ModelRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ModelRecord) GetId() string {
@@ -828,7 +1058,7 @@ type HolderRecord struct {
 
 func (x *HolderRecord) Reset() {
 	*x = HolderRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[8]
+	mi := &file_distorch_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +1070,7 @@ func (x *HolderRecord) String() string {
 func (*HolderRecord) ProtoMessage() {}
 
 func (x *HolderRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[8]
+	mi := &file_distorch_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +1083,7 @@ func (x *HolderRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HolderRecord.ProtoReflect.Descriptor instead.
 func (*HolderRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HolderRecord) GetModel() string {
@@ -896,7 +1126,7 @@ type Pin struct {
 
 func (x *Pin) Reset() {
 	*x = Pin{}
-	mi := &file_distorch_v1_control_proto_msgTypes[9]
+	mi := &file_distorch_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1138,7 @@ func (x *Pin) String() string {
 func (*Pin) ProtoMessage() {}
 
 func (x *Pin) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[9]
+	mi := &file_distorch_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1151,7 @@ func (x *Pin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pin.ProtoReflect.Descriptor instead.
 func (*Pin) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Pin) GetNode() string {
@@ -964,7 +1194,7 @@ type DeploymentSpec struct {
 
 func (x *DeploymentSpec) Reset() {
 	*x = DeploymentSpec{}
-	mi := &file_distorch_v1_control_proto_msgTypes[10]
+	mi := &file_distorch_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1206,7 @@ func (x *DeploymentSpec) String() string {
 func (*DeploymentSpec) ProtoMessage() {}
 
 func (x *DeploymentSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[10]
+	mi := &file_distorch_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1219,7 @@ func (x *DeploymentSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentSpec.ProtoReflect.Descriptor instead.
 func (*DeploymentSpec) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeploymentSpec) GetName() string {
@@ -1069,13 +1299,17 @@ type StageForecast struct {
 	HopSeconds     float64                `protobuf:"fixed64,3,opt,name=hop_seconds,json=hopSeconds,proto3" json:"hop_seconds,omitempty"` // to the next stage, or back to the endpoint from the last
 	LoadSeconds    float64                `protobuf:"fixed64,4,opt,name=load_seconds,json=loadSeconds,proto3" json:"load_seconds,omitempty"`
 	PeakBytes      uint64                 `protobuf:"varint,5,opt,name=peak_bytes,json=peakBytes,proto3" json:"peak_bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Compute and expansion are the model's times by the device's rates times
+	// this, which earlier forwards taught; 0 is 1.
+	Correction    float64 `protobuf:"fixed64,6,opt,name=correction,proto3" json:"correction,omitempty"`
+	Calibration   string  `protobuf:"bytes,7,opt,name=calibration,proto3" json:"calibration,omitempty"` // the rates that were used, as Device has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StageForecast) Reset() {
 	*x = StageForecast{}
-	mi := &file_distorch_v1_control_proto_msgTypes[11]
+	mi := &file_distorch_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1321,7 @@ func (x *StageForecast) String() string {
 func (*StageForecast) ProtoMessage() {}
 
 func (x *StageForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[11]
+	mi := &file_distorch_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1334,7 @@ func (x *StageForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageForecast.ProtoReflect.Descriptor instead.
 func (*StageForecast) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StageForecast) GetComputeSeconds() float64 {
@@ -1138,6 +1372,20 @@ func (x *StageForecast) GetPeakBytes() uint64 {
 	return 0
 }
 
+func (x *StageForecast) GetCorrection() float64 {
+	if x != nil {
+		return x.Correction
+	}
+	return 0
+}
+
+func (x *StageForecast) GetCalibration() string {
+	if x != nil {
+		return x.Calibration
+	}
+	return ""
+}
+
 // Stage is a contiguous range of blocks on one node.
 type Stage struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1162,7 +1410,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_distorch_v1_control_proto_msgTypes[12]
+	mi := &file_distorch_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1422,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[12]
+	mi := &file_distorch_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1435,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Stage) GetNode() string {
@@ -1296,7 +1544,7 @@ type Forecast struct {
 
 func (x *Forecast) Reset() {
 	*x = Forecast{}
-	mi := &file_distorch_v1_control_proto_msgTypes[13]
+	mi := &file_distorch_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1556,7 @@ func (x *Forecast) String() string {
 func (*Forecast) ProtoMessage() {}
 
 func (x *Forecast) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[13]
+	mi := &file_distorch_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1569,7 @@ func (x *Forecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
 func (*Forecast) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Forecast) GetStepSeconds() float64 {
@@ -1383,7 +1631,7 @@ type UnusedNode struct {
 
 func (x *UnusedNode) Reset() {
 	*x = UnusedNode{}
-	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	mi := &file_distorch_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1643,7 @@ func (x *UnusedNode) String() string {
 func (*UnusedNode) ProtoMessage() {}
 
 func (x *UnusedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	mi := &file_distorch_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1656,7 @@ func (x *UnusedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnusedNode.ProtoReflect.Descriptor instead.
 func (*UnusedNode) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UnusedNode) GetNode() string {
@@ -1435,7 +1683,7 @@ type NodeLoss struct {
 
 func (x *NodeLoss) Reset() {
 	*x = NodeLoss{}
-	mi := &file_distorch_v1_control_proto_msgTypes[15]
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1695,7 @@ func (x *NodeLoss) String() string {
 func (*NodeLoss) ProtoMessage() {}
 
 func (x *NodeLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[15]
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1708,7 @@ func (x *NodeLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLoss.ProtoReflect.Descriptor instead.
 func (*NodeLoss) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeLoss) GetNode() string {
@@ -1488,7 +1736,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1748,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1761,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Certificate) GetOptimal() bool {
@@ -1553,7 +1801,7 @@ type BarredNode struct {
 
 func (x *BarredNode) Reset() {
 	*x = BarredNode{}
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1813,7 @@ func (x *BarredNode) String() string {
 func (*BarredNode) ProtoMessage() {}
 
 func (x *BarredNode) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1826,7 @@ func (x *BarredNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BarredNode.ProtoReflect.Descriptor instead.
 func (*BarredNode) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BarredNode) GetNode() string {
@@ -1643,7 +1891,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1903,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1916,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Plan) GetDeployment() string {
@@ -1809,7 +2057,7 @@ type Observed struct {
 
 func (x *Observed) Reset() {
 	*x = Observed{}
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +2069,7 @@ func (x *Observed) String() string {
 func (*Observed) ProtoMessage() {}
 
 func (x *Observed) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +2082,7 @@ func (x *Observed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observed.ProtoReflect.Descriptor instead.
 func (*Observed) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Observed) GetDeployment() string {
@@ -1922,7 +2170,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2182,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2195,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TokenRecord) GetId() string {
@@ -2001,7 +2249,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2261,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2274,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
@@ -2045,7 +2293,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2305,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2318,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2088,7 +2336,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2348,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2361,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 type NodeStatus struct {
@@ -2127,7 +2375,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2387,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2400,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NodeStatus) GetRecord() *NodeRecord {
@@ -2185,7 +2433,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2197,7 +2445,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2210,7 +2458,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeStatus {
@@ -2229,7 +2477,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2489,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2502,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -2272,7 +2520,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2532,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2545,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 type ListModelsRequest struct {
@@ -2308,7 +2556,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2568,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2581,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 type ModelStatus struct {
@@ -2346,7 +2594,7 @@ type ModelStatus struct {
 
 func (x *ModelStatus) Reset() {
 	*x = ModelStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +2606,7 @@ func (x *ModelStatus) String() string {
 func (*ModelStatus) ProtoMessage() {}
 
 func (x *ModelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +2619,7 @@ func (x *ModelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelStatus.ProtoReflect.Descriptor instead.
 func (*ModelStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ModelStatus) GetRecord() *ModelRecord {
@@ -2397,7 +2645,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2657,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2670,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelStatus {
@@ -2441,7 +2689,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2701,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2714,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PlanRequest) GetSpec() *DeploymentSpec {
@@ -2486,7 +2734,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2746,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2759,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PlanResponse) GetPlan() *Plan {
@@ -2537,7 +2785,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +2797,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +2810,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeployRequest) GetSpec() *DeploymentSpec {
@@ -2581,7 +2829,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2593,7 +2841,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2606,7 +2854,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DeployResponse) GetSpec() *DeploymentSpec {
@@ -2629,7 +2877,7 @@ type DeploymentStatus struct {
 
 func (x *DeploymentStatus) Reset() {
 	*x = DeploymentStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2889,7 @@ func (x *DeploymentStatus) String() string {
 func (*DeploymentStatus) ProtoMessage() {}
 
 func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2902,7 @@ func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentStatus.ProtoReflect.Descriptor instead.
 func (*DeploymentStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeploymentStatus) GetSpec() *DeploymentSpec {
@@ -2701,7 +2949,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +2961,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +2974,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatusRequest) GetName() string {
@@ -2746,7 +2994,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +3006,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +3019,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatusResponse) GetDeployments() []*DeploymentStatus {
@@ -2797,7 +3045,7 @@ type UndeployRequest struct {
 
 func (x *UndeployRequest) Reset() {
 	*x = UndeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2809,7 +3057,7 @@ func (x *UndeployRequest) String() string {
 func (*UndeployRequest) ProtoMessage() {}
 
 func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2822,7 +3070,7 @@ func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
 func (*UndeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UndeployRequest) GetName() string {
@@ -2840,7 +3088,7 @@ type UndeployResponse struct {
 
 func (x *UndeployResponse) Reset() {
 	*x = UndeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2852,7 +3100,7 @@ func (x *UndeployResponse) String() string {
 func (*UndeployResponse) ProtoMessage() {}
 
 func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2865,7 +3113,7 @@ func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
 func (*UndeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 type VersionRequest struct {
@@ -2876,7 +3124,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2888,7 +3136,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2901,7 +3149,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 type VersionResponse struct {
@@ -2916,7 +3164,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3176,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3189,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -2982,14 +3230,28 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\tin_flight\x18\x02 \x01(\rR\binFlight\x1a7\n" +
 	"\tDimsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xa5\x02\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xfd\x02\n" +
 	"\x05Rates\x12\x14\n" +
 	"\x05dtype\x18\x01 \x01(\tR\x05dtype\x125\n" +
 	"\x17linear_flops_per_second\x18\x02 \x01(\x01R\x14linearFlopsPerSecond\x12;\n" +
 	"\x1aattention_flops_per_second\x18\x03 \x01(\x01R\x17attentionFlopsPerSecond\x125\n" +
 	"\x17expand_bytes_per_second\x18\x04 \x01(\x01R\x14expandBytesPerSecond\x12?\n" +
 	"\x1celementwise_bytes_per_second\x18\x05 \x01(\x01R\x19elementwiseBytesPerSecond\x12\x1a\n" +
-	"\belements\x18\x06 \x01(\x04R\belements\"\xfb\x02\n" +
+	"\belements\x18\x06 \x01(\x04R\belements\x12\x16\n" +
+	"\x06tokens\x18\a \x01(\x04R\x06tokens\x12>\n" +
+	"\vuncertainty\x18\b \x01(\v2\x1c.distorch.v1.RateUncertaintyR\vuncertainty\"\x81\x01\n" +
+	"\x0fRateUncertainty\x12\x16\n" +
+	"\x06linear\x18\x01 \x01(\x01R\x06linear\x12\x1c\n" +
+	"\tattention\x18\x02 \x01(\x01R\tattention\x12\x16\n" +
+	"\x06expand\x18\x03 \x01(\x01R\x06expand\x12 \n" +
+	"\velementwise\x18\x04 \x01(\x01R\velementwise\"\x96\x01\n" +
+	"\bFeedback\x12\x14\n" +
+	"\x05dtype\x18\x01 \x01(\tR\x05dtype\x12\x1a\n" +
+	"\belements\x18\x02 \x01(\x04R\belements\x12\x14\n" +
+	"\x05ratio\x18\x03 \x01(\x01R\x05ratio\x12\x18\n" +
+	"\asamples\x18\x04 \x01(\x04R\asamples\x12\x12\n" +
+	"\x04base\x18\x05 \x01(\x01R\x04base\x12\x14\n" +
+	"\x05event\x18\x06 \x01(\tR\x05event\"\xcd\x05\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x14\n" +
@@ -3002,7 +3264,13 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x10numerics_classes\x18\t \x03(\tR\x0fnumericsClasses\x12(\n" +
 	"\x05rates\x18\n" +
 	" \x03(\v2\x12.distorch.v1.RatesR\x05rates\x12%\n" +
-	"\x0eoverhead_bytes\x18\v \x01(\x04R\roverheadBytes\"\x83\x04\n" +
+	"\x0eoverhead_bytes\x18\v \x01(\x04R\roverheadBytes\x12 \n" +
+	"\vcalibration\x18\f \x01(\tR\vcalibration\x121\n" +
+	"\bfeedback\x18\r \x03(\v2\x15.distorch.v1.FeedbackR\bfeedback\x125\n" +
+	"\x17memory_bytes_per_second\x18\x0e \x01(\x01R\x14memoryBytesPerSecond\x12:\n" +
+	"\x1ahost_copy_bytes_per_second\x18\x0f \x01(\x01R\x16hostCopyBytesPerSecond\x12C\n" +
+	"\x1fhost_to_device_bytes_per_second\x18\x10 \x01(\x01R\x1ahostToDeviceBytesPerSecond\x12C\n" +
+	"\x1fdevice_to_host_bytes_per_second\x18\x11 \x01(\x01R\x1adeviceToHostBytesPerSecond\"\xa0\x04\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3019,7 +3287,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\bplatform\x18\v \x01(\tR\bplatform\x12\x16\n" +
 	"\x06engine\x18\f \x01(\tR\x06engine\x12\x10\n" +
 	"\x03pid\x18\r \x01(\x03R\x03pid\x121\n" +
-	"\x15load_bytes_per_second\x18\x0e \x01(\x01R\x12loadBytesPerSecond\x1a9\n" +
+	"\x15load_bytes_per_second\x18\x0e \x01(\x01R\x12loadBytesPerSecond\x12\x1b\n" +
+	"\tload_cold\x18\x0f \x01(\bR\bloadCold\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x82\x01\n" +
@@ -3081,7 +3350,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04pins\x18\b \x03(\v2\x10.distorch.v1.PinR\x04pins\x12\x1a\n" +
 	"\bexcludes\x18\t \x03(\tR\bexcludes\x12\x0e\n" +
 	"\x02id\x18\n" +
-	" \x01(\tR\x02id\"\xc2\x01\n" +
+	" \x01(\tR\x02id\"\x84\x02\n" +
 	"\rStageForecast\x12'\n" +
 	"\x0fcompute_seconds\x18\x01 \x01(\x01R\x0ecomputeSeconds\x12%\n" +
 	"\x0eexpand_seconds\x18\x02 \x01(\x01R\rexpandSeconds\x12\x1f\n" +
@@ -3089,7 +3358,11 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"hopSeconds\x12!\n" +
 	"\fload_seconds\x18\x04 \x01(\x01R\vloadSeconds\x12\x1d\n" +
 	"\n" +
-	"peak_bytes\x18\x05 \x01(\x04R\tpeakBytes\"\xfa\x02\n" +
+	"peak_bytes\x18\x05 \x01(\x04R\tpeakBytes\x12\x1e\n" +
+	"\n" +
+	"correction\x18\x06 \x01(\x01R\n" +
+	"correction\x12 \n" +
+	"\vcalibration\x18\a \x01(\tR\vcalibration\"\xfa\x02\n" +
 	"\x05Stage\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x16\n" +
@@ -3266,117 +3539,121 @@ func file_distorch_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_distorch_v1_control_proto_goTypes = []any{
 	(Observed_State)(0),         // 0: distorch.v1.Observed.State
 	(*Workload)(nil),            // 1: distorch.v1.Workload
 	(*Rates)(nil),               // 2: distorch.v1.Rates
-	(*Device)(nil),              // 3: distorch.v1.Device
-	(*NodeRecord)(nil),          // 4: distorch.v1.NodeRecord
-	(*PeerLink)(nil),            // 5: distorch.v1.PeerLink
-	(*LinkRecord)(nil),          // 6: distorch.v1.LinkRecord
-	(*WeightEntry)(nil),         // 7: distorch.v1.WeightEntry
-	(*ModelRecord)(nil),         // 8: distorch.v1.ModelRecord
-	(*HolderRecord)(nil),        // 9: distorch.v1.HolderRecord
-	(*Pin)(nil),                 // 10: distorch.v1.Pin
-	(*DeploymentSpec)(nil),      // 11: distorch.v1.DeploymentSpec
-	(*StageForecast)(nil),       // 12: distorch.v1.StageForecast
-	(*Stage)(nil),               // 13: distorch.v1.Stage
-	(*Forecast)(nil),            // 14: distorch.v1.Forecast
-	(*UnusedNode)(nil),          // 15: distorch.v1.UnusedNode
-	(*NodeLoss)(nil),            // 16: distorch.v1.NodeLoss
-	(*Certificate)(nil),         // 17: distorch.v1.Certificate
-	(*BarredNode)(nil),          // 18: distorch.v1.BarredNode
-	(*Plan)(nil),                // 19: distorch.v1.Plan
-	(*Observed)(nil),            // 20: distorch.v1.Observed
-	(*TokenRecord)(nil),         // 21: distorch.v1.TokenRecord
-	(*CreateTokenRequest)(nil),  // 22: distorch.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil), // 23: distorch.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),    // 24: distorch.v1.ListNodesRequest
-	(*NodeStatus)(nil),          // 25: distorch.v1.NodeStatus
-	(*ListNodesResponse)(nil),   // 26: distorch.v1.ListNodesResponse
-	(*RemoveNodeRequest)(nil),   // 27: distorch.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),  // 28: distorch.v1.RemoveNodeResponse
-	(*ListModelsRequest)(nil),   // 29: distorch.v1.ListModelsRequest
-	(*ModelStatus)(nil),         // 30: distorch.v1.ModelStatus
-	(*ListModelsResponse)(nil),  // 31: distorch.v1.ListModelsResponse
-	(*PlanRequest)(nil),         // 32: distorch.v1.PlanRequest
-	(*PlanResponse)(nil),        // 33: distorch.v1.PlanResponse
-	(*DeployRequest)(nil),       // 34: distorch.v1.DeployRequest
-	(*DeployResponse)(nil),      // 35: distorch.v1.DeployResponse
-	(*DeploymentStatus)(nil),    // 36: distorch.v1.DeploymentStatus
-	(*StatusRequest)(nil),       // 37: distorch.v1.StatusRequest
-	(*StatusResponse)(nil),      // 38: distorch.v1.StatusResponse
-	(*UndeployRequest)(nil),     // 39: distorch.v1.UndeployRequest
-	(*UndeployResponse)(nil),    // 40: distorch.v1.UndeployResponse
-	(*VersionRequest)(nil),      // 41: distorch.v1.VersionRequest
-	(*VersionResponse)(nil),     // 42: distorch.v1.VersionResponse
-	nil,                         // 43: distorch.v1.Workload.DimsEntry
-	nil,                         // 44: distorch.v1.NodeRecord.LabelsEntry
-	nil,                         // 45: distorch.v1.ModelRecord.HyperParametersEntry
-	(*durationpb.Duration)(nil), // 46: google.protobuf.Duration
-	(*Model)(nil),               // 47: distorch.v1.Model
+	(*RateUncertainty)(nil),     // 3: distorch.v1.RateUncertainty
+	(*Feedback)(nil),            // 4: distorch.v1.Feedback
+	(*Device)(nil),              // 5: distorch.v1.Device
+	(*NodeRecord)(nil),          // 6: distorch.v1.NodeRecord
+	(*PeerLink)(nil),            // 7: distorch.v1.PeerLink
+	(*LinkRecord)(nil),          // 8: distorch.v1.LinkRecord
+	(*WeightEntry)(nil),         // 9: distorch.v1.WeightEntry
+	(*ModelRecord)(nil),         // 10: distorch.v1.ModelRecord
+	(*HolderRecord)(nil),        // 11: distorch.v1.HolderRecord
+	(*Pin)(nil),                 // 12: distorch.v1.Pin
+	(*DeploymentSpec)(nil),      // 13: distorch.v1.DeploymentSpec
+	(*StageForecast)(nil),       // 14: distorch.v1.StageForecast
+	(*Stage)(nil),               // 15: distorch.v1.Stage
+	(*Forecast)(nil),            // 16: distorch.v1.Forecast
+	(*UnusedNode)(nil),          // 17: distorch.v1.UnusedNode
+	(*NodeLoss)(nil),            // 18: distorch.v1.NodeLoss
+	(*Certificate)(nil),         // 19: distorch.v1.Certificate
+	(*BarredNode)(nil),          // 20: distorch.v1.BarredNode
+	(*Plan)(nil),                // 21: distorch.v1.Plan
+	(*Observed)(nil),            // 22: distorch.v1.Observed
+	(*TokenRecord)(nil),         // 23: distorch.v1.TokenRecord
+	(*CreateTokenRequest)(nil),  // 24: distorch.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil), // 25: distorch.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),    // 26: distorch.v1.ListNodesRequest
+	(*NodeStatus)(nil),          // 27: distorch.v1.NodeStatus
+	(*ListNodesResponse)(nil),   // 28: distorch.v1.ListNodesResponse
+	(*RemoveNodeRequest)(nil),   // 29: distorch.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),  // 30: distorch.v1.RemoveNodeResponse
+	(*ListModelsRequest)(nil),   // 31: distorch.v1.ListModelsRequest
+	(*ModelStatus)(nil),         // 32: distorch.v1.ModelStatus
+	(*ListModelsResponse)(nil),  // 33: distorch.v1.ListModelsResponse
+	(*PlanRequest)(nil),         // 34: distorch.v1.PlanRequest
+	(*PlanResponse)(nil),        // 35: distorch.v1.PlanResponse
+	(*DeployRequest)(nil),       // 36: distorch.v1.DeployRequest
+	(*DeployResponse)(nil),      // 37: distorch.v1.DeployResponse
+	(*DeploymentStatus)(nil),    // 38: distorch.v1.DeploymentStatus
+	(*StatusRequest)(nil),       // 39: distorch.v1.StatusRequest
+	(*StatusResponse)(nil),      // 40: distorch.v1.StatusResponse
+	(*UndeployRequest)(nil),     // 41: distorch.v1.UndeployRequest
+	(*UndeployResponse)(nil),    // 42: distorch.v1.UndeployResponse
+	(*VersionRequest)(nil),      // 43: distorch.v1.VersionRequest
+	(*VersionResponse)(nil),     // 44: distorch.v1.VersionResponse
+	nil,                         // 45: distorch.v1.Workload.DimsEntry
+	nil,                         // 46: distorch.v1.NodeRecord.LabelsEntry
+	nil,                         // 47: distorch.v1.ModelRecord.HyperParametersEntry
+	(*durationpb.Duration)(nil), // 48: google.protobuf.Duration
+	(*Model)(nil),               // 49: distorch.v1.Model
 }
 var file_distorch_v1_control_proto_depIdxs = []int32{
-	43, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
-	2,  // 1: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
-	3,  // 2: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
-	44, // 3: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
-	46, // 4: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
-	46, // 5: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
-	5,  // 6: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
-	47, // 7: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
-	7,  // 8: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
-	45, // 9: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
-	1,  // 10: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
-	10, // 11: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
-	12, // 12: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
-	1,  // 13: distorch.v1.Plan.workload:type_name -> distorch.v1.Workload
-	13, // 14: distorch.v1.Plan.stages:type_name -> distorch.v1.Stage
-	14, // 15: distorch.v1.Plan.forecast:type_name -> distorch.v1.Forecast
-	15, // 16: distorch.v1.Plan.unused:type_name -> distorch.v1.UnusedNode
-	16, // 17: distorch.v1.Plan.if_lost:type_name -> distorch.v1.NodeLoss
-	17, // 18: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
-	18, // 19: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
-	0,  // 20: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
-	46, // 21: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
-	46, // 22: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	4,  // 23: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
-	6,  // 24: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
-	25, // 25: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
-	8,  // 26: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
-	30, // 27: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
-	11, // 28: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	19, // 29: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
-	11, // 30: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	11, // 31: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
-	11, // 32: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
-	19, // 33: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
-	20, // 34: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
-	36, // 35: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
-	41, // 36: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
-	22, // 37: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
-	24, // 38: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
-	27, // 39: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
-	29, // 40: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
-	32, // 41: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
-	34, // 42: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
-	37, // 43: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
-	39, // 44: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
-	42, // 45: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
-	23, // 46: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
-	26, // 47: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
-	28, // 48: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
-	31, // 49: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
-	33, // 50: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
-	35, // 51: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
-	38, // 52: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
-	40, // 53: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
-	45, // [45:54] is the sub-list for method output_type
-	36, // [36:45] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	45, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
+	3,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
+	2,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
+	4,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
+	5,  // 4: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
+	46, // 5: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
+	48, // 6: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
+	48, // 7: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
+	7,  // 8: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
+	49, // 9: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
+	9,  // 10: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
+	47, // 11: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
+	1,  // 12: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
+	12, // 13: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
+	14, // 14: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
+	1,  // 15: distorch.v1.Plan.workload:type_name -> distorch.v1.Workload
+	15, // 16: distorch.v1.Plan.stages:type_name -> distorch.v1.Stage
+	16, // 17: distorch.v1.Plan.forecast:type_name -> distorch.v1.Forecast
+	17, // 18: distorch.v1.Plan.unused:type_name -> distorch.v1.UnusedNode
+	18, // 19: distorch.v1.Plan.if_lost:type_name -> distorch.v1.NodeLoss
+	19, // 20: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
+	20, // 21: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
+	0,  // 22: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
+	48, // 23: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
+	48, // 24: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	6,  // 25: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
+	8,  // 26: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
+	27, // 27: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
+	10, // 28: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
+	32, // 29: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
+	13, // 30: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	21, // 31: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
+	13, // 32: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	13, // 33: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
+	13, // 34: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
+	21, // 35: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
+	22, // 36: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
+	38, // 37: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
+	43, // 38: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
+	24, // 39: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
+	26, // 40: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
+	29, // 41: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
+	31, // 42: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
+	34, // 43: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
+	36, // 44: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
+	39, // 45: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
+	41, // 46: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
+	44, // 47: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
+	25, // 48: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
+	28, // 49: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
+	30, // 50: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
+	33, // 51: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
+	35, // 52: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
+	37, // 53: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
+	40, // 54: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
+	42, // 55: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
+	47, // [47:56] is the sub-list for method output_type
+	38, // [38:47] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_control_proto_init() }
@@ -3391,7 +3668,7 @@ func file_distorch_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_control_proto_rawDesc), len(file_distorch_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   45,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

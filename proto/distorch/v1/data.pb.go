@@ -978,7 +978,8 @@ type StageStats struct {
 	FirstBlock       uint32                 `protobuf:"varint,12,opt,name=first_block,json=firstBlock,proto3" json:"first_block,omitempty"`
 	Blocks           uint32                 `protobuf:"varint,13,opt,name=blocks,proto3" json:"blocks,omitempty"`
 	NumericsClass    string                 `protobuf:"bytes,14,opt,name=numerics_class,json=numericsClass,proto3" json:"numerics_class,omitempty"`
-	Run              string                 `protobuf:"bytes,15,opt,name=run,proto3" json:"run,omitempty"` // the run whose end was asked for
+	Run              string                 `protobuf:"bytes,15,opt,name=run,proto3" json:"run,omitempty"`           // the run whose end was asked for
+	Feedback         *Feedback              `protobuf:"bytes,16,opt,name=feedback,proto3" json:"feedback,omitempty"` // what the stage's forwards have taught its agent; none: nothing yet
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1116,6 +1117,13 @@ func (x *StageStats) GetRun() string {
 		return x.Run
 	}
 	return ""
+}
+
+func (x *StageStats) GetFeedback() *Feedback {
+	if x != nil {
+		return x.Feedback
+	}
+	return nil
 }
 
 // ForwardID names one forward for duplicates, cancellation and order.
@@ -1955,7 +1963,7 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\x0eoutput_address\x18\b \x01(\tR\routputAddress\"h\n" +
 	"\x0eAttachResponse\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.distorch.v1.HelloR\x05hello\x12,\n" +
-	"\x05slots\x18\x02 \x03(\v2\x16.distorch.v1.RemoteKeyR\x05slots\"\xd2\x03\n" +
+	"\x05slots\x18\x02 \x03(\v2\x16.distorch.v1.RemoteKeyR\x05slots\"\x85\x04\n" +
 	"\n" +
 	"StageStats\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
@@ -1976,7 +1984,8 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"firstBlock\x12\x16\n" +
 	"\x06blocks\x18\r \x01(\rR\x06blocks\x12%\n" +
 	"\x0enumerics_class\x18\x0e \x01(\tR\rnumericsClass\x12\x10\n" +
-	"\x03run\x18\x0f \x01(\tR\x03run\"\x93\x01\n" +
+	"\x03run\x18\x0f \x01(\tR\x03run\x121\n" +
+	"\bfeedback\x18\x10 \x01(\v2\x15.distorch.v1.FeedbackR\bfeedback\"\x93\x01\n" +
 	"\tForwardID\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\rR\x04step\x12\x16\n" +
@@ -2096,6 +2105,7 @@ var file_distorch_v1_data_proto_goTypes = []any{
 	nil,                             // 27: distorch.v1.BeginStageRun.DimsEntry
 	(*Plan)(nil),                    // 28: distorch.v1.Plan
 	(*durationpb.Duration)(nil),     // 29: google.protobuf.Duration
+	(*Feedback)(nil),                // 30: distorch.v1.Feedback
 }
 var file_distorch_v1_data_proto_depIdxs = []int32{
 	26, // 0: distorch.v1.BeginRunRequest.dims:type_name -> distorch.v1.BeginRunRequest.DimsEntry
@@ -2114,44 +2124,45 @@ var file_distorch_v1_data_proto_depIdxs = []int32{
 	12, // 13: distorch.v1.AttachResponse.hello:type_name -> distorch.v1.Hello
 	11, // 14: distorch.v1.AttachResponse.slots:type_name -> distorch.v1.RemoteKey
 	29, // 15: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
-	27, // 16: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
-	13, // 17: distorch.v1.StageCommand.attach:type_name -> distorch.v1.AttachRequest
-	17, // 18: distorch.v1.StageCommand.begin_run:type_name -> distorch.v1.BeginStageRun
-	4,  // 19: distorch.v1.StageCommand.conditioning:type_name -> distorch.v1.PutConditioningRequest
-	16, // 20: distorch.v1.StageCommand.cancel:type_name -> distorch.v1.ForwardID
-	16, // 21: distorch.v1.StageDone.forward:type_name -> distorch.v1.ForwardID
-	29, // 22: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
-	29, // 23: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
-	16, // 24: distorch.v1.StageFault.forward:type_name -> distorch.v1.ForwardID
-	0,  // 25: distorch.v1.StageFault.kind:type_name -> distorch.v1.StageFault.Kind
-	14, // 26: distorch.v1.StageEvent.attached:type_name -> distorch.v1.AttachResponse
-	29, // 27: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
-	18, // 28: distorch.v1.StageEvent.run_ready:type_name -> distorch.v1.RunReady
-	19, // 29: distorch.v1.StageEvent.conditioning_ready:type_name -> distorch.v1.ConditioningReady
-	21, // 30: distorch.v1.StageEvent.done:type_name -> distorch.v1.StageDone
-	22, // 31: distorch.v1.StageEvent.fault:type_name -> distorch.v1.StageFault
-	15, // 32: distorch.v1.StageEvent.stats:type_name -> distorch.v1.StageStats
-	2,  // 33: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
-	4,  // 34: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
-	6,  // 35: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
-	9,  // 36: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
-	20, // 37: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
-	13, // 38: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
-	24, // 39: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
-	24, // 40: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
-	3,  // 41: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
-	5,  // 42: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
-	8,  // 43: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
-	10, // 44: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
-	23, // 45: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
-	14, // 46: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
-	25, // 47: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
-	25, // 48: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
-	41, // [41:49] is the sub-list for method output_type
-	33, // [33:41] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	30, // 16: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
+	27, // 17: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
+	13, // 18: distorch.v1.StageCommand.attach:type_name -> distorch.v1.AttachRequest
+	17, // 19: distorch.v1.StageCommand.begin_run:type_name -> distorch.v1.BeginStageRun
+	4,  // 20: distorch.v1.StageCommand.conditioning:type_name -> distorch.v1.PutConditioningRequest
+	16, // 21: distorch.v1.StageCommand.cancel:type_name -> distorch.v1.ForwardID
+	16, // 22: distorch.v1.StageDone.forward:type_name -> distorch.v1.ForwardID
+	29, // 23: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
+	29, // 24: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
+	16, // 25: distorch.v1.StageFault.forward:type_name -> distorch.v1.ForwardID
+	0,  // 26: distorch.v1.StageFault.kind:type_name -> distorch.v1.StageFault.Kind
+	14, // 27: distorch.v1.StageEvent.attached:type_name -> distorch.v1.AttachResponse
+	29, // 28: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
+	18, // 29: distorch.v1.StageEvent.run_ready:type_name -> distorch.v1.RunReady
+	19, // 30: distorch.v1.StageEvent.conditioning_ready:type_name -> distorch.v1.ConditioningReady
+	21, // 31: distorch.v1.StageEvent.done:type_name -> distorch.v1.StageDone
+	22, // 32: distorch.v1.StageEvent.fault:type_name -> distorch.v1.StageFault
+	15, // 33: distorch.v1.StageEvent.stats:type_name -> distorch.v1.StageStats
+	2,  // 34: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
+	4,  // 35: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
+	6,  // 36: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
+	9,  // 37: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
+	20, // 38: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
+	13, // 39: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
+	24, // 40: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
+	24, // 41: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
+	3,  // 42: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
+	5,  // 43: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
+	8,  // 44: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
+	10, // 45: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
+	23, // 46: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
+	14, // 47: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
+	25, // 48: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
+	25, // 49: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
+	42, // [42:50] is the sub-list for method output_type
+	34, // [34:42] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_data_proto_init() }
