@@ -4,14 +4,14 @@
 // Package measure finds a device's rates by running small programs on it, so
 // that a forecast rests on this machine and not on a data sheet.
 //
-// Imported by the agent and by benches. It uses the engine's contract alone,
-// so every engine is measured alike; it must not import the wire or placement.
+// Imported by the agent, by the calibrate command and by benches. It uses the
+// engine's contract alone, so every engine is measured alike; it must not
+// import the wire or placement.
 package measure
 
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/distorch/distorch/agent/engine"
@@ -22,12 +22,18 @@ import (
 // Rates of one compute dtype on one device, at one size of activations.
 type Rates struct {
 	DType       tensor.DType
-	Elements    int64   // of an activation: tokens times hidden size
+	Tokens      int64   // of the measured activation
+	Elements    int64   // of it: tokens times hidden size
 	Linear      float64 // FLOP/s in matrix products with weights
 	Attention   float64 // FLOP/s in attention
 	Elementwise float64 // bytes/s read and written by all other operations
 	Expand      float64 // fp8 weights expanded and packed, in packed bytes/s
+	Uncertainty Uncertainty
 }
+
+// Uncertainty is the relative one of each rate: half of the distance from the
+// tenth to the ninetieth percentile of the repetitions, over the median.
+type Uncertainty struct{ Linear, Attention, Elementwise, Expand float64 }
 
 // size is the shape of what is measured.
 type size struct{ tokens, hidden int64 }
@@ -36,22 +42,56 @@ type size struct{ tokens, hidden int64 }
 const headSize = 128
 
 // sizes are those of a small test model and of a model at 512×512 pixels.
-// Beyond them a rate changes little.
+// Beyond them a rate changes little: enough for an agent that starts.
 func sizes() []size { return []size{{256, 256}, {1024, 1024}} }
 
-// minRounds and the time per program bound the measuring: about 2 s for a
-// dtype.
-const (
-	minRounds = 5
-	maxRounds = 200
-	perRun    = 200 * time.Millisecond
-)
+// curve has sizes between and above: the last is FLUX at 1024×1024 pixels.
+func curve() []size { return []size{{256, 256}, {512, 512}, {1024, 1024}, {2048, 2048}, {4096, 3072}} }
 
-// Measure runs the programs of one dtype, one after another, at each size.
+// bound is how much time measuring takes.
+type bound struct {
+	rounds, most int           // least and most executions of a program
+	each         time.Duration // of a program, when the least are done
+	// longest is what one execution may take: a size above, by the rates of the
+	// one before, is left out.
+	longest time.Duration
+}
+
+// brief is about 2 s for a dtype on any machine.
+func brief() bound { return bound{rounds: 5, most: 200, each: 200 * time.Millisecond} }
+
+// full is about 10 s on a machine with many cores and a minute on one with
+// two.
+func full() bound {
+	return bound{rounds: 5, most: 200, each: 500 * time.Millisecond, longest: 3 * time.Second}
+}
+
+// Measure runs the programs of one dtype, one after another, at two sizes. It
+// takes about two seconds and 64 MB.
 func Measure(ctx context.Context, s engine.Session, d tensor.DType) ([]Rates, error) {
+	return along(ctx, s, d, sizes(), brief(), nil)
+}
+
+// Programs is how often Curve reports.
+func Programs() int { return len(curve()) * programs }
+
+// Curve measures one dtype at up to five sizes, with more repetitions. It
+// takes up to a minute and 1 GB. Sizes whose programs would take longer than
+// three seconds each are left out. step is called when another program is done.
+func Curve(ctx context.Context, s engine.Session, d tensor.DType, step func()) ([]Rates, error) {
+	return along(ctx, s, d, curve(), full(), step)
+}
+
+func along(ctx context.Context, s engine.Session, d tensor.DType, sizes []size, lim bound, step func()) ([]Rates, error) {
+	if step == nil {
+		step = func() {}
+	}
 	var out []Rates
-	for _, sz := range sizes() {
-		r, err := at(ctx, s, d, sz)
+	for i, sz := range sizes {
+		if i > 0 && lim.longest > 0 && longest(d, sz, out[i-1]) > lim.longest.Seconds() {
+			break
+		}
+		r, err := at(ctx, s, d, sz, lim, step)
 		if err != nil {
 			return nil, err
 		}
@@ -60,30 +100,45 @@ func Measure(ctx context.Context, s engine.Session, d tensor.DType) ([]Rates, er
 	return out, nil
 }
 
-func at(ctx context.Context, s engine.Session, d tensor.DType, sz size) (Rates, error) {
-	r := Rates{DType: d, Elements: sz.tokens * sz.hidden}
-	b := bench{session: s, dtype: d}
+// longest is what the slowest program of a size would take, in seconds.
+func longest(d tensor.DType, sz size, by Rates) float64 {
+	return max(
+		float64(linear(d, sz).Cost.LinearFLOPs)/by.Linear,
+		float64(attention(d, sz).Cost.AttentionFLOPs)/by.Attention,
+		float64(elementwise(d, sz).Cost.MovedBytes)/by.Elementwise,
+	)
+}
+
+// programs are run at each size: three, and the packing of weights.
+const programs = 4
+
+func at(ctx context.Context, s engine.Session, d tensor.DType, sz size, lim bound, step func()) (Rates, error) {
+	r := Rates{DType: d, Tokens: sz.tokens, Elements: sz.tokens * sz.hidden}
+	b := bench{session: s, dtype: d, bound: lim}
 	for _, p := range []struct {
 		name string
 		seg  *graph.Segment
 		work func(graph.Cost) float64
 		to   *float64
+		off  *float64
 	}{
-		{"linear", linear(d, sz), func(c graph.Cost) float64 { return float64(c.LinearFLOPs) }, &r.Linear},
-		{"attention", attention(d, sz), func(c graph.Cost) float64 { return float64(c.AttentionFLOPs) }, &r.Attention},
-		{"elementwise", elementwise(d, sz), func(c graph.Cost) float64 { return float64(c.MovedBytes) }, &r.Elementwise},
+		{"linear", linear(d, sz), func(c graph.Cost) float64 { return float64(c.LinearFLOPs) }, &r.Linear, &r.Uncertainty.Linear},
+		{"attention", attention(d, sz), func(c graph.Cost) float64 { return float64(c.AttentionFLOPs) }, &r.Attention, &r.Uncertainty.Attention},
+		{"elementwise", elementwise(d, sz), func(c graph.Cost) float64 { return float64(c.MovedBytes) }, &r.Elementwise, &r.Uncertainty.Elementwise},
 	} {
 		t, err := b.run(ctx, p.seg)
 		if err != nil {
 			return r, fmt.Errorf("measure %s in %v: %w", p.name, d, err)
 		}
-		*p.to = p.work(p.seg.Cost) / t.Seconds()
+		*p.to, *p.off = p.work(p.seg.Cost)/t.median, t.uncertainty()
+		step()
 	}
 	t, bytes, err := b.expand(ctx, sz)
 	if err != nil {
 		return r, fmt.Errorf("measure expanding weights to %v: %w", d, err)
 	}
-	r.Expand = float64(bytes) / t.Seconds()
+	r.Expand, r.Uncertainty.Expand = float64(bytes)/t.median, t.uncertainty()
+	step()
 	return r, nil
 }
 
@@ -91,13 +146,14 @@ func at(ctx context.Context, s engine.Session, d tensor.DType, sz size) (Rates, 
 type bench struct {
 	session engine.Session
 	dtype   tensor.DType
+	bound   bound
 }
 
-// run is the time of one execution: the median of many.
-func (b *bench) run(ctx context.Context, seg *graph.Segment) (time.Duration, error) {
+// run is the time of one execution, from many.
+func (b *bench) run(ctx context.Context, seg *graph.Segment) (timing, error) {
 	p, err := b.session.Compile(ctx, seg)
 	if err != nil {
-		return 0, err
+		return timing{}, err
 	}
 	var held []engine.Buffer
 	defer func() {
@@ -115,11 +171,11 @@ func (b *bench) run(ctx context.Context, seg *graph.Segment) (time.Duration, err
 	}
 	weights, err := take(p.PackedBytes())
 	if err != nil {
-		return 0, err
+		return timing{}, err
 	}
 	scratch, err := take(p.Scratch())
 	if err != nil {
-		return 0, err
+		return timing{}, err
 	}
 	var bindings []engine.Binding
 	for _, ids := range [][]graph.ValueID{seg.Inputs, seg.Constants, seg.Outputs} {
@@ -127,7 +183,7 @@ func (b *bench) run(ctx context.Context, seg *graph.Segment) (time.Duration, err
 			v := &seg.Values[id]
 			buf, err := take(v.Bytes)
 			if err != nil {
-				return 0, err
+				return timing{}, err
 			}
 			if v.DType == tensor.F32 {
 				fill(buf.Host(), tensor.F32)
@@ -138,49 +194,38 @@ func (b *bench) run(ctx context.Context, seg *graph.Segment) (time.Duration, err
 	return b.time(ctx, func() engine.Event { return b.session.Run(p, weights, 0, scratch, bindings) })
 }
 
-func (b *bench) time(ctx context.Context, issue func() engine.Event) (time.Duration, error) {
-	var took []time.Duration
-	began := time.Now()
-	for len(took) < minRounds || time.Since(began) < perRun && len(took) < maxRounds {
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
-		t := time.Now()
+func (b *bench) time(ctx context.Context, issue func() engine.Event) (timing, error) {
+	return repeat(ctx, b.bound, func() error {
 		// Memory is freed afterwards, so what was issued has to end.
-		if err := b.session.Wait(context.WithoutCancel(ctx), issue()); err != nil {
-			return 0, err
-		}
-		took = append(took, time.Since(t))
-	}
-	slices.Sort(took)
-	return took[len(took)/2], nil
+		return b.session.Wait(context.WithoutCancel(ctx), issue())
+	})
 }
 
 // expand times packing of a stored fp8 matrix, in packed bytes.
-func (b *bench) expand(ctx context.Context, sz size) (time.Duration, tensor.Bytes, error) {
+func (b *bench) expand(ctx context.Context, sz size) (timing, tensor.Bytes, error) {
 	seg := linear(b.dtype, sz)
 	p, err := b.session.Compile(ctx, seg)
 	if err != nil {
-		return 0, 0, err
+		return timing{}, 0, err
 	}
 	var weights []engine.Weight
 	var stored tensor.Bytes
 	for _, w := range seg.Weights {
 		n, err := w.Shape.Bytes(tensor.F8E4M3)
 		if err != nil {
-			return 0, 0, err
+			return timing{}, 0, err
 		}
 		weights = append(weights, engine.Weight{Name: w.Name, DType: tensor.F8E4M3, Shape: w.Shape, Offset: stored})
 		stored += (n + graph.Align - 1) / graph.Align * graph.Align
 	}
 	src, err := b.session.Buffer(stored)
 	if err != nil {
-		return 0, 0, err
+		return timing{}, 0, err
 	}
 	defer src.Free()
 	dst, err := b.session.Buffer(p.PackedBytes())
 	if err != nil {
-		return 0, 0, err
+		return timing{}, 0, err
 	}
 	defer dst.Free()
 	t, err := b.time(ctx, func() engine.Event { return b.session.Pack(p, dst, 0, src, weights) })
