@@ -28,3 +28,8 @@ func PeakResident() tensor.Bytes { return peakResident() }
 // CPUModel is what the vendor calls the processor; "" where the system does
 // not tell.
 func CPUModel() string { return cpuModel() }
+
+// CPUStepping tells processors of one name apart: the stepping and the
+// microcode that runs, which changes speed too; "" where the system does not
+// tell.
+func CPUStepping() string { return cpuStepping() }

@@ -28,3 +28,11 @@ func cpuModel() string {
 	}
 	return s
 }
+
+func cpuStepping() string {
+	n, err := unix.SysctlUint32("hw.cpufamily")
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("family %x", n)
+}

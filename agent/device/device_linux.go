@@ -118,15 +118,37 @@ func peakResident() tensor.Bytes {
 	return 0
 }
 
-func cpuModel() string {
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(b)) {
-		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
-			return strings.TrimSpace(v)
+func cpuModel() string { return cpuinfo(os.ReadFile)["model name"] }
+
+func cpuStepping() string {
+	info := cpuinfo(os.ReadFile)
+	var parts []string
+	// On ARM, where there is no name, the part's number stands for it.
+	for _, k := range []string{"CPU implementer", "CPU part", "cpu family", "model", "stepping", "CPU revision", "microcode"} {
+		if v := info[k]; v != "" {
+			parts = append(parts, k+" "+v)
 		}
 	}
-	return ""
+	return strings.Join(parts, ", ")
+}
+
+// cpuinfo is the first processor's part of /proc/cpuinfo.
+func cpuinfo(read func(string) ([]byte, error)) map[string]string {
+	out := map[string]string{}
+	b, err := read("/proc/cpuinfo")
+	if err != nil {
+		return out
+	}
+	for line := range strings.Lines(string(b)) {
+		k, v, ok := strings.Cut(line, ":")
+		k = strings.TrimSpace(k)
+		if !ok || k == "" {
+			if len(out) > 0 {
+				break
+			}
+			continue
+		}
+		out[k] = strings.TrimSpace(v)
+	}
+	return out
 }

@@ -4,6 +4,7 @@
 package device
 
 import (
+	"errors"
 	"os"
 	"testing"
 
@@ -57,5 +58,16 @@ func TestThisMachine(t *testing.T) {
 	}
 	if p := PeakResident(); p <= 0 || p > m.Total {
 		t.Errorf("peak resident memory is %v", p)
+	}
+}
+
+func TestCPUInfo(t *testing.T) {
+	const file = "processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nstepping\t: 7\n\nprocessor\t: 1\nstepping\t: 8\n"
+	got := cpuinfo(func(string) ([]byte, error) { return []byte(file), nil })
+	if got["model name"] != "Some CPU @ 2.00GHz" || got["stepping"] != "7" {
+		t.Errorf("%v", got)
+	}
+	if got := cpuinfo(func(string) ([]byte, error) { return nil, errors.New("no") }); len(got) != 0 {
+		t.Errorf("%v", got)
 	}
 }

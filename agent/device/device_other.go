@@ -18,3 +18,5 @@ func ram() (Memory, error) {
 func peakResident() tensor.Bytes { return 0 }
 
 func cpuModel() string { return "" }
+
+func cpuStepping() string { return "" }

@@ -32,3 +32,6 @@ func ram() (Memory, error) {
 func peakResident() tensor.Bytes { return 0 }
 
 func cpuModel() string { return os.Getenv("PROCESSOR_IDENTIFIER") }
+
+// cpuStepping: the model names the stepping already.
+func cpuStepping() string { return os.Getenv("PROCESSOR_REVISION") }
