@@ -16,13 +16,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/distorch/distorch/agent/calibration"
 	"github.com/distorch/distorch/agent/catalog"
 	"github.com/distorch/distorch/agent/device"
 	"github.com/distorch/distorch/agent/engine"
@@ -56,7 +56,8 @@ type Config struct {
 	LeaseTTL          time.Duration
 	HandshakeTimeout  time.Duration
 	RedialFor         time.Duration
-	Log               *slog.Logger // may be nil
+	Log               *slog.Logger    // may be nil
+	Calibrations      calibration.Dir // where what was measured is kept; "": nowhere
 	// Measure finds the device's rates; nil runs programs on it for some seconds.
 	Measure func(ctx context.Context, s engine.Session, d tensor.DType) ([]measure.Rates, error)
 	// Ready is called once the agent is registered; may be nil.
@@ -75,6 +76,9 @@ type Agent struct {
 
 	mu    sync.Mutex
 	lease *store.Lease
+
+	learner *learner       // set before stages are served
+	record  *pb.NodeRecord // of this node; register's, then learn's
 }
 
 // New opens the agent's port and device and finds its checkpoints.
@@ -116,6 +120,9 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 			NodeName: cfg.Credentials.Self().Name, ISA: a.device.ISA, PID: int64(os.Getpid()), Threads: uint32(a.device.Threads),
 			Memory: func() uint64 { return uint64(device.PeakResident()) },
 		},
+		// There is a learner before there is a stage.
+		Taught:   func(f serve.Forward) { a.learner.taught(f) },
+		Feedback: func(dtype string, elements uint64) *pb.Feedback { return a.learner.feedback(dtype, elements) },
 	})
 	if err != nil {
 		return nil, errors.Join(err, a.node.Close())
@@ -173,22 +180,30 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		if err := a.register(ctx, g); err != nil {
 			return err
 		}
+		g.Go(func() error { return a.learn(ctx) })
 		return a.follow(ctx)
 	})
 	return g.Wait()
 }
 
-// register measures the device and the link to the coordinators and writes the
-// node's records under a lease that g keeps.
+// register finds the device's rates, measures the link to the coordinators and
+// writes the node's records under a lease that g keeps.
 func (a *Agent) register(ctx context.Context, g *errgroup.Group) error {
 	lease, err := a.cfg.Store.NewLease(store.LeaseConfig{TTL: a.cfg.LeaseTTL})
 	if err != nil {
 		return err
 	}
-	record, err := a.measure(ctx)
+	c, err := a.calibrate(ctx)
 	if err != nil {
 		return err
 	}
+	lessons, err := a.cfg.Calibrations.Lessons(c)
+	if err != nil {
+		a.log.Warn("what was learned before is not used", "error", err)
+	}
+	a.learner = newLearner(fmt.Sprintf("node %s, %s", a.cfg.Credentials.Self().Name, a.device.ID), a.log, c, lessons)
+	a.record = a.describe(ctx, c)
+	a.record.Devices[0].Feedback = a.learner.known()
 	link := a.measureLink(ctx)
 	a.mu.Lock()
 	a.lease = lease
@@ -209,69 +224,14 @@ func (a *Agent) register(ctx context.Context, g *errgroup.Group) error {
 	if err := store.PutLeased(ctx, lease, store.LinkKey(a.ID()), link); err != nil {
 		return err
 	}
-	if err := store.PutLeased(ctx, lease, store.NodeKey(a.ID()), record); err != nil {
+	if err := store.PutLeased(ctx, lease, store.NodeKey(a.ID()), a.record); err != nil {
 		return err
 	}
-	a.log.Info("registered", "node_id", a.ID(), "node", record.Name, "address", record.Address, "checkpoints", len(a.entries))
+	a.log.Info("registered", "node_id", a.ID(), "node", a.record.Name, "address", a.record.Address, "checkpoints", len(a.entries))
 	if a.cfg.Ready != nil {
 		a.cfg.Ready(a.Address())
 	}
 	return nil
-}
-
-// overhead is what the process takes beside the account: the Go runtime, the
-// connections' buffers and the kernels' scratch.
-const overhead = 96 * tensor.MB
-
-// measure runs the device's programs, a few seconds at most.
-func (a *Agent) measure(ctx context.Context) (*pb.NodeRecord, error) {
-	self := a.cfg.Credentials.Self()
-	d := &pb.Device{
-		Name: string(a.device.ID), Uuid: a.device.UUID, Model: a.device.Model,
-		MemoryTotalBytes: uint64(a.cfg.Memory + a.cfg.Reserve), MemoryAllocatableBytes: uint64(a.cfg.Memory),
-		ReserveBytes: uint64(a.cfg.Reserve), Threads: uint32(a.device.Threads), Isa: a.device.ISA, OverheadBytes: uint64(overhead),
-	}
-	if m := device.CPUModel(); m != "" && a.device.ID == "cpu" {
-		d.Model = m
-	}
-	rates, err := a.rates(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for i, t := range a.device.DTypes {
-		all := rates[i]
-		d.NumericsClasses = append(d.NumericsClasses, a.device.Class(t))
-		for _, r := range all {
-			d.Rates = append(d.Rates, &pb.Rates{
-				Dtype: lower(t), Elements: uint64(r.Elements), LinearFlopsPerSecond: r.Linear, AttentionFlopsPerSecond: r.Attention,
-				ElementwiseBytesPerSecond: r.Elementwise, ExpandBytesPerSecond: r.Expand,
-			})
-		}
-	}
-	return &pb.NodeRecord{
-		Id: a.ID(), Name: self.Name, Incarnation: a.node.Incarnation(), Address: a.Address(), Devices: []*pb.Device{d},
-		Labels: a.cfg.Labels, Version: a.cfg.Version, ProtocolMin: node.ProtocolMin, ProtocolMax: node.ProtocolMax,
-		OpSet: graph.OpSet, Platform: runtime.GOOS + "/" + runtime.GOARCH, Engine: a.cfg.EngineName, Pid: int64(os.Getpid()),
-		LoadBytesPerSecond: a.loadRate(),
-	}, nil
-}
-
-// rates measures in a session of its own: the stages' account starts at zero.
-func (a *Agent) rates(ctx context.Context) (_ [][]measure.Rates, err error) {
-	s, err := a.cfg.Engine.Open(ctx, a.cfg.Device)
-	if err != nil {
-		return nil, fmt.Errorf("open %s to measure it: %w", a.cfg.Device, err)
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	var out [][]measure.Rates
-	for _, t := range a.device.DTypes {
-		r, err := a.cfg.Measure(ctx, s, t)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-	}
-	return out, nil
 }
 
 // members lists the nodes that are registered, without this one.

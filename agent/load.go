@@ -6,8 +6,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -23,36 +21,6 @@ import (
 )
 
 func lower(d tensor.DType) string { return strings.ToLower(d.String()) }
-
-// probeBytes is what loadRate reads of a checkpoint.
-const probeBytes = 64 << 20
-
-// loadRate reads the beginning of the largest checkpoint; 0 when there is none.
-func (a *Agent) loadRate() float64 {
-	var largest *catalog.Entry
-	for i := range a.entries {
-		if largest == nil || a.entries[i].Record.FileBytes > largest.Record.FileBytes {
-			largest = &a.entries[i]
-		}
-	}
-	if largest == nil {
-		return 0
-	}
-	f, err := os.Open(largest.Path)
-	if err != nil {
-		return 0
-	}
-	defer f.Close()
-	buf := make([]byte, 4<<20)
-	began, n := time.Now(), int64(0)
-	for n < probeBytes {
-		k, err := io.ReadFull(f, buf)
-		if n += int64(k); err != nil {
-			break
-		}
-	}
-	return float64(n) / max(time.Since(began).Seconds(), 1e-9)
-}
 
 // load loads this node's stages of a plan and begins to serve them.
 func (a *Agent) load(ctx context.Context, h *held) error {
@@ -81,6 +49,7 @@ func (a *Agent) load(ctx context.Context, h *held) error {
 	defer file.Close()
 	report, stop := a.progress(ctx, p)
 	defer stop()
+	defer a.serve.Occupy()()
 	for _, index := range mine(p, a.ID(), a.node.Incarnation()) {
 		s := p.Stages[index]
 		st, err := stage.Load(ctx, stage.Config{

@@ -94,6 +94,7 @@ type Lesson struct {
 	Samples  uint64  `json:"samples"`
 	Base     float64 `json:"base"` // what the ratio was when the device was measured last; 0: 1
 	Again    bool    `json:"again"`
+	Told     float64 `json:"told"` // the ratio that the cluster knows; 0: none
 }
 
 // State is where the lesson goes on.
@@ -145,7 +146,7 @@ func parseLessons(b []byte) (*learned, error) {
 			return nil, err
 		}
 		// What Step bounds is bounded here too.
-		if !(x.Ratio > 0.1) || !(x.Ratio < 10) || !(x.Base >= 0) || !(x.Base < 10) {
+		if !(x.Ratio > 0.1) || !(x.Ratio < 10) || !(x.Base >= 0) || !(x.Base < 10) || !(x.Told >= 0) || !(x.Told < 10) {
 			return nil, fmt.Errorf("the ratio %g over %g is out of bounds", x.Ratio, x.Base)
 		}
 	}

@@ -34,20 +34,20 @@ const (
 )
 
 // When a factor is published: it moved by more than moved since it was last,
-// and that is least ago.
+// and that is Least ago.
 const (
 	moved = 0.05
-	least = time.Minute
+	Least = time.Minute
 )
 
 // State is what was learned. The zero State has learned nothing.
 type State struct {
 	Ratio   float64 // moving average of measured over forecast, geometric; 0: none yet
 	Samples uint64  // forwards since the device was measured last
-	Base    float64 // what Ratio settled on after that; 0: it has not yet, or is 1 for a State that was never measured again
-	// Again says that an event asked for another measuring, or one was made:
-	// Base is found from the forwards that follow it.
-	Again bool
+	// Base is what Ratio was found to be then: a forward is off against it. 0 is
+	// 1, or, after another measuring, that it is found from the next forwards.
+	Base  float64
+	Again bool // an event asked for another measuring, or one was made
 
 	off    int     // forwards in a row beyond Limit, negative where faster
 	streak float64 // sum of their logarithms
@@ -109,9 +109,10 @@ func (s State) watch(x float64) (State, *Event) {
 		return s, nil
 	}
 	e := &Event{Off: math.Exp(s.streak/Steps) - 1, Steps: Steps, Known: math.Abs(base-1) > Limit}
-	s.off, s.streak = 0, 0
 	// Until the device has been measured, what it does now is what it does.
-	s.Again, s.Base, s.Samples = true, 0, 0
+	s.Ratio = min(max(base*(1+e.Off), 1/furthest), furthest)
+	s.Again, s.Base, s.Samples = true, s.Ratio, Steps
+	s.off, s.streak = 0, 0
 	return s, e
 }
 
@@ -151,7 +152,7 @@ func Publish(known, now float64, since time.Duration) bool {
 	if !(known > 0) {
 		known = 1
 	}
-	return since >= least && (now > known*(1+moved) || now < known/(1+moved))
+	return since >= Least && (now > known*(1+moved) || now < known/(1+moved))
 }
 
 // String is the event in words that follow a device's name: "31 % slower than

@@ -66,8 +66,11 @@ func full() bound {
 	return bound{rounds: 5, most: 200, each: 500 * time.Millisecond, longest: 3 * time.Second}
 }
 
+// Bytes is what Measure takes of memory while it runs, at most.
+const Bytes = 64 * tensor.MB
+
 // Measure runs the programs of one dtype, one after another, at two sizes. It
-// takes about two seconds and 64 MB.
+// takes about two seconds.
 func Measure(ctx context.Context, s engine.Session, d tensor.DType) ([]Rates, error) {
 	return along(ctx, s, d, sizes(), brief(), nil)
 }

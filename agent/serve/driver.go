@@ -167,6 +167,7 @@ func (h *Hosted) free(r *run) {
 	for _, b := range r.conditioning {
 		b.Free()
 	}
+	h.server.usage.leave()
 }
 
 // end forgets a run: what it has queued is dropped, what is being computed is
@@ -334,6 +335,7 @@ func (d *driver) beginRun(req *pb.BeginStageRun) error {
 		return fmt.Errorf("run %.40q was begun before", req.Run)
 	}
 	d.orders++
+	d.hosted.server.usage.enter()
 	d.runs[id] = &run{id: req.Run, order: d.orders, driver: d, run: sr, digestAt: at, conditioning: map[[32]byte]engine.Buffer{}}
 	return nil
 }
@@ -425,6 +427,9 @@ func (h *Hosted) stats(runID string) *pb.StageStats {
 	}
 	if facts.Memory != nil {
 		s.VmHwmBytes = facts.Memory()
+	}
+	if f := h.server.cfg.Feedback; f != nil {
+		s.Feedback = f(h.plan.Dtype, elements(h.stage.Program()))
 	}
 	return s
 }

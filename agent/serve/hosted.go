@@ -303,7 +303,9 @@ func (h *Hosted) forward(j *job) (handed bool) {
 	}
 	waited := time.Since(j.arrived)
 	// The device drains what was issued, so the wait is not cut short.
+	end := h.server.usage.work()
 	res, err := j.run.run.Do(context.WithoutCancel(d.ctx), f)
+	alone := end()
 	h.blocksRun.Add(res.Blocks)
 	switch {
 	case errors.Is(err, stage.ErrStopped) || err == nil && h.stale(j):
@@ -314,6 +316,7 @@ func (h *Hosted) forward(j *job) (handed bool) {
 	}
 	h.forwards.Add(1)
 	h.compute.Add(int64(res.Compute))
+	h.report(j, res.Compute, alone)
 	out := h.stage.Outputs[j.slot.index].Host()[:j.run.run.OutputBytes()]
 	h.wg.Go(func() {
 		defer h.left(j)

@@ -34,6 +34,11 @@ type Config struct {
 	PeerFrom func(ctx context.Context) (node, role string, err error)
 	Facts    Facts
 	Log      *slog.Logger
+	// Taught is called after each forward that may be held against the forecast;
+	// Feedback says at a run's end what was learned of such forwards. Both may be
+	// nil and must not block.
+	Taught   func(Forward)
+	Feedback func(dtype string, elements uint64) *pb.Feedback
 }
 
 // Facts go into a stage's statistics.
@@ -64,6 +69,7 @@ type Server struct {
 	log         *slog.Logger
 	incarnation [16]byte
 	queue       *transport.Queue
+	usage       usage
 
 	mu     sync.Mutex
 	hosted map[key]*Hosted

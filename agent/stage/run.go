@@ -318,6 +318,9 @@ func (r *Run) passOn(ctx context.Context, f Forward, env environment, after engi
 	return r.stage.session.Wait(ctx, after)
 }
 
+// Program is the model at the workload that the stage is made for.
+func (st *Stage) Program() *graph.Program { return st.cfg.Program }
+
 // Request turns a request's words (width, height, …) into dimensions that fit
 // the workload.
 func (st *Stage) Request(words map[string]int64) (graph.Dims, error) {
