@@ -45,6 +45,7 @@ func stageToProto(s *reconcile.Stage) *pb.Stage {
 		Stored: s.Stored, Slots: uint32(s.Slots), NumericsClass: s.Class,
 		Forecast: &pb.StageForecast{
 			ComputeSeconds: f.Compute, ExpandSeconds: f.Expand, HopSeconds: f.Hop, LoadSeconds: f.Load, PeakBytes: f.PeakBytes,
+			Correction: f.Correction, Calibration: f.Calibration,
 		},
 	}
 }
@@ -84,7 +85,7 @@ func stageFromProto(s *pb.Stage) reconcile.Stage {
 		Stored: s.GetStored(), Slots: int(s.GetSlots()), Class: s.GetNumericsClass(),
 		Forecast: reconcile.StageForecast{
 			Compute: f.GetComputeSeconds(), Expand: f.GetExpandSeconds(), Hop: f.GetHopSeconds(), Load: f.GetLoadSeconds(),
-			PeakBytes: f.GetPeakBytes(),
+			PeakBytes: f.GetPeakBytes(), Correction: f.GetCorrection(), Calibration: f.GetCalibration(),
 		},
 	}
 }

@@ -107,12 +107,19 @@ func nodeFromProto(id string, e store.Entry[*pb.NodeRecord], l *pb.LinkRecord) r
 	for _, d := range r.GetDevices() {
 		device := reconcile.Device{
 			Name: d.GetName(), Allocatable: d.GetMemoryAllocatableBytes(), Overhead: d.GetOverheadBytes(), Classes: d.GetNumericsClasses(),
+			Calibration: d.GetCalibration(), Copy: d.GetMemoryBytesPerSecond(),
 		}
 		for _, x := range d.GetRates() {
+			u := x.GetUncertainty()
 			device.Rates = append(device.Rates, reconcile.Rates{
-				DType: x.GetDtype(), Elements: float64(x.GetElements()), Linear: x.GetLinearFlopsPerSecond(), Attention: x.GetAttentionFlopsPerSecond(),
+				DType: x.GetDtype(), Elements: float64(x.GetElements()), Tokens: float64(x.GetTokens()),
+				Uncertainty: reconcile.Uncertainty{Linear: u.GetLinear(), Attention: u.GetAttention(), Expand: u.GetExpand(), Elementwise: u.GetElementwise()},
+				Linear: x.GetLinearFlopsPerSecond(), Attention: x.GetAttentionFlopsPerSecond(),
 				Expand: x.GetExpandBytesPerSecond(), Elementwise: x.GetElementwiseBytesPerSecond(),
 			})
+		}
+		for _, x := range d.GetFeedback() {
+			device.Feedback = append(device.Feedback, reconcile.Feedback{DType: x.GetDtype(), Elements: float64(x.GetElements()), Ratio: x.GetRatio()})
 		}
 		n.Devices = append(n.Devices, device)
 	}

@@ -65,7 +65,10 @@ func (c *cluster) node(name string, memory uint64) *Node {
 		Protocol: Versions{1, 1}, OpSet: 1, Load: 1e9, Link: &Link{BytesPerSecond: 1.18e9, Latency: 1e-4},
 		Devices: []Device{{
 			Name: "cpu", Allocatable: memory, Classes: []string{"native/1/f32", "native/1/bf16"},
-			Rates: []Rates{{"f32", 1, 1e11, 5e10, 5e9, 1e10}, {"bf16", 1, 2e11, 1e11, 5e9, 1e10}},
+			Rates: []Rates{
+				{DType: "f32", Elements: 1, Linear: 1e11, Attention: 5e10, Expand: 5e9, Elementwise: 1e10},
+				{DType: "bf16", Elements: 1, Linear: 2e11, Attention: 1e11, Expand: 5e9, Elementwise: 1e10},
+			},
 		}},
 	}
 	c.touch(&n)

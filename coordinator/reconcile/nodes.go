@@ -64,7 +64,31 @@ func (d *Device) rates(dtype string, elements float64) (Rates, bool) {
 	return Rates{
 		DType: dtype, Elements: elements, Linear: mix(below.Linear, above.Linear), Attention: mix(below.Attention, above.Attention),
 		Expand: mix(below.Expand, above.Expand), Elementwise: mix(below.Elementwise, above.Elementwise),
+		Tokens: mix(below.Tokens, above.Tokens), Uncertainty: below.Uncertainty.or(above.Uncertainty),
 	}, true
+}
+
+// or is the larger of each.
+func (u Uncertainty) or(v Uncertainty) Uncertainty {
+	return Uncertainty{max(u.Linear, v.Linear), max(u.Attention, v.Attention), max(u.Expand, v.Expand), max(u.Elementwise, v.Elementwise)}
+}
+
+// alike is how many times larger or smaller activations may be for their
+// feedback to count; furthest is what a ratio may be, beyond which no agent
+// publishes it.
+const alike, furthest = 4, 4.0
+
+// correction is what forecasts for activations of the given size are
+// multiplied by: the feedback of the nearest size, 1 where none is near.
+func (d *Device) correction(dtype string, elements float64) float64 {
+	best, factor := math.Inf(1), 1.0
+	for _, f := range d.Feedback {
+		far := max(f.Elements/elements, elements/f.Elements)
+		if f.DType == dtype && f.Ratio >= 1/furthest && f.Ratio <= furthest && far <= alike && (far < best || far == best && f.Ratio > factor) {
+			best, factor = far, f.Ratio
+		}
+	}
+	return factor
 }
 
 // activation is the number of elements of the largest tensor that a block
@@ -139,9 +163,11 @@ func (w *world) convert(n *Node, spec *Spec, m *Model, dtype string) placement.N
 	}
 	c := d.bare()
 	c.Allocatable -= min(c.Allocatable, bytesOf(tensor.Bytes(min(w.taken(n.ID, spec.Name), math.MaxInt64))))
-	if r, ok := d.rates(dtype, activation(m.Graph, spec.Workload)); ok {
-		c.Rates = []placement.Rate{{DType: placement.DType(dtype), Linear: r.Linear, Attention: r.Attention}}
-		c.Expansion, c.Memory = r.Expand, r.Elementwise
+	size := activation(m.Graph, spec.Workload)
+	if r, ok := d.rates(dtype, size); ok {
+		k := d.correction(dtype, size)
+		c.Rates = []placement.Rate{{DType: placement.DType(dtype), Linear: r.Linear / k, Attention: r.Attention / k}}
+		c.Expansion, c.Memory = r.Expand/k, r.Elementwise/k
 	} else {
 		c.Memory = 1 // placement names the missing dtype
 	}

@@ -7,6 +7,8 @@ package reconcile
 type StageForecast struct {
 	Compute, Expand, Hop, Load float64 // seconds; Hop goes to the next stage, the last one's to the endpoint
 	PeakBytes                  uint64
+	Correction                 float64 // Compute and Expand are the model's times this
+	Calibration                string  // the device's rates that they rest on
 }
 
 // Stage is a contiguous range of blocks on one node.

@@ -183,6 +183,7 @@ func (w *world) fill(out *Plan, t *table, stored map[string]tensor.DType, best *
 			Class: n.cpu().class(out.DType),
 			Forecast: StageForecast{
 				Compute: s.Compute, Expand: s.Expansion, Hop: s.Hop, Load: s.Load, PeakBytes: uint64(f.Peak()),
+				Correction: n.cpu().correction(out.DType, activation(t.program.Model, out.Workload)), Calibration: n.cpu().Calibration,
 			},
 		})
 	}

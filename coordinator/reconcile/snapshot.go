@@ -31,10 +31,24 @@ type Versions struct{ Min, Max uint32 }
 type Rates struct {
 	DType       string  // bf16
 	Elements    float64 // of an activation: tokens times hidden size
+	Tokens      float64 // of it; 0: not known
 	Linear      float64
 	Attention   float64
 	Expand      float64 // packed bytes
 	Elementwise float64 // bytes
+	Uncertainty Uncertainty
+}
+
+// Uncertainty is the relative one of each rate: half of the distance from the
+// tenth to the ninetieth percentile of its repetitions, over the median.
+type Uncertainty struct{ Linear, Attention, Expand, Elementwise float64 }
+
+// Feedback is how much longer than by its rates a device took for forwards of
+// one dtype and size of activations.
+type Feedback struct {
+	DType    string
+	Elements float64
+	Ratio    float64
 }
 
 // Device of a node. The one called "cpu" is used.
@@ -43,7 +57,10 @@ type Device struct {
 	Allocatable uint64 // bytes that distorch may use
 	Overhead    uint64 // bytes of them that the agent takes beside any stage
 	Classes     []string
-	Rates       []Rates
+	Rates       []Rates    // as measured
+	Calibration string     // names them
+	Feedback    []Feedback // what they are corrected by
+	Copy        float64    // bytes per second read and written by copies in its memory; 0: not measured
 }
 
 // Link is what a node measured of its network.
