@@ -10,11 +10,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
 
 	"github.com/distorch/distorch/agent"
+	"github.com/distorch/distorch/agent/calibration"
 	"github.com/distorch/distorch/agent/device"
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native"
@@ -38,6 +40,11 @@ type Agent struct {
 	Measure func(ctx context.Context, s engine.Session, d tensor.DType) ([]measure.Rates, error)
 	// Ready is called once with the address, when the agent is registered.
 	Ready func(address string)
+}
+
+// Calibrations is where a data directory keeps what was measured.
+func Calibrations(dataDir string) calibration.Dir {
+	return calibration.Dir(filepath.Join(dataDir, "calibration"))
 }
 
 // hostLabel is the label that says on which host an agent runs.
@@ -117,6 +124,7 @@ func (a Agent) configure(ctx context.Context, st *store.Store) (agent.Config, er
 		Device: native.CPU, Listen: c.Listen, Advertise: c.Advertise, ModelDirs: a.Config.Models.Dirs, Labels: labels,
 		Version: a.Version, EngineName: "native", LeaseTTL: a.Config.Coordinator.LeaseTTL, Reserve: tensor.Bytes(c.Reserve),
 		HandshakeTimeout: a.Config.Transport.HandshakeTimeout, RedialFor: a.Config.Transport.RedialFor, Log: a.Log, Ready: a.Ready, Measure: a.Measure,
+		Calibrations: Calibrations(a.Config.DataDir),
 	}
 	if cfg.Memory, err = memory(tensor.Bytes(c.Memory), cfg.Reserve); err != nil {
 		return cfg, err
