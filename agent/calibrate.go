@@ -127,16 +127,12 @@ const probeBytes = 64 << 20
 // loadRate is the calibration's where that is of the largest checkpoint's
 // folder; otherwise the beginning of that file is read. 0 without checkpoints.
 func (a *Agent) loadRate(ctx context.Context, c *calibration.Calibration) measure.Disk {
-	var largest *catalog.Entry
-	for i := range a.entries {
-		if largest == nil || a.entries[i].Record.FileBytes > largest.Record.FileBytes {
-			largest = &a.entries[i]
-		}
-	}
+	largest := catalog.Largest(a.entries)
 	if largest == nil {
 		return measure.Disk{}
 	}
-	if k := c.Disk; k.Bytes.PerSecond > 0 && k.Folder == filepath.Dir(largest.Path) {
+	folder, err := filepath.Abs(filepath.Dir(largest.Path))
+	if k := c.Disk; err == nil && k.Bytes.PerSecond > 0 && k.Folder == folder {
 		return measure.Disk{PerSecond: k.Bytes.PerSecond, Uncertainty: k.Bytes.Uncertainty, Cold: k.Cold}
 	}
 	d, err := measure.File(ctx, largest.Path, probeBytes)

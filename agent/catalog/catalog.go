@@ -186,3 +186,14 @@ func hyperParameters(p arch.Params) (map[string]string, error) {
 	}
 	return out, nil
 }
+
+// Largest is the entry with the largest file; nil without entries.
+func Largest(entries []Entry) *Entry {
+	var largest *Entry
+	for i := range entries {
+		if largest == nil || entries[i].Record.FileBytes > largest.Record.FileBytes {
+			largest = &entries[i]
+		}
+	}
+	return largest
+}

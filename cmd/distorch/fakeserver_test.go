@@ -284,7 +284,8 @@ func (f *fakeServer) EndRun(context.Context, *pb.EndRunRequest) (*pb.EndRunRespo
 	defer f.mu.Unlock()
 	f.ended++
 	return &pb.EndRunResponse{Stages: []*pb.StageStats{
-		{Node: "n-a", NodeName: "a", Pid: 11, Isa: "avx2", Threads: 2, BlocksRun: 60, Forwards: 20, Blocks: 3},
+		{Node: "n-a", NodeName: "a", Pid: 11, Isa: "avx2", Threads: 2, BlocksRun: 60, Forwards: 20, Blocks: 3,
+			Feedback: &pb.Feedback{Dtype: "bf16", Ratio: 1.31, Samples: 10, Event: "node a, cpu: 31 % slower than its calibration for 10 steps; measuring again"}},
 		{Node: "n-b", NodeName: "b", Pid: 12, Isa: "avx512", Threads: 1, BlocksRun: 60, Forwards: 20, FirstBlock: 3, Blocks: 3},
 	}}, nil
 }

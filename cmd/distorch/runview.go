@@ -10,6 +10,7 @@ import (
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/cmd/internal/picture"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
 type runView struct {
@@ -40,19 +41,30 @@ type timeView struct {
 }
 
 type agentView struct {
-	Node       string  `json:"node"`
-	NodeID     string  `json:"node_id"`
-	PID        int64   `json:"pid"`
-	ISA        string  `json:"isa"`
-	Threads    uint32  `json:"threads"`
-	FirstBlock uint32  `json:"first_block"`
-	Blocks     uint32  `json:"blocks"`
-	BlocksRun  uint64  `json:"blocks_run"` // counted by its stage runtime since it loaded the stage
-	Forwards   uint64  `json:"forwards"`
-	Compute    float64 `json:"compute_seconds"` // per forward
-	PeakBytes  uint64  `json:"account_peak_bytes"`
-	VmHWM      uint64  `json:"vm_hwm_bytes"`
-	Class      string  `json:"numerics_class"`
+	Node       string       `json:"node"`
+	NodeID     string       `json:"node_id"`
+	PID        int64        `json:"pid"`
+	ISA        string       `json:"isa"`
+	Threads    uint32       `json:"threads"`
+	FirstBlock uint32       `json:"first_block"`
+	Blocks     uint32       `json:"blocks"`
+	BlocksRun  uint64       `json:"blocks_run"` // counted by its stage runtime since it loaded the stage
+	Forwards   uint64       `json:"forwards"`
+	Compute    float64      `json:"compute_seconds"` // per forward
+	PeakBytes  uint64       `json:"account_peak_bytes"`
+	VmHWM      uint64       `json:"vm_hwm_bytes"`
+	Class      string       `json:"numerics_class"`
+	Forecast   float64      `json:"forecast_compute_seconds"` // per forward
+	Ratio      float64      `json:"ratio"`                    // compute over its forecast; 0: not known
+	Learned    *learnedView `json:"learned,omitempty"`
+}
+
+// learnedView is what an agent's forwards have taught it about forwards of this
+// size and dtype.
+type learnedView struct {
+	Ratio   float64 `json:"ratio"`    // measured over what its calibration says
+	Samples uint64  `json:"forwards"` // since it was calibrated
+	Event   string  `json:"event,omitempty"`
 }
 
 func newRunView(r picture.Request, result *picture.Result, names map[string]string) *runView {
@@ -72,8 +84,9 @@ func newRunView(r picture.Request, result *picture.Result, names map[string]stri
 	for _, s := range result.Stages {
 		v.Agents = append(v.Agents, agentView{
 			s.NodeName, s.Node, s.Pid, s.Isa, s.Threads, s.FirstBlock, s.Blocks, s.BlocksRun, s.Forwards,
-			round(result.PerNode[s.NodeName].Compute / n), s.AccountPeakBytes, s.VmHwmBytes, s.NumericsClass,
+			round(result.PerNode[s.NodeName].Compute / n), s.AccountPeakBytes, s.VmHwmBytes, s.NumericsClass, 0, 0, nil,
 		})
+		v.Agents[len(v.Agents)-1].compare(s, result.Plan)
 	}
 	return v
 }
@@ -82,6 +95,7 @@ func (v *runView) write(w io.Writer) error {
 	p := &printer{w: w}
 	v.writeTimes(p)
 	v.writeAgents(p)
+	v.writeLearned(p)
 	p.line("numerics: %s", v.Numerics)
 	p.line("digest %s", v.Digest)
 	return p.err
@@ -101,8 +115,43 @@ func (v *runView) writeAgents(p *printer) {
 		}
 		rows = append(rows, []string{
 			s.Node, fmt.Sprint(s.PID), s.ISA, fmt.Sprint(s.Threads), blocks, fmt.Sprint(s.BlocksRun), fmt.Sprint(s.Forwards),
-			output.Seconds(s.Compute), output.Bytes(s.PeakBytes),
+			output.Seconds(s.Compute), output.Bytes(s.PeakBytes), s.ratio(),
 		})
 	}
-	p.table([]string{"AGENT", "PID", "ISA", "THREADS", "BLOCKS", "BLOCKS RUN", "FORWARDS", "COMPUTE", "PEAK"}, rows)
+	p.table([]string{"AGENT", "PID", "ISA", "THREADS", "BLOCKS", "BLOCKS RUN", "FORWARDS", "COMPUTE", "PEAK", "OF FORECAST"}, rows)
+}
+
+// compare holds an agent's compute time against its stage's forecast.
+func (v *agentView) compare(s *pb.StageStats, plan *pb.Plan) {
+	for _, st := range plan.GetStages() {
+		if st.Node == s.Node && st.FirstBlock == s.FirstBlock {
+			v.Forecast = st.GetForecast().GetComputeSeconds() + st.GetForecast().GetExpandSeconds()
+		}
+	}
+	if v.Forecast > 0 {
+		v.Ratio = v.Compute / v.Forecast
+	}
+	if f := s.GetFeedback(); f != nil {
+		v.Learned = &learnedView{f.Ratio, f.Samples, f.Event}
+	}
+}
+
+func (v *agentView) ratio() string {
+	if v.Ratio == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", v.Ratio)
+}
+
+// writeLearned says what later forecasts will rest on.
+func (v *runView) writeLearned(p *printer) {
+	for _, s := range v.Agents {
+		if s.Learned == nil {
+			continue
+		}
+		if s.Learned.Event != "" {
+			p.line("%s", output.Clean(s.Learned.Event))
+		}
+		p.line("learned: %s takes %.2f times what its calibration says (%d forwards); later plans are forecast by that", output.Clean(s.Node), s.Learned.Ratio, s.Learned.Samples)
+	}
 }
