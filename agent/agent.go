@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/distorch/distorch/agent/calibration"
 	"github.com/distorch/distorch/agent/catalog"
@@ -32,7 +31,6 @@ import (
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
-	"github.com/distorch/distorch/transport"
 	"github.com/distorch/distorch/transport/gossip"
 	"github.com/distorch/distorch/transport/identity"
 	"github.com/distorch/distorch/transport/node"
@@ -76,6 +74,8 @@ type Agent struct {
 
 	mu    sync.Mutex
 	lease *store.Lease
+
+	links links
 
 	learner *learner       // set before stages are served
 	record  *pb.NodeRecord // of this node; register's, then learn's
@@ -121,6 +121,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 			Memory: func() uint64 { return uint64(device.PeakResident()) },
 		},
 		// There is a learner before there is a stage.
+		Link:     a.link,
 		Taught:   func(f serve.Forward) { a.learner.taught(f) },
 		Feedback: func(dtype string, elements uint64) *pb.Feedback { return a.learner.feedback(dtype, elements) },
 	})
@@ -204,7 +205,7 @@ func (a *Agent) register(ctx context.Context, g *errgroup.Group) error {
 	a.learner = newLearner(fmt.Sprintf("node %s, %s", a.cfg.Credentials.Self().Name, a.device.ID), a.log, c, lessons)
 	a.record = a.describe(ctx, c)
 	a.record.Devices[0].Feedback = a.learner.known()
-	link := a.measureLink(ctx)
+	link := a.links.first(ctx, a)
 	a.mu.Lock()
 	a.lease = lease
 	a.mu.Unlock()
@@ -259,41 +260,4 @@ func (a *Agent) seeds(ctx context.Context) ([]gossip.Seed, error) {
 		out = append(out, gossip.Seed{Node: m.Id, Addr: m.Address})
 	}
 	return out, nil
-}
-
-// maxPeers bounds the links that one agent measures.
-const maxPeers = 8
-
-// measureLink probes the nodes that are there; without any, the link is as fast
-// as this machine talks to itself.
-func (a *Agent) measureLink(ctx context.Context) *pb.LinkRecord {
-	l := &pb.LinkRecord{Node: a.ID()}
-	members, err := a.members(ctx)
-	if err != nil {
-		a.log.Warn("peers are not known yet", "error", err)
-	}
-	best := transport.ProbeResult{}
-	for i, m := range members {
-		if i == maxPeers {
-			break
-		}
-		r, err := a.node.Host().Probe(ctx, m.Address, transport.NodeID(m.Id))
-		if err != nil {
-			a.log.Warn("link not measured", "peer", m.Name, "address", m.Address, "error", err)
-			continue
-		}
-		l.Peers = append(l.Peers, &pb.PeerLink{Node: m.Id, BytesPerSecond: r.BytesPerSecond, RoundTrip: durationpb.New(r.RoundTrip)})
-		if r.BytesPerSecond > best.BytesPerSecond {
-			best = r
-		}
-	}
-	if best.BytesPerSecond == 0 {
-		if r, err := a.node.Host().Probe(ctx, a.Address(), transport.NodeID(a.ID())); err == nil {
-			best = r
-		} else {
-			a.log.Warn("own link not measured", "error", err)
-		}
-	}
-	l.NicBytesPerSecond, l.Latency = best.BytesPerSecond, durationpb.New(best.RoundTrip/2)
-	return l
 }

@@ -101,6 +101,32 @@ func (c *Coordinator) ListNodes(ctx context.Context, _ *pb.ListNodesRequest) (*p
 	return out, nil
 }
 
+// MeasureLink has one node measure its link to another.
+func (c *Coordinator) MeasureLink(ctx context.Context, req *pb.MeasureLinkRequest) (*pb.PeerLink, error) {
+	st, err := c.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ends [2]*pb.NodeRecord
+	for i, name := range []string{req.GetNode(), req.GetPeer()} {
+		for id, e := range st.Nodes {
+			if id == name || e.Value.GetName() == name {
+				ends[i] = e.Value
+			}
+		}
+		if ends[i] == nil {
+			return nil, toStatus(&UnknownError{Kind: "node", Name: name, Nearest: nearest(name, nodeNames(st))})
+		}
+	}
+	switch {
+	case ends[0].Id == ends[1].Id:
+		return nil, toStatus(invalid("the link of node %s to itself says nothing", ends[0].Name))
+	case c.cfg.Link == nil:
+		return nil, toStatus(invalid("this coordinator cannot ask agents"))
+	}
+	return c.cfg.Link(ctx, ends[0].Address, ends[0].Id, ends[1].Id)
+}
+
 func modelName(st *store.State, id string) string {
 	if n := st.Models[id].Value.GetName(); n != "" {
 		return n

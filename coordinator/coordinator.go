@@ -30,6 +30,9 @@ type Config struct {
 	ProtocolMax uint32
 	LeaseTTL    time.Duration // of the leadership; 0: store's default
 	Log         *slog.Logger
+	// Link asks the agent at an address to measure its link to another node, by
+	// their ids; nil where agents cannot be asked.
+	Link func(ctx context.Context, address, node, peer string) (*pb.PeerLink, error)
 }
 
 // Coordinator implements distorchv1.ControlServer and endpoint.Plans.

@@ -114,7 +114,7 @@ func nodeFromProto(id string, e store.Entry[*pb.NodeRecord], l *pb.LinkRecord) r
 			device.Rates = append(device.Rates, reconcile.Rates{
 				DType: x.GetDtype(), Elements: float64(x.GetElements()), Tokens: float64(x.GetTokens()),
 				Uncertainty: reconcile.Uncertainty{Linear: u.GetLinear(), Attention: u.GetAttention(), Expand: u.GetExpand(), Elementwise: u.GetElementwise()},
-				Linear: x.GetLinearFlopsPerSecond(), Attention: x.GetAttentionFlopsPerSecond(),
+				Linear:      x.GetLinearFlopsPerSecond(), Attention: x.GetAttentionFlopsPerSecond(),
 				Expand: x.GetExpandBytesPerSecond(), Elementwise: x.GetElementwiseBytesPerSecond(),
 			})
 		}

@@ -37,7 +37,9 @@ type Config struct {
 	// Taught is called after each forward that may be held against the forecast;
 	// Feedback says at a run's end what was learned of such forwards. Both may be
 	// nil and must not block.
-	Taught   func(Forward)
+	Taught func(Forward)
+	// Link measures the link to a node; nil refuses to.
+	Link     func(ctx context.Context, peer string) (*pb.PeerLink, error)
 	Feedback func(dtype string, elements uint64) *pb.Feedback
 }
 
@@ -157,6 +159,28 @@ func (s *Server) Attach(ctx context.Context, req *pb.AttachRequest) (*pb.AttachR
 		return nil, status.Errorf(codes.FailedPrecondition, "node %s was restarted since the plan of %s was made; the deployment is being placed again", node, h.plan.Deployment)
 	}
 	return h.attached(s.cfg.Hello), nil
+}
+
+// MeasureLink measures the link to another node for a coordinator.
+func (s *Server) MeasureLink(ctx context.Context, req *pb.MeasureLinkRequest) (*pb.PeerLink, error) {
+	node, role, err := s.cfg.PeerFrom(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	if role != roleCoordinator {
+		return nil, status.Errorf(codes.PermissionDenied, "links are measured for a coordinator, not for %s with the role %s", node, role)
+	}
+	if s.cfg.Link == nil {
+		return nil, status.Errorf(codes.Unimplemented, "%s does not measure links", s.cfg.Facts.NodeName)
+	}
+	if idle, _ := s.Idle(); !idle {
+		return nil, status.Errorf(codes.FailedPrecondition, "node %s runs or loads something, which measuring would disturb; ask again when that is done", s.cfg.Facts.NodeName)
+	}
+	l, err := s.cfg.Link(ctx, req.GetPeer())
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return l, nil
 }
 
 // Drive is the session of an endpoint with one stage.

@@ -34,7 +34,7 @@ type calibrationView struct {
 }
 
 // calibrateFlags are what `distorch calibrate` can be told.
-type calibrateFlags struct{ quick, force bool }
+type calibrateFlags struct{ quick, force, cluster, refresh bool }
 
 func newCalibrate(a *app) *cobra.Command {
 	cmd := &cobra.Command{
@@ -63,8 +63,19 @@ shown, with --refresh after each node has measured its own again, one by one.`,
 	config.Flag(flags, "cpu-isa", "agent.cpu_isa", "instruction set: auto, avx512bf16, avx512, avx2 or generic")
 	flags.BoolVar(&f.quick, "quick", false, "two sizes only, without RAM and disk: what an agent does at its start")
 	flags.BoolVar(&f.force, "force", false, "measure even if this machine's calibration is kept")
+	flags.BoolVar(&f.cluster, "cluster", false, "show the links between the nodes of the cluster instead")
+	flags.BoolVar(&f.refresh, "refresh", false, "with --cluster: measure every link again first, two seconds each; refused while a node runs something")
+	operatorFlags(cmd)
 	format := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		switch {
+		case f.refresh && !f.cluster:
+			return usage(errors.New("--refresh is for --cluster; --force measures this machine again"))
+		case f.cluster && (f.quick || f.force):
+			return usage(errors.New("--quick and --force are for this machine, --cluster measures nothing here"))
+		case f.cluster:
+			return a.calibrateLinks(cmd, f.refresh, *format)
+		}
 		v, err := a.calibrate(cmd, f)
 		if err != nil {
 			return err

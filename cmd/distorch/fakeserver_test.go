@@ -128,6 +128,13 @@ func (f *fakeServer) ListNodes(context.Context, *pb.ListNodesRequest) (*pb.ListN
 	return &pb.ListNodesResponse{Nodes: []*pb.NodeStatus{fakeNode("a", "10.0.0.1:7800"), fakeNode("b", "10.0.0.2:7800")}}, nil
 }
 
+func (f *fakeServer) MeasureLink(_ context.Context, r *pb.MeasureLinkRequest) (*pb.PeerLink, error) {
+	if r.Node == "b" {
+		return nil, status.Error(codes.FailedPrecondition, "node b runs or loads something")
+	}
+	return &pb.PeerLink{Node: "n-b", BytesPerSecond: 1.18e9, RoundTrip: durationpb.New(200 * time.Microsecond)}, nil
+}
+
 func (f *fakeServer) RemoveNode(_ context.Context, r *pb.RemoveNodeRequest) (*pb.RemoveNodeResponse, error) {
 	if r.Name != "b" {
 		return nil, status.Errorf(codes.NotFound, "no node %q here; did you mean %q? (`distorch nodes` lists them)", r.Name, "b")

@@ -23,6 +23,7 @@ import (
 	"github.com/distorch/distorch/model/graph"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
+	"github.com/distorch/distorch/transport"
 	"github.com/distorch/distorch/transport/gossip"
 	"github.com/distorch/distorch/transport/identity"
 	"github.com/distorch/distorch/transport/node"
@@ -99,6 +100,13 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 	co, err := coordinator.New(coordinator.Config{
 		Store: st, Credentials: creds, Addresses: c.addresses(n), Version: c.Version, Log: c.Log,
 		LeaseTTL: c.Config.Coordinator.LeaseTTL, ProtocolMin: node.ProtocolMin, ProtocolMax: node.ProtocolMax,
+		Link: func(ctx context.Context, address, id, peer string) (*pb.PeerLink, error) {
+			conn, err := n.Host().Dial(address, transport.NodeID(id))
+			if err != nil {
+				return nil, err
+			}
+			return pb.NewStageServiceClient(conn).MeasureLink(ctx, &pb.MeasureLinkRequest{Node: id, Peer: peer})
+		},
 	})
 	if err != nil {
 		return err

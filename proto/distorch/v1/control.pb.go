@@ -2468,6 +2468,60 @@ func (x *ListNodesResponse) GetNodes() []*NodeStatus {
 	return nil
 }
 
+// MeasureLinkRequest asks a node to measure its link to another. Control takes
+// names or ids, an agent takes its peer's id.
+type MeasureLinkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // who measures
+	Peer          string                 `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeasureLinkRequest) Reset() {
+	*x = MeasureLinkRequest{}
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeasureLinkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeasureLinkRequest) ProtoMessage() {}
+
+func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeasureLinkRequest.ProtoReflect.Descriptor instead.
+func (*MeasureLinkRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *MeasureLinkRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *MeasureLinkRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
 type RemoveNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2477,7 +2531,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2543,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2556,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -2520,7 +2574,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2586,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2599,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 type ListModelsRequest struct {
@@ -2556,7 +2610,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2622,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2635,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 type ModelStatus struct {
@@ -2594,7 +2648,7 @@ type ModelStatus struct {
 
 func (x *ModelStatus) Reset() {
 	*x = ModelStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2660,7 @@ func (x *ModelStatus) String() string {
 func (*ModelStatus) ProtoMessage() {}
 
 func (x *ModelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2673,7 @@ func (x *ModelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelStatus.ProtoReflect.Descriptor instead.
 func (*ModelStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ModelStatus) GetRecord() *ModelRecord {
@@ -2645,7 +2699,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +2711,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +2724,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelStatus {
@@ -2689,7 +2743,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2755,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2768,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PlanRequest) GetSpec() *DeploymentSpec {
@@ -2734,7 +2788,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2800,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2813,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PlanResponse) GetPlan() *Plan {
@@ -2785,7 +2839,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2797,7 +2851,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2810,7 +2864,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DeployRequest) GetSpec() *DeploymentSpec {
@@ -2829,7 +2883,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +2895,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +2908,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeployResponse) GetSpec() *DeploymentSpec {
@@ -2877,7 +2931,7 @@ type DeploymentStatus struct {
 
 func (x *DeploymentStatus) Reset() {
 	*x = DeploymentStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +2943,7 @@ func (x *DeploymentStatus) String() string {
 func (*DeploymentStatus) ProtoMessage() {}
 
 func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +2956,7 @@ func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentStatus.ProtoReflect.Descriptor instead.
 func (*DeploymentStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeploymentStatus) GetSpec() *DeploymentSpec {
@@ -2949,7 +3003,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2961,7 +3015,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2974,7 +3028,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatusRequest) GetName() string {
@@ -2994,7 +3048,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3060,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3073,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatusResponse) GetDeployments() []*DeploymentStatus {
@@ -3045,7 +3099,7 @@ type UndeployRequest struct {
 
 func (x *UndeployRequest) Reset() {
 	*x = UndeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3111,7 @@ func (x *UndeployRequest) String() string {
 func (*UndeployRequest) ProtoMessage() {}
 
 func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3124,7 @@ func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
 func (*UndeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *UndeployRequest) GetName() string {
@@ -3088,7 +3142,7 @@ type UndeployResponse struct {
 
 func (x *UndeployResponse) Reset() {
 	*x = UndeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3100,7 +3154,7 @@ func (x *UndeployResponse) String() string {
 func (*UndeployResponse) ProtoMessage() {}
 
 func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3113,7 +3167,7 @@ func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
 func (*UndeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 type VersionRequest struct {
@@ -3124,7 +3178,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3136,7 +3190,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3149,7 +3203,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 type VersionResponse struct {
@@ -3164,7 +3218,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +3230,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +3243,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -3474,7 +3528,10 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04link\x18\x02 \x01(\v2\x17.distorch.v1.LinkRecordR\x04link\x12\x16\n" +
 	"\x06models\x18\x03 \x03(\tR\x06models\"B\n" +
 	"\x11ListNodesResponse\x12-\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x17.distorch.v1.NodeStatusR\x05nodes\"'\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x17.distorch.v1.NodeStatusR\x05nodes\"<\n" +
+	"\x12MeasureLinkRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\"'\n" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
 	"\x12RemoveNodeResponse\"\x13\n" +
@@ -3512,11 +3569,12 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\fprotocol_min\x18\x02 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x03 \x01(\rR\vprotocolMax\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster2\x97\x05\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster2\xde\x05\n" +
 	"\aControl\x12D\n" +
 	"\aVersion\x12\x1b.distorch.v1.VersionRequest\x1a\x1c.distorch.v1.VersionResponse\x12P\n" +
 	"\vCreateToken\x12\x1f.distorch.v1.CreateTokenRequest\x1a .distorch.v1.CreateTokenResponse\x12J\n" +
-	"\tListNodes\x12\x1d.distorch.v1.ListNodesRequest\x1a\x1e.distorch.v1.ListNodesResponse\x12M\n" +
+	"\tListNodes\x12\x1d.distorch.v1.ListNodesRequest\x1a\x1e.distorch.v1.ListNodesResponse\x12E\n" +
+	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink\x12M\n" +
 	"\n" +
 	"RemoveNode\x12\x1e.distorch.v1.RemoveNodeRequest\x1a\x1f.distorch.v1.RemoveNodeResponse\x12M\n" +
 	"\n" +
@@ -3539,7 +3597,7 @@ func file_distorch_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_distorch_v1_control_proto_goTypes = []any{
 	(Observed_State)(0),         // 0: distorch.v1.Observed.State
 	(*Workload)(nil),            // 1: distorch.v1.Workload
@@ -3570,41 +3628,42 @@ var file_distorch_v1_control_proto_goTypes = []any{
 	(*ListNodesRequest)(nil),    // 26: distorch.v1.ListNodesRequest
 	(*NodeStatus)(nil),          // 27: distorch.v1.NodeStatus
 	(*ListNodesResponse)(nil),   // 28: distorch.v1.ListNodesResponse
-	(*RemoveNodeRequest)(nil),   // 29: distorch.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),  // 30: distorch.v1.RemoveNodeResponse
-	(*ListModelsRequest)(nil),   // 31: distorch.v1.ListModelsRequest
-	(*ModelStatus)(nil),         // 32: distorch.v1.ModelStatus
-	(*ListModelsResponse)(nil),  // 33: distorch.v1.ListModelsResponse
-	(*PlanRequest)(nil),         // 34: distorch.v1.PlanRequest
-	(*PlanResponse)(nil),        // 35: distorch.v1.PlanResponse
-	(*DeployRequest)(nil),       // 36: distorch.v1.DeployRequest
-	(*DeployResponse)(nil),      // 37: distorch.v1.DeployResponse
-	(*DeploymentStatus)(nil),    // 38: distorch.v1.DeploymentStatus
-	(*StatusRequest)(nil),       // 39: distorch.v1.StatusRequest
-	(*StatusResponse)(nil),      // 40: distorch.v1.StatusResponse
-	(*UndeployRequest)(nil),     // 41: distorch.v1.UndeployRequest
-	(*UndeployResponse)(nil),    // 42: distorch.v1.UndeployResponse
-	(*VersionRequest)(nil),      // 43: distorch.v1.VersionRequest
-	(*VersionResponse)(nil),     // 44: distorch.v1.VersionResponse
-	nil,                         // 45: distorch.v1.Workload.DimsEntry
-	nil,                         // 46: distorch.v1.NodeRecord.LabelsEntry
-	nil,                         // 47: distorch.v1.ModelRecord.HyperParametersEntry
-	(*durationpb.Duration)(nil), // 48: google.protobuf.Duration
-	(*Model)(nil),               // 49: distorch.v1.Model
+	(*MeasureLinkRequest)(nil),  // 29: distorch.v1.MeasureLinkRequest
+	(*RemoveNodeRequest)(nil),   // 30: distorch.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),  // 31: distorch.v1.RemoveNodeResponse
+	(*ListModelsRequest)(nil),   // 32: distorch.v1.ListModelsRequest
+	(*ModelStatus)(nil),         // 33: distorch.v1.ModelStatus
+	(*ListModelsResponse)(nil),  // 34: distorch.v1.ListModelsResponse
+	(*PlanRequest)(nil),         // 35: distorch.v1.PlanRequest
+	(*PlanResponse)(nil),        // 36: distorch.v1.PlanResponse
+	(*DeployRequest)(nil),       // 37: distorch.v1.DeployRequest
+	(*DeployResponse)(nil),      // 38: distorch.v1.DeployResponse
+	(*DeploymentStatus)(nil),    // 39: distorch.v1.DeploymentStatus
+	(*StatusRequest)(nil),       // 40: distorch.v1.StatusRequest
+	(*StatusResponse)(nil),      // 41: distorch.v1.StatusResponse
+	(*UndeployRequest)(nil),     // 42: distorch.v1.UndeployRequest
+	(*UndeployResponse)(nil),    // 43: distorch.v1.UndeployResponse
+	(*VersionRequest)(nil),      // 44: distorch.v1.VersionRequest
+	(*VersionResponse)(nil),     // 45: distorch.v1.VersionResponse
+	nil,                         // 46: distorch.v1.Workload.DimsEntry
+	nil,                         // 47: distorch.v1.NodeRecord.LabelsEntry
+	nil,                         // 48: distorch.v1.ModelRecord.HyperParametersEntry
+	(*durationpb.Duration)(nil), // 49: google.protobuf.Duration
+	(*Model)(nil),               // 50: distorch.v1.Model
 }
 var file_distorch_v1_control_proto_depIdxs = []int32{
-	45, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
+	46, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
 	3,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
 	2,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
 	4,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
 	5,  // 4: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
-	46, // 5: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
-	48, // 6: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
-	48, // 7: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
+	47, // 5: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
+	49, // 6: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
+	49, // 7: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
 	7,  // 8: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
-	49, // 9: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
+	50, // 9: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
 	9,  // 10: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
-	47, // 11: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
+	48, // 11: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
 	1,  // 12: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
 	12, // 13: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
 	14, // 14: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
@@ -3616,13 +3675,13 @@ var file_distorch_v1_control_proto_depIdxs = []int32{
 	19, // 20: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
 	20, // 21: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
 	0,  // 22: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
-	48, // 23: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
-	48, // 24: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	49, // 23: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
+	49, // 24: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	6,  // 25: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
 	8,  // 26: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
 	27, // 27: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
 	10, // 28: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
-	32, // 29: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
+	33, // 29: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
 	13, // 30: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
 	21, // 31: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
 	13, // 32: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
@@ -3630,27 +3689,29 @@ var file_distorch_v1_control_proto_depIdxs = []int32{
 	13, // 34: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
 	21, // 35: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
 	22, // 36: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
-	38, // 37: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
-	43, // 38: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
+	39, // 37: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
+	44, // 38: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
 	24, // 39: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
 	26, // 40: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
-	29, // 41: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
-	31, // 42: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
-	34, // 43: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
-	36, // 44: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
-	39, // 45: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
-	41, // 46: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
-	44, // 47: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
-	25, // 48: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
-	28, // 49: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
-	30, // 50: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
-	33, // 51: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
-	35, // 52: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
-	37, // 53: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
-	40, // 54: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
-	42, // 55: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
-	47, // [47:56] is the sub-list for method output_type
-	38, // [38:47] is the sub-list for method input_type
+	29, // 41: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	30, // 42: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
+	32, // 43: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
+	35, // 44: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
+	37, // 45: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
+	40, // 46: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
+	42, // 47: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
+	45, // 48: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
+	25, // 49: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
+	28, // 50: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
+	7,  // 51: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
+	31, // 52: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
+	34, // 53: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
+	36, // 54: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
+	38, // 55: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
+	41, // 56: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
+	43, // 57: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
+	48, // [48:58] is the sub-list for method output_type
+	38, // [38:48] is the sub-list for method input_type
 	38, // [38:38] is the sub-list for extension type_name
 	38, // [38:38] is the sub-list for extension extendee
 	0,  // [0:38] is the sub-list for field type_name
@@ -3668,7 +3729,7 @@ func file_distorch_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_control_proto_rawDesc), len(file_distorch_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Control_Version_FullMethodName     = "/distorch.v1.Control/Version"
 	Control_CreateToken_FullMethodName = "/distorch.v1.Control/CreateToken"
 	Control_ListNodes_FullMethodName   = "/distorch.v1.Control/ListNodes"
+	Control_MeasureLink_FullMethodName = "/distorch.v1.Control/MeasureLink"
 	Control_RemoveNode_FullMethodName  = "/distorch.v1.Control/RemoveNode"
 	Control_ListModels_FullMethodName  = "/distorch.v1.Control/ListModels"
 	Control_Plan_FullMethodName        = "/distorch.v1.Control/Plan"
@@ -45,6 +46,8 @@ type ControlClient interface {
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionResponse, error)
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
+	// MeasureLink takes about two seconds. It is refused while runs are open there.
+	MeasureLink(ctx context.Context, in *MeasureLinkRequest, opts ...grpc.CallOption) (*PeerLink, error)
 	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
@@ -85,6 +88,16 @@ func (c *controlClient) ListNodes(ctx context.Context, in *ListNodesRequest, opt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListNodesResponse)
 	err := c.cc.Invoke(ctx, Control_ListNodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) MeasureLink(ctx context.Context, in *MeasureLinkRequest, opts ...grpc.CallOption) (*PeerLink, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PeerLink)
+	err := c.cc.Invoke(ctx, Control_MeasureLink_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -160,6 +173,8 @@ type ControlServer interface {
 	Version(context.Context, *VersionRequest) (*VersionResponse, error)
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
+	// MeasureLink takes about two seconds. It is refused while runs are open there.
+	MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error)
 	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
@@ -184,6 +199,9 @@ func (UnimplementedControlServer) CreateToken(context.Context, *CreateTokenReque
 }
 func (UnimplementedControlServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
+}
+func (UnimplementedControlServer) MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error) {
+	return nil, status.Error(codes.Unimplemented, "method MeasureLink not implemented")
 }
 func (UnimplementedControlServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
@@ -274,6 +292,24 @@ func _Control_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).ListNodes(ctx, req.(*ListNodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_MeasureLink_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MeasureLinkRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).MeasureLink(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_MeasureLink_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).MeasureLink(ctx, req.(*MeasureLinkRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -404,6 +440,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListNodes",
 			Handler:    _Control_ListNodes_Handler,
+		},
+		{
+			MethodName: "MeasureLink",
+			Handler:    _Control_MeasureLink_Handler,
 		},
 		{
 			MethodName: "RemoveNode",

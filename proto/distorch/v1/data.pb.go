@@ -2052,10 +2052,11 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\bBeginRun\x12\x1c.distorch.v1.BeginRunRequest\x1a\x1d.distorch.v1.BeginRunResponse\x12\\\n" +
 	"\x0fPutConditioning\x12#.distorch.v1.PutConditioningRequest\x1a$.distorch.v1.PutConditioningResponse\x12D\n" +
 	"\aForward\x12\x1b.distorch.v1.ForwardRequest\x1a\x1c.distorch.v1.ForwardResponse\x12A\n" +
-	"\x06EndRun\x12\x1a.distorch.v1.EndRunRequest\x1a\x1b.distorch.v1.EndRunResponse2\x92\x01\n" +
+	"\x06EndRun\x12\x1a.distorch.v1.EndRunRequest\x1a\x1b.distorch.v1.EndRunResponse2\xd9\x01\n" +
 	"\fStageService\x12?\n" +
 	"\x05Drive\x12\x19.distorch.v1.StageCommand\x1a\x17.distorch.v1.StageEvent(\x010\x01\x12A\n" +
-	"\x06Attach\x12\x1a.distorch.v1.AttachRequest\x1a\x1b.distorch.v1.AttachResponse2\x8e\x01\n" +
+	"\x06Attach\x12\x1a.distorch.v1.AttachRequest\x1a\x1b.distorch.v1.AttachResponse\x12E\n" +
+	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink2\x8e\x01\n" +
 	"\x04Bulk\x12B\n" +
 	"\x05Write\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01\x12B\n" +
 	"\x05Probe\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01B;Z9github.com/distorch/distorch/proto/distorch/v1;distorchv1b\x06proto3"
@@ -2106,6 +2107,8 @@ var file_distorch_v1_data_proto_goTypes = []any{
 	(*Plan)(nil),                    // 28: distorch.v1.Plan
 	(*durationpb.Duration)(nil),     // 29: google.protobuf.Duration
 	(*Feedback)(nil),                // 30: distorch.v1.Feedback
+	(*MeasureLinkRequest)(nil),      // 31: distorch.v1.MeasureLinkRequest
+	(*PeerLink)(nil),                // 32: distorch.v1.PeerLink
 }
 var file_distorch_v1_data_proto_depIdxs = []int32{
 	26, // 0: distorch.v1.BeginRunRequest.dims:type_name -> distorch.v1.BeginRunRequest.DimsEntry
@@ -2148,18 +2151,20 @@ var file_distorch_v1_data_proto_depIdxs = []int32{
 	9,  // 37: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
 	20, // 38: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
 	13, // 39: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
-	24, // 40: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
-	24, // 41: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
-	3,  // 42: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
-	5,  // 43: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
-	8,  // 44: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
-	10, // 45: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
-	23, // 46: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
-	14, // 47: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
-	25, // 48: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
-	25, // 49: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
-	42, // [42:50] is the sub-list for method output_type
-	34, // [34:42] is the sub-list for method input_type
+	31, // 40: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	24, // 41: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
+	24, // 42: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
+	3,  // 43: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
+	5,  // 44: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
+	8,  // 45: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
+	10, // 46: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
+	23, // 47: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
+	14, // 48: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
+	32, // 49: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
+	25, // 50: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
+	25, // 51: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
+	43, // [43:52] is the sub-list for method output_type
+	34, // [34:43] is the sub-list for method input_type
 	34, // [34:34] is the sub-list for extension type_name
 	34, // [34:34] is the sub-list for extension extendee
 	0,  // [0:34] is the sub-list for field type_name

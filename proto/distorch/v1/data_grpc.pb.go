@@ -246,8 +246,9 @@ var Endpoint_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	StageService_Drive_FullMethodName  = "/distorch.v1.StageService/Drive"
-	StageService_Attach_FullMethodName = "/distorch.v1.StageService/Attach"
+	StageService_Drive_FullMethodName       = "/distorch.v1.StageService/Drive"
+	StageService_Attach_FullMethodName      = "/distorch.v1.StageService/Attach"
+	StageService_MeasureLink_FullMethodName = "/distorch.v1.StageService/MeasureLink"
 )
 
 // StageServiceClient is the client API for StageService service.
@@ -257,9 +258,11 @@ const (
 // StageService is served by every agent. Drive is the session of an endpoint
 // with one stage: commands down, heartbeats and events up. Attach is the same
 // handshake for the previous stage, which only needs the remote keys.
+// MeasureLink is a coordinator's wish, for an operator.
 type StageServiceClient interface {
 	Drive(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StageCommand, StageEvent], error)
 	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachResponse, error)
+	MeasureLink(ctx context.Context, in *MeasureLinkRequest, opts ...grpc.CallOption) (*PeerLink, error)
 }
 
 type stageServiceClient struct {
@@ -293,6 +296,16 @@ func (c *stageServiceClient) Attach(ctx context.Context, in *AttachRequest, opts
 	return out, nil
 }
 
+func (c *stageServiceClient) MeasureLink(ctx context.Context, in *MeasureLinkRequest, opts ...grpc.CallOption) (*PeerLink, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PeerLink)
+	err := c.cc.Invoke(ctx, StageService_MeasureLink_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // StageServiceServer is the server API for StageService service.
 // All implementations must embed UnimplementedStageServiceServer
 // for forward compatibility.
@@ -300,9 +313,11 @@ func (c *stageServiceClient) Attach(ctx context.Context, in *AttachRequest, opts
 // StageService is served by every agent. Drive is the session of an endpoint
 // with one stage: commands down, heartbeats and events up. Attach is the same
 // handshake for the previous stage, which only needs the remote keys.
+// MeasureLink is a coordinator's wish, for an operator.
 type StageServiceServer interface {
 	Drive(grpc.BidiStreamingServer[StageCommand, StageEvent]) error
 	Attach(context.Context, *AttachRequest) (*AttachResponse, error)
+	MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error)
 	mustEmbedUnimplementedStageServiceServer()
 }
 
@@ -318,6 +333,9 @@ func (UnimplementedStageServiceServer) Drive(grpc.BidiStreamingServer[StageComma
 }
 func (UnimplementedStageServiceServer) Attach(context.Context, *AttachRequest) (*AttachResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Attach not implemented")
+}
+func (UnimplementedStageServiceServer) MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error) {
+	return nil, status.Error(codes.Unimplemented, "method MeasureLink not implemented")
 }
 func (UnimplementedStageServiceServer) mustEmbedUnimplementedStageServiceServer() {}
 func (UnimplementedStageServiceServer) testEmbeddedByValue()                      {}
@@ -365,6 +383,24 @@ func _StageService_Attach_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StageService_MeasureLink_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MeasureLinkRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StageServiceServer).MeasureLink(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StageService_MeasureLink_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StageServiceServer).MeasureLink(ctx, req.(*MeasureLinkRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // StageService_ServiceDesc is the grpc.ServiceDesc for StageService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -375,6 +411,10 @@ var StageService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Attach",
 			Handler:    _StageService_Attach_Handler,
+		},
+		{
+			MethodName: "MeasureLink",
+			Handler:    _StageService_MeasureLink_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
