@@ -148,7 +148,7 @@ func (l *learner) feedback(dtype string, elements uint64) *pb.Feedback {
 	defer l.mu.Unlock()
 	key := subjectOf(d, elements)
 	x := l.lessons[key]
-	if x == nil {
+	if x == nil || !x.state.Settled() && x.event == "" {
 		return nil
 	}
 	f := message(key, x)

@@ -51,6 +51,8 @@ type State struct {
 
 	off    int     // forwards in a row beyond Limit, negative where faster
 	streak float64 // sum of their logarithms
+	calm   float64 // Ratio when they began; 0: too few forwards were seen to tell
+	before float64 // calm of the first event since the device was measured
 }
 
 // Event is something to act on: the device has been off for Steps forwards and
@@ -70,6 +72,10 @@ func Step(s State, forecast, measured float64) (State, *Event) {
 		return s, nil
 	}
 	x = min(max(x, 1/furthest), furthest)
+	known := 0.0
+	if s.Settled() {
+		known = s.Ratio
+	}
 	s.Samples++
 	if s.Ratio == 0 || s.Samples == 1 {
 		s.Ratio = x
@@ -84,11 +90,12 @@ func Step(s State, forecast, measured float64) (State, *Event) {
 		}
 		return s, nil
 	}
-	return s.watch(x)
+	return s.watch(x, known)
 }
 
-// watch counts the forwards that are off.
-func (s State) watch(x float64) (State, *Event) {
+// watch counts the forwards that are off; known is the ratio before this one, 0
+// if it was not known.
+func (s State) watch(x, known float64) (State, *Event) {
 	base := s.base()
 	side := 0
 	switch {
@@ -103,6 +110,9 @@ func (s State) watch(x float64) (State, *Event) {
 	if side == 0 {
 		return s, nil
 	}
+	if s.off == 0 {
+		s.calm = known
+	}
 	s.off += side
 	s.streak += math.Log(x / base)
 	if s.off*side < Steps {
@@ -111,6 +121,9 @@ func (s State) watch(x float64) (State, *Event) {
 	e := &Event{Off: math.Exp(s.streak/Steps) - 1, Steps: Steps, Known: math.Abs(base-1) > Limit}
 	// Until the device has been measured, what it does now is what it does.
 	s.Ratio = min(max(base*(1+e.Off), 1/furthest), furthest)
+	if s.before == 0 {
+		s.before = s.calm
+	}
 	s.Again, s.Base, s.Samples = true, s.Ratio, Steps
 	s.off, s.streak = 0, 0
 	return s, e
@@ -125,12 +138,20 @@ func (s State) base() float64 {
 
 // Measured says that the device has new rates, by which the forecast of the
 // same forward is change times what it was.
+//
+// Where a ratio was known before the device went off, it holds again: it is
+// how far the model is from this work, whatever the device's speed. That is
+// right for a device that became slower, and for one that was disturbed for a
+// while and measures as before. Otherwise what the new rates do not explain is
+// the model's. Either is an opening value: the next forwards decide.
 func Measured(s State, change float64) State {
-	if s.Ratio > 0 && change > 0 && !math.IsInf(change, 0) {
+	if s.before > 0 {
+		s.Ratio = s.before
+	} else if s.Ratio > 0 && change > 0 && !math.IsInf(change, 0) {
 		s.Ratio = min(max(s.Ratio/change, 1/furthest), furthest)
 	}
 	s.Samples, s.Base, s.Again = 0, 0, true
-	s.off, s.streak = 0, 0
+	s.off, s.streak, s.before = 0, 0, 0
 	return s
 }
 

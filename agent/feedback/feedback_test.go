@@ -85,6 +85,23 @@ func TestMeasured(t *testing.T) {
 	}
 }
 
+// A machine that had other work for a while measures as before; what was known
+// of it counts again.
+func TestDisturbed(t *testing.T) {
+	s, _ := steps(State{}, 1.1, 30)
+	s, first := steps(s, 2, 30)
+	s, second := steps(s, 5, 30)
+	if len(first) != 1 || len(second) != 1 {
+		t.Fatalf("events %v, %v", first, second)
+	}
+	if s = Measured(s, 1); math.Abs(s.Ratio-1.1) > 1e-9 || s.Settled() {
+		t.Errorf("opens with %+v", s)
+	}
+	if s, _ = steps(s, 1.1, 20); math.Abs(s.Factor()-1.1) > 1e-9 {
+		t.Errorf("goes on with %+v", s)
+	}
+}
+
 func TestFactorWaits(t *testing.T) {
 	s, _ := steps(State{}, 1.1, Steps-1)
 	if s.Settled() || s.Factor() != 1 {
