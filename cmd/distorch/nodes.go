@@ -38,14 +38,25 @@ type nodeView struct {
 }
 
 type deviceView struct {
-	Name        string     `json:"name"`
-	Model       string     `json:"model"`
-	Memory      uint64     `json:"memory_total_bytes"`
-	Allocatable uint64     `json:"memory_allocatable_bytes"`
-	Threads     uint32     `json:"threads"`
-	ISA         string     `json:"isa"`
-	Classes     []string   `json:"numerics_classes"`
-	Rates       []rateView `json:"rates"`
+	Name        string            `json:"name"`
+	Model       string            `json:"model"`
+	Memory      uint64            `json:"memory_total_bytes"`
+	Allocatable uint64            `json:"memory_allocatable_bytes"`
+	Threads     uint32            `json:"threads"`
+	ISA         string            `json:"isa"`
+	Classes     []string          `json:"numerics_classes"`
+	Rates       []rateView        `json:"rates"`
+	Calibration string            `json:"calibration"` // names the rates
+	Learned     []learnedRateView `json:"learned,omitempty"`
+}
+
+// learnedRateView is what forwards have taught of the rates, for activations of
+// like size.
+type learnedRateView struct {
+	DType    string  `json:"dtype"`
+	Elements uint64  `json:"elements"`
+	Ratio    float64 `json:"ratio"` // measured over what the rates say
+	Samples  uint64  `json:"forwards"`
 }
 
 type rateView struct {
@@ -70,9 +81,12 @@ func newNodeView(n *pb.NodeStatus) nodeView {
 		Devices: []deviceView{}, Models: append([]string{}, n.Models...),
 	}
 	for _, d := range r.GetDevices() {
-		dv := deviceView{d.Name, d.Model, d.MemoryTotalBytes, d.MemoryAllocatableBytes, d.Threads, d.Isa, d.NumericsClasses, []rateView{}}
+		dv := deviceView{d.Name, d.Model, d.MemoryTotalBytes, d.MemoryAllocatableBytes, d.Threads, d.Isa, d.NumericsClasses, []rateView{}, d.Calibration, nil}
 		for _, rate := range largest(d.Rates) {
 			dv.Rates = append(dv.Rates, rateView{rate.Dtype, rate.LinearFlopsPerSecond, rate.AttentionFlopsPerSecond, rate.ExpandBytesPerSecond})
+		}
+		for _, f := range d.GetFeedback() {
+			dv.Learned = append(dv.Learned, learnedRateView{f.Dtype, f.Elements, f.Ratio, f.Samples})
 		}
 		v.Devices = append(v.Devices, dv)
 	}
