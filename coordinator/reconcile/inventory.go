@@ -41,9 +41,12 @@ func (n *Node) Inventory() placement.Node {
 	c := d.bare()
 	largest := Rates{Elements: -1}
 	for _, r := range d.Rates {
-		// The sizes that agents measure are square: as many tokens as hidden values.
+		tokens := r.Tokens
+		if tokens == 0 { // an agent that does not tell measures as many tokens as hidden values
+			tokens = math.Sqrt(r.Elements)
+		}
 		c.Rates = append(c.Rates, placement.Rate{
-			DType: placement.DType(r.DType), Linear: r.Linear, Attention: r.Attention, Tokens: math.Sqrt(r.Elements),
+			DType: placement.DType(r.DType), Linear: r.Linear, Attention: r.Attention, Tokens: tokens,
 		})
 		if r.Elements > largest.Elements {
 			largest = r
