@@ -178,7 +178,7 @@ func read(path string) ([]byte, error) {
 	if len(b) > maxFile {
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFile)
 	}
-	return append([]byte{}, b...), nil
+	return append([]byte{}, b...), nil // an empty file is not none
 }
 
 // write lets no reader see half a file.
