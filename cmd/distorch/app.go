@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/distorch/distorch/cmd/internal/config"
+	"github.com/distorch/distorch/placement/cluster"
 )
 
 // app is what every command is made with: where it writes, and how it comes to
@@ -53,7 +54,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if cause := context.Cause(ctx); isInterrupt(cause) {
 		err = cause
 	}
-	fmt.Fprintf(a.stderr, "distorch: %s\n", oneLine(err))
+	for _, line := range errorLines(err) {
+		fmt.Fprintf(a.stderr, "distorch: %s\n", line)
+	}
 	if shown, ok := errors.AsType[interface {
 		error
 		Picture() string
@@ -63,6 +66,15 @@ func (a *app) run(ctx context.Context, args []string) int {
 		}
 	}
 	return exitCode(err)
+}
+
+// errorLines are what is shown of an error: one line, or one for each problem of
+// a cluster file, which names its place in the file.
+func errorLines(err error) []string {
+	if file, ok := errors.AsType[*cluster.Error](err); ok {
+		return strings.Split(file.Error(), "\n")
+	}
+	return []string{oneLine(err)}
 }
 
 // oneLine joins the lines of an error that names several faults.

@@ -10,8 +10,11 @@ import (
 	"os"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/distorch/distorch/placement/cluster"
 )
 
 func TestExitCodes(t *testing.T) {
@@ -35,6 +38,19 @@ func TestExitCodes(t *testing.T) {
 		if got := exitCode(tc.err); got != tc.code {
 			t.Errorf("%v: exit code %d, want %d", tc.err, got, tc.code)
 		}
+	}
+}
+
+// TestProblemsOfAFile: each has a line, with its place; other errors have one
+// line in all.
+func TestProblemsOfAFile(t *testing.T) {
+	_, err := cluster.Parse("den.yaml", []byte("nodes:\n- name: den\n  nick: 1gbps\n  devices: [{device: rtx309}]\n"))
+	want := []string{`den.yaml:3:3: unknown key "nick"; did you mean nic?`, `den.yaml:4:22: the catalogue has no device "rtx309"; did you mean rtx3090?`}
+	if diff := cmp.Diff(want, errorLines(usage(err))); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"a; b"}, errorLines(errors.New("a\n b"))); diff != "" {
+		t.Error(diff)
 	}
 }
 
