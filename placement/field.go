@@ -67,15 +67,24 @@ func indexOf(nodes []Node, id NodeID) int {
 	return slices.IndexFunc(nodes, func(n Node) bool { return n.ID == id })
 }
 
-// barSmall bars the nodes that cannot hold a single block.
+// barSmall bars the nodes that cannot hold a single block, neither alone nor as a part of their island.
 func (f *field) barSmall() {
 	s := shapeOf(f.model)
+	together := map[int]bool{}
+	for g, list := range f.members() {
+		ways := f.island(f.problem.Groups[g], list)
+		if len(ways) > 0 {
+			c := class{table: newTable(s, ways)}
+			together[g] = c.usable(s)
+		}
+	}
 	for i := range f.nodes {
 		if f.barred[i].Kind != "" {
 			continue
 		}
+		g, ok := f.islands[i]
 		c := class{table: f.table(i, f.model.widest())}
-		if !c.usable(s) {
+		if !c.usable(s) && !(ok && together[g]) {
 			f.barred[i] = Reason{ReasonMemory, fmt.Sprintf("%s for weights, less than one block", f.offer(i))}
 		}
 	}

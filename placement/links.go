@@ -53,6 +53,11 @@ func (f *field) local(m mode) ([]part, float64, error) {
 		}
 	}
 	take(fd, low)
+	if l := f.unsplit(m); l != nil {
+		if p, misfit := f.price(l); misfit == nil && m.of(p.s, p.x) < value {
+			list, value = l, m.of(p.s, p.x)
+		}
+	}
 	views := []view{star, {f.model.widest(), func(i int) float64 { return f.typical(i, f.model.widest(), nil) }, false}}
 	for round := 0; round < len(views) && value > bound*(1+1e-9); round++ {
 		fd, ok, err := f.searched(views[round], m)
@@ -69,6 +74,24 @@ func (f *field) local(m mode) ([]part, float64, error) {
 		}
 	}
 	return list, bound, nil
+}
+
+// unsplit is the best of one node alone, which no link can make slower than it looks; nil where none holds the model.
+func (f *field) unsplit(m mode) []part {
+	var out []part
+	best := math.Inf(1)
+	s := shapeOf(f.model)
+	for _, i := range f.usable() {
+		for _, o := range f.table(i, f.model.widest()).parts.at(first|last, s.cells()-1) {
+			if v := m.of(o.s+endpointHops(f.model, f.nodes[i].Link, first|last), o.x); v < best {
+				best, out = v, nil
+				for _, st := range f.ways(i, f.model.widest())[o.way].stages(s, first|last, s.n1, s.n2, o.x) {
+					out = append(out, part{st.engine, st.x, st.y})
+				}
+			}
+		}
+	}
+	return out
 }
 
 // searched is the exact search in a view, first without the limit on nodes and with it where that is too many.
@@ -177,9 +200,13 @@ func nodesOf(list []part) []int {
 
 // improve swaps nodes of a pipeline while that makes it faster on the true links.
 func (f *field) improve(list []part, m mode) []part {
+	before, misfit := f.price(list)
+	if misfit != nil {
+		return list
+	}
 	segments := f.segments(list)
 	value := func(s []segment) float64 {
-		l := f.joined(s)
+		l := f.joined(s, before.x)
 		if l == nil {
 			return math.Inf(1)
 		}
@@ -189,7 +216,7 @@ func (f *field) improve(list []part, m mode) []part {
 		}
 		return m.of(p.s, p.x)
 	}
-	best := value(segments)
+	best := m.of(before.s, before.x)
 	for changed, rounds := true, 0; changed && rounds < 4; rounds++ {
 		changed = false
 		for i := range segments {
@@ -205,8 +232,8 @@ func (f *field) improve(list []part, m mode) []part {
 			}
 		}
 	}
-	if out := f.joined(segments); out != nil && best < value(f.segments(list)) {
-		return out
+	if best < m.of(before.s, before.x) {
+		return f.joined(segments, before.x)
 	}
 	return list
 }
@@ -235,8 +262,9 @@ func (f *field) segments(list []part) []segment {
 	return out
 }
 
-// joined runs every segment on its node in the way with the least seconds; nil when one does not fit.
-func (f *field) joined(segments []segment) []part {
+// joined runs every segment on its node in the way with the least seconds that keeps to a limit on x, if there is one; nil
+// when one does not fit.
+func (f *field) joined(segments []segment, limit float64) []part {
 	var out []part
 	s := shapeOf(f.model)
 	for i, g := range segments {
@@ -250,7 +278,7 @@ func (f *field) joined(segments []segment) []part {
 		if len(options) == 0 {
 			return nil
 		}
-		o := options[0]
+		o := within(options, limit)
 		for _, st := range f.ways(g.node, f.model.widest())[o.way].stages(s, r, g.x, g.y, o.x) {
 			out = append(out, part{st.engine, st.x, st.y})
 		}

@@ -272,24 +272,35 @@ func (s *solver) complete(plan *Plan) {
 // alone is the best plan on one node, whatever the pins say.
 func (s *solver) alone() Single {
 	best := Single{}
+	classes := []string{""}
+	if s.problem.Constraints.Numerics == NumericsOne {
+		classes = s.classes()
+	}
 	for _, m := range s.modes() {
-		f := s.batches[max(m.micro, 1)]
-		shape := shapeOf(f.model)
-		for _, i := range f.usable() {
-			t := f.table(i, f.model.widest())
-			for _, o := range t.parts.at(first|last, shape.cells()-1) {
-				v := m.of(o.s+endpointHops(f.model, f.nodes[i].Link, first|last), o.x)
-				if best.Fits && v >= best.StepSeconds {
-					continue
-				}
-				best = Single{Fits: true, Node: f.nodes[i].ID, Name: f.nodes[i].Label(), StepSeconds: v}
-				for _, st := range t.ways[o.way].stages(shape, first|last, shape.n1, shape.n2, o.x) {
-					best.Peak = max(best.Peak, st.cost.peak)
-				}
-			}
+		for _, c := range classes {
+			s.aloneIn(m, c, &best)
 		}
 	}
 	return best
+}
+
+// aloneIn improves the best of one node with engines of one numerics class, or any where it is empty.
+func (s *solver) aloneIn(m mode, numerics string, best *Single) {
+	f := s.batches[max(m.micro, 1)].within(numerics)
+	shape := shapeOf(f.model)
+	for _, i := range f.usable() {
+		t := f.table(i, f.model.widest())
+		for _, o := range t.parts.at(first|last, shape.cells()-1) {
+			v := m.of(o.s+endpointHops(f.model, f.nodes[i].Link, first|last), o.x)
+			if best.Fits && v >= best.StepSeconds {
+				continue
+			}
+			*best = Single{Fits: true, Node: f.nodes[i].ID, Name: f.nodes[i].Label(), StepSeconds: v}
+			for _, st := range t.ways[o.way].stages(shape, first|last, shape.n1, shape.n2, o.x) {
+				best.Peak = max(best.Peak, st.cost.peak)
+			}
+		}
+	}
 }
 
 // unused gives every node outside the plan its reason, in id order.

@@ -105,7 +105,7 @@ func (f *field) ways(i int, boundary Bytes) []way {
 	var out []way
 	seen := map[string]bool{}
 	for _, d := range devices {
-		if key := fmt.Sprint(d.available(c), d.figures()); !seen[key] {
+		if key := fmt.Sprint(int64(d.available(c)), d.figures()); !seen[key] {
 			seen[key] = true
 			out = append(out, way{engines: []*engine{f.alone(i, d)}})
 		}
@@ -228,7 +228,7 @@ func (f *field) pipes(i int, devices []*Device, boundary Bytes) []way {
 		for _, seq := range sequences(devices) {
 			key := ""
 			for _, d := range seq {
-				key += fmt.Sprint(d.available(c), d.figures(), ";")
+				key += fmt.Sprint(int64(d.available(c)), d.figures(), ";")
 			}
 			if seen[key] {
 				continue
@@ -237,7 +237,7 @@ func (f *field) pipes(i int, devices []*Device, boundary Bytes) []way {
 			shared := map[string]*engine{}
 			engines := make([]*engine, len(seq))
 			for k, d := range seq {
-				same := fmt.Sprint(d.available(c), d.figures())
+				same := fmt.Sprint(int64(d.available(c)), d.figures())
 				if shared[same] == nil {
 					shared[same] = f.member(i, d, d.available(c), len(seq))
 				}
