@@ -21,7 +21,7 @@ type shelf struct {
 // seat is what one stage computes on: a device, or a tensor-parallel group.
 type seat struct {
 	node    int      // index of the node, an island's first one
-	devices []string // ids in order; of other nodes as node/device
+	devices []string // ids in order; of an island as node/device
 	figures Device   // of the device, or of each of the group
 	free    int64    // bytes on each
 	degree  int
@@ -36,6 +36,7 @@ type work struct {
 	seconds, compute, expansion, stream float64
 	slots, ring                         int
 	streamed                            [maxOracleRuns]int
+	moved                               int64 // bytes that each device streams
 	weights, peak                       int64
 	taken                               []int64 // from each shelf of the seat's first list
 }
@@ -105,7 +106,10 @@ func (b bench) curveAt(d Device) (linear, attention float64, ok bool) {
 }
 
 // stage prices blocks from..to-1 on a seat.
-func (b bench) stage(s *seat, from, to int) work {
+func (b bench) stage(s *seat, from, to int) work { return b.stageFilled(s, from, to, s.fill) }
+
+// stageFilled is stage with another rule for where streamed weights rest.
+func (b bench) stageFilled(s *seat, from, to int, fill func(*work) bool) work {
 	m := b.model
 	linear, attention, ok := b.curveAt(s.figures)
 	if !ok {
@@ -175,13 +179,10 @@ func (b bench) stage(s *seat, from, to int) work {
 	for ring := 2; ring >= 1; ring-- {
 		x := w
 		x.ring = ring
-		if !b.leastStreamed(s, &x, counts, memory) {
+		if !b.leastStreamed(s, &x, counts, memory) || !fill(&x) {
 			continue
 		}
-		x.seconds = math.Max(x.compute+x.expansion, x.stream)
-		if ring == 1 {
-			x.seconds = x.compute + x.expansion + x.stream
-		}
+		x.fits, x.seconds = true, x.streaming()
 		if !best.fits || x.seconds < best.seconds {
 			best = x
 		}
@@ -214,11 +215,14 @@ func (b bench) leastStreamed(s *seat, x *work, counts [maxOracleRuns]int, memory
 		}
 	}
 	try(0)
-	if !found {
-		return false
-	}
+	x.moved = least
+	return found
+}
+
+// fill takes what a stage streams from a seat's shelves, the fastest first.
+func (s *seat) fill(x *work) bool {
 	for i, shelves := range s.shelves {
-		left, seconds := least, 0.0
+		left, seconds := x.moved, 0.0
 		taken := make([]int64, len(shelves))
 		for j, h := range shelves {
 			taken[j] = min(left, h.room)
@@ -235,6 +239,13 @@ func (b bench) leastStreamed(s *seat, x *work, counts [maxOracleRuns]int, memory
 			x.taken = taken
 		}
 	}
-	x.fits = true
 	return true
+}
+
+// streaming is the time of a stage that streams through a ring of this many slots.
+func (w work) streaming() float64 {
+	if w.ring == 1 {
+		return w.compute + w.expansion + w.stream
+	}
+	return math.Max(w.compute+w.expansion, w.stream)
 }

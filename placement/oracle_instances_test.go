@@ -219,8 +219,15 @@ func addIsland(r *rand.Rand, p *Problem) {
 		g.Nodes = append(g.Nodes, id)
 	}
 	p.Groups = []Group{g}
-	p.Model.Heads = pick(r, 0, 4, 12, 24)
+	heads := pick(r, 0, 4, 12, 24)
+	eachModel(p, func(m *Model, _ int) { m.Heads = heads })
+}
+
+// eachModel changes the model and its micro-batches alike.
+func eachModel(p *Problem, change func(m *Model, size int)) {
+	change(&p.Model, 1)
+	p.Batches = slices.Clone(p.Batches)
 	for i := range p.Batches {
-		p.Batches[i].Model.Heads = p.Model.Heads
+		change(&p.Batches[i].Model, p.Batches[i].Size)
 	}
 }

@@ -18,12 +18,15 @@ type optimum struct {
 	pipelines int
 	micro     int // requests of a micro-batch
 	traits    trait
+	how       string // of one pipeline
 }
 
-func (o *optimum) offer(value float64, used uint, pipelines, micro int, traits trait) {
-	if value < o.value {
-		*o = optimum{value, bits.OnesCount(used), pipelines, micro, traits}
+func (o *optimum) offer(value float64, used uint, pipelines, micro int, traits trait) bool {
+	if !(value < o.value) {
+		return false
 	}
+	*o = optimum{value: value, nodes: bits.OnesCount(used), pipelines: pipelines, micro: micro, traits: traits}
+	return true
 }
 
 // single is the objective's value for one pipeline in micro-batches of this size.
@@ -77,7 +80,11 @@ func bruteForce(p Problem) optimum {
 		for micro, m := range o.tables() {
 			a := o.atlas(m, class)
 			a.walk(func(_, _ int, _ uint, r run) bool { return o.single(r.s, r.x, micro) < best.value },
-				func(used uint, r run) { best.offer(o.single(r.s, r.x, micro), used, 1, micro, r.traits) })
+				func(used uint, r run) {
+					if best.offer(o.single(r.s, r.x, micro), used, 1, micro, r.traits) {
+						best.how = a.legs()
+					}
+				})
 		}
 	}
 	return best

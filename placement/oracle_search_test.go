@@ -5,8 +5,10 @@ package placement_test
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	. "github.com/distorch/distorch/placement"
 )
@@ -18,11 +20,12 @@ type oracle struct {
 	rack   []int // group index of each node, -1 without
 	island []int
 	places []place
+	debts  debts // of the plan that is priced
 }
 
 // place is a node, or an island used as a whole.
 type place struct {
-	node int  // whose link counts
+	node int  // an island's first
 	mask uint // of nodes
 	ways []way
 }
@@ -41,6 +44,7 @@ const (
 type run struct {
 	s, x   float64
 	traits trait
+	way    *way // of a part
 }
 
 func (a run) covers(b run) bool { return a.s <= b.s && a.x <= b.x }
@@ -99,6 +103,36 @@ func linkTime(size Bytes, rate, latency float64) float64 { return float64(size)/
 
 func star(size Bytes, n Node) float64 { return linkTime(size, n.Link.BytesPerSecond, n.Link.Latency) }
 
+// between is the time from one place to another, for an island the longest of its nodes.
+func (o *oracle) between(from, to place, size Bytes) float64 {
+	t := 0.0
+	for _, a := range o.members(from) {
+		for _, b := range o.members(to) {
+			t = math.Max(t, o.hop(a, b, size))
+		}
+	}
+	return t
+}
+
+// outside is the endpoint's hop to or from a place.
+func (o *oracle) outside(p place, size Bytes) float64 {
+	t := 0.0
+	for _, i := range o.members(p) {
+		t = math.Max(t, star(size, o.p.Nodes[i]))
+	}
+	return t
+}
+
+func (o *oracle) members(p place) []int {
+	var out []int
+	for i := range o.p.Nodes {
+		if p.mask&(1<<i) != 0 {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
 // hop is the time between two nodes.
 func (o *oracle) hop(from, to int, size Bytes) float64 {
 	a, b := o.p.Nodes[from], o.p.Nodes[to]
@@ -127,10 +161,17 @@ type atlas struct {
 	class string // "" for any
 	parts map[[3]int][]run
 	works map[*seat][]work
+	trail []leg // of the pipeline that walk is in
+}
+
+// leg is one place's part of a pipeline.
+type leg struct {
+	at, from, to int
+	way          *way
 }
 
 func (o *oracle) atlas(m Model, class string) *atlas {
-	return &atlas{o, bench{m, o.p.Constraints}, class, map[[3]int][]run{}, map[*seat][]work{}}
+	return &atlas{oracle: o, bench: bench{m, o.p.Constraints}, class: class, parts: map[[3]int][]run{}, works: map[*seat][]work{}}
 }
 
 func (a *atlas) work(s *seat, from, to int) work {
@@ -153,7 +194,8 @@ func (a *atlas) part(at, from, to int) []run {
 		return runs
 	}
 	var out []run
-	for _, w := range a.places[at].ways {
+	for i := range a.places[at].ways {
+		w := a.places[at].ways[i]
 		if a.class != "" && w.class != a.class {
 			continue
 		}
@@ -196,7 +238,7 @@ func (a *atlas) part(at, from, to int) []run {
 				extend(seat+1, end, next)
 			}
 		}
-		extend(0, from, run{})
+		extend(0, from, run{way: &w})
 	}
 	a.parts[key] = out
 	return out
@@ -212,7 +254,7 @@ func (a *atlas) walk(enter func(at, last int, used uint, r run) bool, done func(
 			return
 		}
 		if at == total {
-			so.s += star(a.model.Output, a.p.Nodes[a.places[last].node])
+			so.s += a.outside(a.places[last], a.model.Output)
 			done(used, so)
 			return
 		}
@@ -222,14 +264,16 @@ func (a *atlas) walk(enter func(at, last int, used uint, r run) bool, done func(
 			}
 			with := so
 			if last < 0 {
-				with.s += star(a.model.Input, a.p.Nodes[next.node])
+				with.s += a.outside(next, a.model.Input)
 			} else {
-				t := a.hop(a.places[last].node, next.node, a.boundaryBehind(at-1))
+				t := a.between(a.places[last], next, a.boundaryBehind(at-1))
 				with.s, with.x = with.s+t, math.Max(with.x, t)
 			}
 			for end := at + 1; end <= total; end++ {
 				for _, r := range a.part(i, at, end) {
-					extend(end, i, used|next.mask, run{with.s + r.s, math.Max(with.x, r.x), with.traits | r.traits})
+					a.trail = append(a.trail, leg{i, at, end, r.way})
+					extend(end, i, used|next.mask, run{s: with.s + r.s, x: math.Max(with.x, r.x), traits: with.traits | r.traits})
+					a.trail = a.trail[:len(a.trail)-1]
 				}
 			}
 		}
@@ -243,4 +287,17 @@ func countNodes(mask uint) int {
 		n += int(mask & 1)
 	}
 	return n
+}
+
+// legs says how a pipeline runs, for messages.
+func (a *atlas) legs() string {
+	var out []string
+	for _, l := range a.trail {
+		text := fmt.Sprintf("%s blocks %d+%d on", a.p.Nodes[a.places[l.at].node].ID, l.from, l.to-l.from)
+		for _, s := range l.way.seats {
+			text += " " + strings.Join(s.devices, "+")
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, "; ")
 }

@@ -37,11 +37,13 @@ func (o *oracle) computes(d Device) bool {
 	return slices.ContainsFunc(d.Rates, func(r Rate) bool { return r.DType == o.p.Model.ComputeDType })
 }
 
-// classOf is a device's class; the instances give one to each.
-func classOf(d Device) string { return d.Class }
-
-// groupClass is that of a tensor-parallel group, whose sums are made in another order.
-func groupClass(d Device, g int) string { return fmt.Sprintf("%s/tp%d", d.Class, g) }
+// classOf is a device's class, alone or as one of a group; the instances give one to each device.
+func classOf(d Device, degree int) string {
+	if degree > 1 {
+		return fmt.Sprintf("%s/tp%d", d.Class, degree)
+	}
+	return d.Class
+}
 
 // hostShelves are RAM and disk as one of g devices of a node counts them.
 func hostShelves(n Node, d Device, g int) []shelf {
@@ -156,19 +158,19 @@ func (o *oracle) nodeWays(node int) []way {
 	if len(gpus) == 0 {
 		i := slices.IndexFunc(n.Devices, func(d Device) bool { return d.Kind == KindCPU })
 		if i >= 0 && o.computes(n.Devices[i]) {
-			add(classOf(n.Devices[i]), nil, o.alone(node, n.Devices[i]))
+			add(classOf(n.Devices[i], 1), nil, o.alone(node, n.Devices[i]))
 		}
 		return out
 	}
 	for _, d := range gpus {
-		add(classOf(d), nil, o.alone(node, d))
+		add(classOf(d, 1), nil, o.alone(node, d))
 	}
 	gpus = slices.DeleteFunc(gpus, func(d Device) bool { return d.Peer == 0 })
 	for _, set := range o.kinds(gpus) {
 		for _, g := range degrees(len(set)) {
 			if o.splits(g) {
 				d := set[g-1]
-				add(groupClass(d, g), nil, &seat{
+				add(classOf(d, g), nil, &seat{
 					node: node, devices: names(set[:g]), figures: d, free: o.room(d), degree: g, rate: d.Peer, latency: n.PeerLatency,
 					shelves: [][]shelf{ordered(hostShelves(n, d, g))},
 				})
@@ -189,13 +191,13 @@ type addWay = func(class string, hops []hopInside, seats ...*seat)
 func (o *oracle) chain(node int, devices []Device, free func(Device) int64, add addWay) {
 	var hops []hopInside
 	var seats []*seat
-	class := classOf(devices[0])
+	class := classOf(devices[0], 1)
 	for i, d := range devices {
 		seats = append(seats, o.among(node, d, len(devices), free(d)))
 		if i > 0 {
 			hops = append(hops, hopInside{math.Min(devices[i-1].Peer, d.Peer), o.p.Nodes[node].PeerLatency})
 		}
-		if classOf(d) != class {
+		if classOf(d, 1) != class {
 			class = mixedClasses
 		}
 	}
@@ -278,11 +280,7 @@ func (o *oracle) islandWays(nodes []int, g Group) []way {
 		alone := true
 		for _, d := range set {
 			s.free = min(s.free, o.room(d.Device))
-			name := d.ID
-			if d.node != nodes[0] {
-				name = string(o.p.Nodes[d.node].ID) + "/" + d.ID
-			}
-			s.devices = append(s.devices, name)
+			s.devices = append(s.devices, o.p.Nodes[d.node].Label()+"/"+d.ID)
 			if given[d.node] > 1 {
 				alone = false
 			}
@@ -299,7 +297,7 @@ func (o *oracle) islandWays(nodes []int, g Group) []way {
 				s.shelves = append(s.shelves, ordered(hostShelves(o.p.Nodes[i], set[0].Device, given[i])))
 			}
 		}
-		out = append(out, way{seats: []*seat{s}, class: groupClass(set[0].Device, len(set))})
+		out = append(out, way{seats: []*seat{s}, class: classOf(set[0].Device, len(set))})
 	}
 	return out
 }

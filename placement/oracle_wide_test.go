@@ -1,0 +1,100 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package placement_test
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	. "github.com/distorch/distorch/placement"
+)
+
+// wideCases are what lies outside the exact class; each takes a problem there.
+var wideCases = []struct {
+	name   string
+	change func(*rand.Rand, *Problem)
+}{
+	{"measured links", addLinks},
+	{"racks", addRacks},
+	{"unequal boundaries", unequalBoundaries},
+	{"island", func(r *rand.Rand, p *Problem) { addIsland(r, p) }},
+	{"all at once", func(r *rand.Rand, p *Problem) {
+		addLinks(r, p)
+		addIsland(r, p)
+		addRacks(r, p)
+		unequalBoundaries(r, p)
+	}},
+}
+
+func addLinks(r *rand.Rand, p *Problem) {
+	for _, a := range p.Nodes {
+		for _, b := range p.Nodes {
+			if a.ID != b.ID && r.IntN(2) == 0 {
+				p.Links = append(p.Links, PeerLink{a.ID, b.ID, pick(r, 10, 100, 117, 1000*r.Float64()+1), pick(r, 0, 0.01, r.Float64())})
+			}
+		}
+	}
+}
+
+func addRacks(r *rand.Rand, p *Problem) {
+	a := Group{Name: "left", Kind: GroupRack, BytesPerSecond: pick(r, 5.0, 50, 500), Latency: pick(r, 0, 0.5)}
+	b := Group{Name: "right", Kind: GroupRack, BytesPerSecond: pick(r, 5.0, 50, 500), Latency: pick(r, 0, 0.5)}
+	for _, n := range p.Nodes {
+		switch r.IntN(3) {
+		case 0:
+			a.Nodes = append(a.Nodes, n.ID)
+		case 1:
+			b.Nodes = append(b.Nodes, n.ID)
+		}
+	}
+	for _, g := range []Group{a, b} {
+		if len(g.Nodes) > 0 {
+			p.Groups = append(p.Groups, g)
+		}
+	}
+}
+
+func unequalBoundaries(r *rand.Rand, p *Problem) {
+	at, boundary := r.IntN(len(p.Model.Runs)), Bytes(r.IntN(400))
+	eachModel(p, func(m *Model, size int) {
+		m.Runs = slices.Clone(m.Runs)
+		m.Runs[at].Boundary = boundary * Bytes(size)
+	})
+}
+
+// TestOracleWide checks certificates outside the exact class: bound ≤ optimum ≤ plan.
+func TestOracleWide(t *testing.T) {
+	failed := map[string]int{}
+	for _, c := range wideCases {
+		var mix mixture
+		optimal, gaps, gap := 0, 0, 0.0
+		for seed := range uint64(wideInstances / len(wideCases)) {
+			r := rand.New(rand.NewPCG(seed, 13))
+			p := randomProblem(r, objectives[seed%uint64(len(objectives))])
+			c.change(r, &p)
+			want := bruteForceMany(p)
+			mix.add(p, want)
+			plan, err := judge(p, want, false)
+			if err != nil {
+				report(t, failed, c.name, seed, p, plan, err)
+				continue
+			}
+			if plan == nil {
+				continue
+			}
+			optimal += boolInt(plan.Certificate.Optimal)
+			if over := plan.StepSeconds/want.value - 1; over > 1e-9 {
+				gaps++
+				gap = math.Max(gap, over)
+			}
+		}
+		t.Logf("%-20s %4d feasible, %4d certified optimal, %3d over the optimum by up to %.0f %%, %4d of several pipelines",
+			c.name, mix.feasible(), optimal, gaps, 100*gap, mix.counts["several pipelines"])
+		if mix.feasible() < wideInstances/len(wideCases)/3 {
+			t.Errorf("%s: %d feasible instances are too few", c.name, mix.feasible())
+		}
+	}
+}
