@@ -22,6 +22,12 @@ func choices(flag string) []string {
 		return output.Formats()
 	case "nodes " + outputName:
 		return append(output.Formats(), string(clusterFile))
+	case "plan " + outputName:
+		return append(output.Formats(), string(svgFormat))
+	case "numerics":
+		return []string{string(placement.NumericsAny), string(placement.NumericsOne)}
+	case "fit":
+		return []string{string(placement.FitFallback), string(placement.FitStrict)}
 	case "compat":
 		return []string{string(allocation.Distorch2)}
 	case "dtype":

@@ -76,7 +76,8 @@ func TestWorkloads(t *testing.T) {
 		"1024x768":                          "1024x768,batch=1,tokens=512",
 		"128x128,tokens=5,batch=2":          "128x128,batch=2,tokens=5",
 		"16x16, text_tokens=7 ,in_flight=3": "16x16,batch=1,tokens=7",
-		"x":                                 "", "0x1": "", "-1x5": "", "5x5,": "", "5x5,tokens=1,tokens=2": "", "5x5,frames=2": "", "9999999x1": "",
+		"832x480,frames=81":                 "832x480,batch=1,frames=81,tokens=512",
+		"x":                                 "", "0x1": "", "-1x5": "", "5x5,": "", "5x5,tokens=1,tokens=2": "", "5x5,frame=2": "", "9999999x1": "",
 	} {
 		words, _, err := parseWorkload(text)
 		if (err == nil) != (want != "") || err == nil && showWorkload(words) != want {

@@ -136,43 +136,57 @@ func newPlan(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plan --model MODEL",
 		Short: "Show how a model would be placed and how fast it would be, and change nothing",
-		Args:  arguments(0),
+		Long: `With --cluster it needs no coordinator and no network: a checkpoint's header, or
+the name of a published model, and a cluster file are enough. Without, it asks
+what a deployment on the live cluster would be; --objective, --explain, --what-if
+and the like plan beyond what agents can run today, from the live nodes' own
+figures.`,
+		Args: arguments(0),
 	}
 	var f specFlags
 	f.add(cmd)
+	var more planFlags
+	more.add(cmd)
 	operatorFlags(cmd)
-	format := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		spec, err := f.spec("")
-		if err != nil {
-			return err
+		if more.local(cmd) {
+			return a.localPlan(cmd, &f, &more)
 		}
-		o, err := a.connect(cmd)
-		if err != nil {
-			return err
-		}
-		defer o.close()
-		if spec.Model, err = resolveModel(cmd, o, spec.Model); err != nil {
-			return err
-		}
-		answer, err := ask(cmd.Context(), o, "", o.Control.Plan, &pb.PlanRequest{Spec: spec})
-		if err != nil {
-			return err
-		}
-		if err := fits(answer.Plan); err != nil {
-			return err
-		}
-		names, err := nodeNames(cmd, o)
-		if err != nil {
-			return err
-		}
-		v := newPlanView(answer.Plan, names)
-		if *format != output.Table {
-			return output.Write(a.stdout, *format, v)
-		}
-		return v.write(a.stdout)
+		return a.livePlan(cmd, &f, output.Format(more.format))
 	}
 	return cmd
+}
+
+// livePlan shows what the coordinator would deploy.
+func (a *app) livePlan(cmd *cobra.Command, f *specFlags, format output.Format) error {
+	spec, err := f.spec("")
+	if err != nil {
+		return err
+	}
+	o, err := a.connect(cmd)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	if spec.Model, err = resolveModel(cmd, o, spec.Model); err != nil {
+		return err
+	}
+	answer, err := ask(cmd.Context(), o, "", o.Control.Plan, &pb.PlanRequest{Spec: spec})
+	if err != nil {
+		return err
+	}
+	if err := fits(answer.Plan); err != nil {
+		return err
+	}
+	names, err := nodeNames(cmd, o)
+	if err != nil {
+		return err
+	}
+	v := newPlanView(answer.Plan, names)
+	if format != output.Table {
+		return output.Write(a.stdout, format, v)
+	}
+	return v.write(a.stdout)
 }
 
 // fits is the error of a plan that cannot be made.

@@ -13,18 +13,18 @@ import (
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
-const workloadHelp = "largest request: WxH[,tokens=N][,batch=N][,in_flight=N]; tokens is 512 and batch 1 unless given"
+const workloadHelp = "largest request: WxH[,frames=N][,tokens=N][,batch=N][,in_flight=N]; tokens is 512 and batch 1 unless given"
 
 const (
 	defaultTokens = 512
 	maxExtent     = 1 << 20
 )
 
-// parseWorkload reads WxH[,tokens=N][,batch=N][,in_flight=N] into the words of
+// parseWorkload reads WxH[,frames=N][,tokens=N][,batch=N][,in_flight=N] into the words of
 // a model's dimensions; inFlight is 0 where it is not given.
 func parseWorkload(text string) (words map[string]int64, inFlight uint32, err error) {
 	bad := func(part string) error {
-		return fmt.Errorf("workload %q: %q; want WxH[,tokens=N][,batch=N][,in_flight=N], such as 1024x1024,tokens=512", text, part)
+		return fmt.Errorf("workload %q: %q; want WxH[,frames=N][,tokens=N][,batch=N][,in_flight=N], such as 1024x1024,tokens=512", text, part)
 	}
 	parts := strings.Split(text, ",")
 	words = map[string]int64{"text_tokens": defaultTokens, "batch": 1}
@@ -49,8 +49,8 @@ func parseWorkload(text string) (words map[string]int64, inFlight uint32, err er
 		switch key {
 		case "tokens", "text_tokens":
 			words["text_tokens"] = n
-		case "batch":
-			words["batch"] = n
+		case "batch", "frames":
+			words[key] = n
 		case "in_flight":
 			inFlight = uint32(n)
 		default:

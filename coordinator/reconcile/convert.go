@@ -23,6 +23,16 @@ type table struct {
 	smaller bool // stored takes less than packed: worth a try
 }
 
+// Tables are the block tables of a specialised model as placement sees it: with its weights packed for the engine, and
+// as they are in the file, expanded for every block. Stored are the file's dtypes by weight.
+func Tables(name string, p *graph.Program, stored map[string]tensor.DType, inFlight int) (packed, file placement.Model, err error) {
+	t, err := newTable(name, p, stored, inFlight)
+	if err != nil {
+		return packed, file, err
+	}
+	return t.packed, t.stored, nil
+}
+
 // newTable converts a program. placement multiplies nothing by the forwards in
 // flight here: their regions are part of each piece's scratch.
 func newTable(name string, p *graph.Program, stored map[string]tensor.DType, inFlight int) (*table, error) {

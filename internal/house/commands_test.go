@@ -14,7 +14,7 @@ import (
 )
 
 // makesFlag are the functions whose first text is the name of a flag.
-var makesFlag = regexp.MustCompile(`^(Flag|(String|StringSlice|Int|Uint64|Float64|Bool|Duration)(Var)?P?|VarP?)$`)
+var makesFlag = regexp.MustCompile(`^(Flag|(String|StringSlice|StringArray|Int|Uint64|Float64|Bool|Duration)(Var)?P?|VarP?)$`)
 
 // text is a string literal's value.
 func text(e ast.Expr) (string, bool) {

@@ -161,7 +161,7 @@ func usedNodes(plan *placement.Plan) []used {
 }
 
 const (
-	maxReasons = 12 // unused nodes that get a number
+	maxReasons = 12 // kinds of unused nodes that get a number
 	maxDonors  = 8  // stages that may give blocks away
 )
 
@@ -172,16 +172,23 @@ func (s *searcher) reasons() []placement.Unused {
 	if s.plan.Forced || len(s.plan.Pipelines) > 1 || len(usedNodes(s.plan)) != len(s.plan.Stages) {
 		return out
 	}
-	priced := 0
+	details := map[string]string{} // of nodes with equal figures
 	for i := range out {
 		u := &out[i]
-		if u.Reason.Kind != placement.ReasonSlower || priced == maxReasons {
+		at := slices.IndexFunc(s.problem.Nodes, func(n placement.Node) bool { return n.ID == u.Node })
+		if u.Reason.Kind != placement.ReasonSlower || at < 0 {
 			continue
 		}
-		priced++
-		blocks, plan := s.including(u.Node)
-		if plan != nil && plan.StepSeconds > s.plan.StepSeconds {
-			u.Reason.Detail = fmt.Sprintf("with %s on it %s instead of %s", blocks, placement.PerStep(plan.StepSeconds), placement.PerStep(s.plan.StepSeconds))
+		kind := figures(s.problem.Nodes[at])
+		if _, known := details[kind]; !known && len(details) < maxReasons {
+			details[kind] = ""
+			blocks, plan := s.including(u.Node)
+			if plan != nil && plan.StepSeconds > s.plan.StepSeconds {
+				details[kind] = fmt.Sprintf("with %s on it %s instead of %s", blocks, placement.PerStep(plan.StepSeconds), placement.PerStep(s.plan.StepSeconds))
+			}
+		}
+		if text := details[kind]; text != "" {
+			u.Reason.Detail = text
 		}
 	}
 	return out

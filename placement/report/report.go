@@ -177,15 +177,23 @@ func published(p placement.Problem, plan *placement.Plan) []string {
 		if !ok {
 			continue
 		}
+		kinds := map[string][]string{}
 		for _, d := range n.Devices {
-			whole := n.Label() + "/" + d.ID
-			if d.Source != placement.SourcePublished || !slices.Contains(devices, d.ID) && !slices.Contains(devices, whole) && !slices.Contains(devices, string(n.ID)+"/"+d.ID) {
+			whole := "/" + d.ID
+			if d.Source != placement.SourcePublished || !slices.Contains(devices, d.ID) && !slices.Contains(devices, n.Label()+whole) && !slices.Contains(devices, string(n.ID)+whole) {
 				continue
 			}
-			if d.Model != "" {
-				whole += " (" + d.Model + ")"
+			kinds[d.Model] = append(kinds[d.Model], d.ID)
+		}
+		for model, ids := range kinds {
+			text := n.Label() + "/" + ids[0]
+			if len(ids) > 1 {
+				text += " to " + ids[len(ids)-1]
 			}
-			out = append(out, whole)
+			if model != "" {
+				text += " (" + model + ")"
+			}
+			out = append(out, text)
 		}
 		if n.Link.Source == placement.SourcePublished {
 			out = append(out, "network of "+n.Label())

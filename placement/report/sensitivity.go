@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 
 	"github.com/distorch/distorch/placement"
+	"github.com/distorch/distorch/placement/cluster"
 )
 
 // Gain is what a change of the hardware or of the model's table would bring.
@@ -26,7 +26,7 @@ func (g Gain) String() string {
 
 const (
 	moreMemory  = placement.Bytes(8e9)
-	tenGigabit  = 1.18e9 // bytes/s of payload
+	gigabit     = 1e9 / 8 * cluster.LineShare // bytes/s of payload
 	maxGains    = 3
 	maxTries    = 24
 	leastSaved  = 0.001
@@ -65,7 +65,7 @@ func (s *searcher) sensitivity(variants []Variant) []Gain {
 			return p
 		}
 		if b := n.Link.BytesPerSecond; !math.IsInf(b, 1) && len(s.problem.Nodes) > 1 {
-			faster := b + math.Min(b, tenGigabit)
+			faster := b + math.Min(b, 10*gigabit)
 			try(fmt.Sprintf("%s instead of %s on %s's network", gigabits(faster), gigabits(b), n.Label()), changed(func(n *placement.Node) { n.Link.BytesPerSecond = faster }))
 		}
 		seen := map[string]bool{}
@@ -126,6 +126,5 @@ func figures(n placement.Node) string {
 
 // gigabits shows payload bytes per second as the link's bits.
 func gigabits(b float64) string {
-	text := fmt.Sprintf("%.3g", b/tenGigabit*10)
-	return strings.TrimSuffix(text, ".0") + " Gbit/s"
+	return fmt.Sprintf("%.3g Gbit/s", b/gigabit)
 }

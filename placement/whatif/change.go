@@ -4,6 +4,7 @@
 package whatif
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/distorch/distorch/internal/edits"
 	"github.com/distorch/distorch/placement"
+	"github.com/distorch/distorch/placement/cluster"
 )
 
 // catalogued is a device by name.
@@ -55,7 +57,7 @@ func (e *editor) addDevice(w word) error {
 const (
 	maxDevices = 64
 	maxName    = 63
-	oneGigabit = 1e9 / 8 * payload
+	oneGigabit = 1e9 / 8 * cluster.LineShare
 )
 
 func (e *editor) addNode(w word) error {
@@ -282,35 +284,21 @@ func (e *editor) table(w word, t Tables) error {
 	return nil
 }
 
-// unit is a suffix and what it multiplies by.
-type unit struct {
-	suffix string
-	factor float64
-}
-
 func (e *editor) rate(w word) (float64, error) {
-	v, ok := scaled(w.s, []unit{{"kbps", 1e3 / 8 * payload}, {"mbps", 1e6 / 8 * payload}, {"gbps", 1e9 / 8 * payload}, {"mb/s", 1e6}, {"gb/s", 1e9}})
-	if !ok || v < 1 || v > 1e18 {
-		return 0, e.bad(w, "", "a rate such as 10gbps or 1.2GB/s")
+	v, _, err := cluster.ParseRate(w.s)
+	if err == nil && v < 1 {
+		err = errors.New("0 is no rate")
+	}
+	if err != nil {
+		return 0, e.bad(w, "", "a rate such as 10gbps or 1.2GB/s: %v", err)
 	}
 	return v, nil
 }
 
 func (e *editor) size(w word) (placement.Bytes, error) {
-	v, ok := scaled(w.s, []unit{{"mib", 1 << 20}, {"gib", 1 << 30}, {"tib", 1 << 40}, {"mb", 1e6}, {"gb", 1e9}, {"tb", 1e12}})
-	if !ok || v < 0 || v > 1<<50 {
-		return 0, e.bad(w, "", "a size such as 24GB or 24GiB")
+	v, err := cluster.ParseSize(w.s)
+	if err != nil {
+		return 0, e.bad(w, "", "a size such as 24GB or 24GiB: %v", err)
 	}
-	return placement.Bytes(v), nil
-}
-
-func scaled(text string, units []unit) (float64, bool) {
-	low := strings.ToLower(text)
-	for _, u := range units {
-		if number, ok := strings.CutSuffix(low, u.suffix); ok {
-			v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-			return v * u.factor, err == nil && !math.IsNaN(v) && !math.IsInf(v, 0)
-		}
-	}
-	return 0, false
+	return v, nil
 }

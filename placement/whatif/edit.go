@@ -21,21 +21,19 @@
 //	       | KEY "=" VALUE
 //	item   = [ COUNT "x" ] KIND | ( "nic" | "disk" ) "=" RATE | "ram" "=" SIZE | "latency" "=" SECONDS
 //	KEY    = "dtype" | "stored" | "workload" | "objective" | "max-nodes" | "max-pipelines" | "max-degree" | "reserve" | "fit" | "numerics"
-//	RATE   = NUMBER ( "kbps" | "mbps" | "gbps" | "MB/s" | "GB/s" )
-//	SIZE   = NUMBER ( "MB" | "GB" | "TB" | "MiB" | "GiB" )
 //
-// Bits per second are those of the link, of which 94.4 % carry payload (TCP over Ethernet at an MTU of 1500 bytes); bytes
-// per second are payload. "dtype" of eight bits or less is what weights are stored in, as nothing computes in it.
+// RATE, SIZE and SECONDS are written as in a cluster file. "dtype" of eight bits or less is what weights are stored in, as
+// nothing computes in it.
 package whatif
 
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/distorch/distorch/internal/edits"
 	"github.com/distorch/distorch/placement"
+	"github.com/distorch/distorch/placement/cluster"
 )
 
 // Error says where a change cannot be read, what was expected there, and what is near.
@@ -81,7 +79,6 @@ type Options struct {
 const (
 	maxText  = 4096
 	maxEdits = 64
-	payload  = 0.944 // of a link's bits: 1460 of 1538 bytes of an Ethernet frame, less acknowledgements
 )
 
 // editor applies one change.
@@ -217,9 +214,8 @@ func (e *editor) figure(n *placement.Node, key string, value word) (err error) {
 	case "ram":
 		n.RAM, err = e.size(value)
 	case "latency":
-		n.Link.Latency, err = strconv.ParseFloat(value.s, 64)
-		if err != nil || !(n.Link.Latency >= 0 && n.Link.Latency <= 60) {
-			err = e.bad(value, "", "seconds from 0 to 60, such as 0.0001")
+		if n.Link.Latency, err = cluster.ParseSeconds(value.s); err != nil {
+			err = e.bad(value, "", "a time such as 100us: %v", err)
 		}
 	}
 	return err

@@ -68,11 +68,11 @@ func TestApply(t *testing.T) {
 		{"add node c: 2xrtx4090, fastcpu, nic=10gbps, ram=32GB, disk=2GB/s", func(p placement.Problem) any {
 			n := p.Nodes[2]
 			return fmt.Sprintf("%s %v %s %s %s %g %d %g", n.ID, n.HasModel, n.Devices[0].ID, n.Devices[1].ID, n.Devices[2].ID, n.Link.BytesPerSecond, n.Devices[2].Allocatable, n.Disk)
-		}, "c true cuda:0 cuda:1 cpu 1.18e+09 32000000000 2e+09"},
+		}, "c true cuda:0 cuda:1 cpu 1.175e+09 32000000000 2e+09"},
 		{"remove living-room", func(p placement.Problem) any { return len(p.Nodes) }, 1},
 		{"remove a/cpu", func(p placement.Problem) any { return len(p.Nodes[0].Devices) }, 0},
 		{"link a-living-room=2GB/s", func(p placement.Problem) any { return p.Links }, []placement.PeerLink{{From: "n-a", To: "n-living-room", BytesPerSecond: 2e9, Latency: 1e-3}, {From: "n-living-room", To: "n-a", BytesPerSecond: 2e9, Latency: 1e-3}}},
-		{"nic n-a=1gbps", func(p placement.Problem) any { return p.Nodes[0].Link.BytesPerSecond }, 1.18e8},
+		{"nic n-a=1gbps", func(p placement.Problem) any { return p.Nodes[0].Link.BytesPerSecond }, 1.175e8},
 		{"ram a=64GiB", func(p placement.Problem) any { return p.Nodes[0].RAM }, placement.Bytes(64 << 30)},
 		{"memory a/cpu=24GB", func(p placement.Problem) any { return p.Nodes[0].Devices[0].Allocatable }, placement.Bytes(24e9)},
 		{"dtype=fp8", func(p placement.Problem) any { return p.Model.StoredDType }, placement.DType("f8_e4m3")},
