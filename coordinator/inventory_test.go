@@ -55,6 +55,14 @@ func TestInventory(t *testing.T) {
 	if diff := cmp.Diff([]placement.PeerLink{{From: "n-a", To: "n-b", BytesPerSecond: 1.1e8, Latency: 2e-4}, {From: "n-c", To: "n-b", BytesPerSecond: 1.1e8, Latency: 2e-4}}, c.Links); diff != "" {
 		t.Error(diff)
 	}
+	// What forwards taught counts, near the size that taught it.
+	slow := node("d", link, rates("bf16", 1<<20, 4e11), rates("bf16", 1<<16, 2e11))
+	slow.Record.Devices[0].Feedback = []*pb.Feedback{{Dtype: "bf16", Elements: 1 << 20, Ratio: 2, Samples: 20}}
+	slow.Record.Devices[0].Rates[0].Uncertainty = &pb.RateUncertainty{Linear: 0.03, Attention: 0.05}
+	d := Inventory([]*pb.NodeStatus{slow}).Nodes[0].Devices[0]
+	if diff := cmp.Diff([]placement.Rate{{DType: "bf16", Linear: 2e11, Attention: 1e11, Tokens: 256}, {DType: "bf16", Linear: 2e11, Attention: 1e11, Tokens: 1024}}, d.Rates); diff != "" || d.Spread != 0.05 || d.Memory != 1e10 {
+		t.Errorf("%s spread %g, memory %g", diff, d.Spread, d.Memory)
+	}
 	text, err := clusterfile.Marshal(c)
 	if err != nil {
 		t.Fatal(err)

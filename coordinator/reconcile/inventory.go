@@ -27,8 +27,12 @@ func (d *Device) bare() placement.Device {
 	return placement.Device{ID: d.Name, Kind: placement.KindCPU, Allocatable: placement.Bytes(min(free, math.MaxInt64)), Source: placement.SourceMeasured}
 }
 
+// mostSpread is the largest uncertainty that a cluster file may state.
+const mostSpread = 0.9
+
 // Inventory is a node with all that was measured of it, for any model: rates of
-// every dtype as curves, and the memory that it has when nothing is deployed. A
+// every dtype as curves, corrected by what forwards taught, and the memory that
+// it has when nothing is deployed. A
 // node that a plan cannot use comes without devices and with the reason.
 func (n *Node) Inventory() placement.Node {
 	out := n.bare()
@@ -45,9 +49,11 @@ func (n *Node) Inventory() placement.Node {
 		if tokens == 0 { // an agent that does not tell measures as many tokens as hidden values
 			tokens = math.Sqrt(r.Elements)
 		}
+		k := d.correction(r.DType, r.Elements)
 		c.Rates = append(c.Rates, placement.Rate{
-			DType: placement.DType(r.DType), Linear: r.Linear, Attention: r.Attention, Tokens: tokens,
+			DType: placement.DType(r.DType), Linear: r.Linear / k, Attention: r.Attention / k, Tokens: tokens,
 		})
+		c.Spread = max(c.Spread, min(max(r.Uncertainty.Linear, r.Uncertainty.Attention), mostSpread))
 		if r.Elements > largest.Elements {
 			largest = r
 		}
@@ -58,7 +64,8 @@ func (n *Node) Inventory() placement.Node {
 	slices.SortStableFunc(c.Rates, func(a, b placement.Rate) int {
 		return cmp.Or(cmp.Compare(a.DType, b.DType), cmp.Compare(a.Tokens, b.Tokens))
 	})
-	c.Memory, c.Expansion = largest.Elementwise, largest.Expand
+	k := d.correction(largest.DType, largest.Elements)
+	c.Memory, c.Expansion = largest.Elementwise/k, largest.Expand/k
 	out.Devices = []placement.Device{c}
 	if n.Link == nil {
 		out.Rejected = placement.Reason{Kind: placement.ReasonRates, Detail: "its network has not been measured yet"}
