@@ -1,9 +1,11 @@
 // Copyright The distorch authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package cluster_test
+package main
 
 import (
+	"bytes"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,60 +13,68 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/distorch/distorch/placement"
-	"github.com/distorch/distorch/placement/blocktable"
 	"github.com/distorch/distorch/placement/cluster"
-	"github.com/distorch/distorch/placement/report"
 )
 
+var update = flag.Bool("update", false, "rewrite docs/hardware")
+
 // request is a plan that the pages of docs/hardware show.
-type request struct {
-	model, workload string // as on the command line
-	w               blocktable.Workload
-	objective       placement.ObjectiveKind
-	title           string
-}
+type request struct{ title, flags string }
 
 func requests() []request {
 	return []request{
-		{"flux1-dev", "1024x1024", blocktable.Workload{Width: 1024, Height: 1024}, placement.ObjectiveLatency, "FLUX.1 dev, one picture of 1024x1024"},
-		{"qwen-image", "1328x1328,tokens=128", blocktable.Workload{Width: 1328, Height: 1328}, placement.ObjectivePair, "Qwen-Image, 1328x1328, with guidance (two forwards a step)"},
-		{"wan2.1-14b", "832x480,frames=81", blocktable.Workload{Width: 832, Height: 480, Frames: 81}, placement.ObjectivePair, "WAN 2.1 14B, five seconds of 832x480, with guidance"},
+		{"FLUX.1 dev, one picture of 1024x1024", "--model flux1-dev"},
+		{"FLUX.1 dev in Q8_0, a queue of pictures", "--model flux1-dev --stored q8_0 --objective throughput"},
+		{"Qwen-Image, 1328x1328, with guidance (two forwards a step)", "--model qwen-image --objective pair"},
+		{"WAN 2.1 14B, five seconds of 832x480, with guidance", "--model wan2.1-14b --objective pair"},
 	}
 }
 
-// TestHardwarePages: docs/hardware has a page for each example, as plan
-// --explain says it.
+// TestHardwarePages: docs/hardware has a page for each example, with what plan
+// prints.
 func TestHardwarePages(t *testing.T) {
-	files, err := filepath.Glob("../../examples/clusters/*.yaml")
+	const docs, examples = "docs/hardware/", "examples/clusters/"
+	t.Chdir("../..")
+	files, err := filepath.Glob(examples + "*.yaml")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d examples, %v", len(files), err)
 	}
-	_, err = os.Stat("../../docs/hardware")
-	written := err == nil // before the pages are there, it is enough that they can be made
-	index := "# Hardware\n\nWhat plans come to on five clusters, from two PCs at home to a lab of 64 machines. The pages are generated from [examples/clusters](../../examples/clusters) by `go test ./placement/cluster -update`; a test fails when one is stale. All figures rest on what makers publish ([devices.md](../devices.md)), not on measurements.\n\n"
+	index := "# Hardware\n\nWhat plans come to on five clusters, from two PCs at home to a lab of 64 machines. The pages are generated from [examples/clusters](../../examples/clusters) by `go test ./cmd/distorch -run TestHardwarePages -update`; a test fails when one is stale. All figures rest on what makers publish ([devices.md](../devices.md)), not on measurements.\n\n"
 	for _, name := range files {
 		base := strings.TrimSuffix(filepath.Base(name), ".yaml")
 		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
+		c, err := cluster.Parse(name, text)
+		if err != nil {
+			t.Fatal(err)
+		}
 		title, about := heading(string(text))
 		index += fmt.Sprintf("- [%s](%s.md)\n", title, base)
-		t.Run(base, func(t *testing.T) {
-			t.Parallel()
-			c, err := cluster.Parse(name, text)
-			if err != nil {
-				t.Fatal(err)
-			}
-			text := page(t, base, title, about, c)
-			if written {
-				committed(t, "../../docs/hardware/"+base+".md", text)
-			}
-		})
+		current(t, docs+base+".md", page(t, base, title, about, c))
 	}
-	if written {
-		committed(t, "../../docs/hardware/README.md", index)
+	current(t, docs+"README.md", index)
+}
+
+// current holds a page against what it should be, or rewrites it.
+func current(t *testing.T, name, want string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(name, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(text), want); diff != "" {
+		t.Errorf("%s is stale; go test ./cmd/distorch -run TestHardwarePages -update rewrites it\n%s", name, diff)
 	}
 }
 
@@ -100,30 +110,17 @@ func page(t *testing.T, base, title, about string, c cluster.Cluster) string {
 		fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
 	}
 	for _, q := range requests() {
-		k, err := blocktable.Lookup(q.model)
-		if err != nil {
-			t.Fatal(err)
+		// On many machines alike, reasons for each of them take long to find and say the same.
+		line := fmt.Sprintf("plan %s --cluster examples/clusters/%s.yaml", q.flags, base)
+		if len(c.Nodes) <= 16 {
+			line += " --explain"
 		}
-		m, err := k.Model(q.w)
-		if err != nil {
-			t.Fatal(err)
+		var out, problem bytes.Buffer
+		code := (&app{stdin: strings.NewReader(""), stdout: &out, stderr: &problem}).run(t.Context(), strings.Fields(line))
+		if code != exitOK && code != exitInfeasible {
+			t.Fatalf("%s: code %d, %s", line, code, problem.String())
 		}
-		p := placement.Problem{Model: m, Nodes: c.Nodes, Links: c.Links, Groups: c.Groups, Objective: placement.Objective{Kind: q.objective}}
-		line := fmt.Sprintf("distorch plan --model %s --workload %s --objective %s --cluster examples/clusters/%s.yaml --explain", q.model, q.workload, q.objective, base)
-		fmt.Fprintf(&b, "\n## %s\n\n```\n$ %s\n", q.title, line)
-		plan, err := placement.Place(p, placement.Options{})
-		if err != nil {
-			fmt.Fprintf(&b, "%v\n```\n", err)
-			continue
-		}
-		// Comparisons search anew for each node; on large clusters they would say
-		// the same of many machines alike.
-		small := len(c.Nodes) <= 16
-		r, err := report.New(p, plan, report.Options{Queue: small, Alternatives: small, Rivals: true, Sensitivity: small})
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(&b, "%s```\n", r.Explain())
+		fmt.Fprintf(&b, "\n## %s\n\n```\n$ distorch %s\n%s%s```\n", q.title, line, out.String(), problem.String())
 	}
 	return b.String()
 }
