@@ -207,14 +207,18 @@ func usable(p placement.Problem) []host {
 	return out
 }
 
-// memory is what a host's computing devices may use: its GPUs', or its CPU's where no GPU computes in the dtype.
+// memory is what a host's computing devices may keep of weights: its GPUs', or its CPU's where no GPU computes in the
+// dtype. The scratch of a forward is taken off, which the programs themselves leave to the user.
 func memory(n placement.Node, p placement.Problem) placement.Bytes {
-	var gpu, cpu placement.Bytes
+	var gpu, cpu, scratch placement.Bytes
+	for _, r := range p.Model.Runs {
+		scratch = max(scratch, r.Block.Scratch*placement.Bytes(max(p.Constraints.InFlight, 1)))
+	}
 	for _, d := range n.Devices {
 		if !slices.ContainsFunc(d.Rates, func(r placement.Rate) bool { return r.DType == p.Model.ComputeDType }) {
 			continue
 		}
-		available := max(0, d.Allocatable-max(d.Reserve, p.Constraints.Reserve))
+		available := max(0, d.Allocatable-max(d.Reserve, p.Constraints.Reserve)-scratch)
 		switch {
 		case d.Kind == placement.KindGPU:
 			gpu += available
