@@ -171,7 +171,7 @@ func published(p placement.Problem, plan *placement.Plan) []string {
 		}
 		used[s.Node] = append(used[s.Node], devices...)
 	}
-	var out []string
+	var out, links []string
 	for _, n := range p.Nodes {
 		devices, ok := used[n.ID]
 		if !ok {
@@ -196,10 +196,13 @@ func published(p placement.Problem, plan *placement.Plan) []string {
 			out = append(out, text)
 		}
 		if n.Link.Source == placement.SourcePublished {
-			out = append(out, "network of "+n.Label())
+			links = append(links, n.Label())
 		}
 	}
 	slices.Sort(out)
+	if slices.Sort(links); len(links) > 0 {
+		out = append(out, "network of "+listed(links))
+	}
 	return out
 }
 

@@ -6,6 +6,7 @@ package whatif
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -99,7 +100,7 @@ func (r Row) Cells() []string {
 	}
 	delta := ""
 	switch {
-	case r.Change != "" && r.Delta == 0:
+	case r.Change != "" && math.Abs(r.Delta) < 0.0005:
 		delta = "="
 	case r.Change != "":
 		delta = fmt.Sprintf("%+.1f %%", 100*r.Delta)
