@@ -109,6 +109,11 @@ func (m *mixture) show(t *testing.T) {
 		row(name, m.counts[name])
 	}
 	t.Log(b.String())
+	n := max(m.feasible(), 1)
+	share := func(k int) string { return fmt.Sprintf("%d %%", 100*k/n) }
+	t.Attr("mix", fmt.Sprintf("%d feasible of %d random instances; optimal on 1 to 5 hosts %d %d %d %d %d; memory-bound %s, on three or more hosts %s, streaming or tensor parallel %s",
+		m.feasible(), m.all, m.nodes[1], m.nodes[2], m.nodes[3], m.nodes[4], m.nodes[5],
+		share(m.counts["memory-bound"]), share(m.counts["three or more hosts"]), share(m.counts["streaming or tensor"])))
 }
 
 // check refuses a mix that would prove little.

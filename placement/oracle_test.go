@@ -16,7 +16,7 @@ import (
 
 // exactInstances and wideInstances are how many random problems each run solves twice.
 const (
-	exactInstances = 8000
+	exactInstances = 7200
 	wideInstances  = 2000
 )
 

@@ -4,9 +4,11 @@
 package placement_test
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	. "github.com/distorch/distorch/placement"
@@ -91,8 +93,8 @@ func TestOracleWide(t *testing.T) {
 				gap = math.Max(gap, over)
 			}
 		}
-		t.Logf("%-20s %4d feasible, %4d certified optimal, %3d over the optimum by up to %.0f %%, %4d of several pipelines",
-			c.name, mix.feasible(), optimal, gaps, 100*gap, mix.counts["several pipelines"])
+		t.Attr(strings.ReplaceAll(c.name, " ", "-"), fmt.Sprintf("%d feasible, %d certified optimal, %d over the optimum by up to %.0f %%, %d of several pipelines",
+			mix.feasible(), optimal, gaps, 100*gap, mix.counts["several pipelines"]))
 		if mix.feasible() < wideInstances/len(wideCases)/3 {
 			t.Errorf("%s: %d feasible instances are too few", c.name, mix.feasible())
 		}

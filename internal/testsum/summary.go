@@ -21,6 +21,7 @@ type event struct {
 	Test       string
 	Elapsed    float64
 	Output     string
+	Key, Value string // of an attr, which a test sets to be told in the closing lines
 }
 
 type timing struct {
@@ -31,12 +32,15 @@ type timing struct {
 
 type skip struct{ pkg, test, reason string }
 
+type attr struct{ test, key, value string }
+
 // summary collects events and writes what matters of them.
 type summary struct {
 	out      io.Writer
 	buffered map[string][]string // output by package, or package and test
 	timings  []timing
 	skips    []skip
+	attrs    []attr
 	failures []string
 	tests    int
 	failed   bool
@@ -72,6 +76,8 @@ func (s *summary) add(e event, race bool) {
 		s.failures = append(s.failures, e.ImportPath+" (does not build)")
 	case "output":
 		s.buffered[key] = append(s.buffered[key], e.Output)
+	case "attr":
+		s.attrs = append(s.attrs, attr{e.Test, e.Key, e.Value})
 	case "pass", "fail", "skip":
 		s.finish(e, key, race)
 	}
@@ -149,6 +155,9 @@ func (s *summary) close() {
 			mark = "  (race)"
 		}
 		fmt.Fprintf(s.out, "%8.1fs  %s%s\n", t.seconds, t.pkg, mark)
+	}
+	for _, a := range s.attrs {
+		fmt.Fprintf(s.out, "%s %s: %s\n", a.test, a.key, a.value)
 	}
 	if len(s.skips) == 0 {
 		fmt.Fprintln(s.out, "skipped tests: none")

@@ -12,6 +12,7 @@ const events = `{"Action":"start","Package":"m/a"}
 {"Action":"run","Package":"m/a","Test":"TestOne"}
 {"Action":"output","Package":"m/a","Test":"TestOne","Output":"=== RUN   TestOne\n"}
 {"Action":"output","Package":"m/a","Test":"TestOne","Output":"quiet\n"}
+{"Action":"attr","Package":"m/a","Test":"TestOne","Key":"mix","Value":"9 of 10"}
 {"Action":"pass","Package":"m/a","Test":"TestOne","Elapsed":0.1}
 {"Action":"output","Package":"m/a","Test":"TestGPU","Output":"    a_test.go:9: there is no GPU\n"}
 {"Action":"output","Package":"m/a","Test":"TestGPU","Output":"--- SKIP: TestGPU (0.00s)\n"}
@@ -52,7 +53,7 @@ func TestSummary(t *testing.T) {
 	got := out.String()
 	for _, want := range []string{
 		"ok  \tm/a\t0.5s\n", "wrong bits", "panic: test timed out", "c.go:1: syntax error", "not json",
-		"slowest packages\n     3.0s  m/b  (race)\n     0.5s  m/a\n",
+		"slowest packages\n     3.0s  m/b  (race)\n     0.5s  m/a\nTestOne mix: 9 of 10\n",
 		"skipped tests: 1\n  m/a TestGPU: a_test.go:9: there is no GPU\n",
 		"failed: 3\n  m/b TestBad\n  m/b\n  m/c (does not build)\n",
 		"FAIL: 2 packages (1 with the race detector), 3 tests, 1 skipped\n",
