@@ -42,7 +42,8 @@ func TestHardwarePages(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d examples, %v", len(files), err)
 	}
-	index := "# Hardware\n\nWhat plans come to on five clusters, from two PCs at home to a lab of 64 machines. The pages are generated from [examples/clusters](../../examples/clusters) by `go test ./cmd/distorch -run TestHardwarePages -update`; a test fails when one is stale. All figures rest on what makers publish ([devices.md](../devices.md)), not on measurements.\n\n"
+	var index strings.Builder
+	index.WriteString("# Hardware\n\nWhat plans come to on five clusters, from two PCs at home to a lab of 64 machines. The pages are generated from [examples/clusters](../../examples/clusters) by `go test ./cmd/distorch -run TestHardwarePages -update`; a test fails when one is stale. All figures rest on what makers publish ([devices.md](../devices.md)), not on measurements.\n\n")
 	for _, name := range files {
 		base := strings.TrimSuffix(filepath.Base(name), ".yaml")
 		text, err := os.ReadFile(name)
@@ -54,10 +55,10 @@ func TestHardwarePages(t *testing.T) {
 			t.Fatal(err)
 		}
 		title, about := heading(string(text))
-		index += fmt.Sprintf("- [%s](%s.md)\n", title, base)
+		fmt.Fprintf(&index, "- [%s](%s.md)\n", title, base)
 		current(t, docs+base+".md", page(t, base, title, about, c))
 	}
-	current(t, docs+"README.md", index)
+	current(t, docs+"README.md", index.String())
 }
 
 // current holds a page against what it should be, or rewrites it.

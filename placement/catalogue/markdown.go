@@ -29,10 +29,7 @@ func Markdown() string {
 		if e.Note != "" {
 			note = "; " + e.Note
 		}
-		name := "`" + e.Name + "`"
-		for _, a := range e.Aliases {
-			name += ", `" + a + "`"
-		}
+		name := "`" + strings.Join(append([]string{e.Name}, e.Aliases...), "`, `") + "`"
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %g |", name, e.Title, e.Tier, memory, e.Memrate/giga)
 		for _, p := range e.Peaks {
 			fmt.Fprintf(&b, " %.4g |", p.FLOPs/tera)

@@ -213,15 +213,16 @@ func TestBombs(t *testing.T) {
 	for i := range 9 {
 		fmt.Fprintf(&laugh, "  k%d: &a%d [%s]\n", i, i+1, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*a%d, ", i), 9), ", "))
 	}
-	many := "nodes:\n- name: a\n  devices: &d\n" + strings.Repeat("  - {memory: 1GB, memory_bandwidth: 1GB/s, rates: {bf16: {linear: 1TFLOP/s}}}\n", 60)
+	var many strings.Builder
+	many.WriteString("nodes:\n- name: a\n  devices: &d\n" + strings.Repeat("  - {memory: 1GB, memory_bandwidth: 1GB/s, rates: {bf16: {linear: 1TFLOP/s}}}\n", 60))
 	for i := range 1000 {
-		many += fmt.Sprintf("- {name: n%d, devices: *d}\n", i)
+		fmt.Fprintf(&many, "- {name: n%d, devices: *d}\n", i)
 	}
 	for name, text := range map[string]string{
 		"laughs": laugh.String(),
 		"cycle":  "nodes: &a\n- *a\n",
 		"self":   "a: &a {b: *a}\n",
-		"many":   many,
+		"many":   many.String(),
 		"long":   strings.Repeat("#", cluster.MaxFile+1),
 		"deep":   strings.Repeat("[", 100000),
 		"keys":   "nodes:\n" + strings.Repeat("- {x: 1}\n", 5000),
