@@ -172,7 +172,7 @@ func (c *Coordinator) RemoveNode(ctx context.Context, req *pb.RemoveNodeRequest)
 }
 
 // ListModels lists the known checkpoints by name, without graph and weights.
-func (c *Coordinator) ListModels(ctx context.Context, _ *pb.ListModelsRequest) (*pb.ListModelsResponse, error) {
+func (c *Coordinator) ListModels(ctx context.Context, req *pb.ListModelsRequest) (*pb.ListModelsResponse, error) {
 	st, err := c.read(ctx)
 	if err != nil {
 		return nil, err
@@ -187,7 +187,9 @@ func (c *Coordinator) ListModels(ctx context.Context, _ *pb.ListModelsRequest) (
 		if !ok {
 			continue
 		}
-		r.Graph, r.Weights = nil, nil
+		if id != req.GetGraphOf() {
+			r.Graph, r.Weights = nil, nil
+		}
 		slices.Sort(holders[id])
 		out.Models = append(out.Models, &pb.ModelStatus{Record: r, Holders: holders[id]})
 	}

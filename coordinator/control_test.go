@@ -134,6 +134,10 @@ func TestLists(t *testing.T) {
 	if err != nil || len(models.Models) != 1 || models.Models[0].Record.Graph != nil || !cmp.Equal(models.Models[0].Holders, []string{"a", "b"}) {
 		t.Errorf("%v, %v", models, err)
 	}
+	one, err := co.ListModels(op, &pb.ListModelsRequest{GraphOf: models.Models[0].Record.Id})
+	if err != nil || one.Models[0].Record.Graph == nil || len(one.Models[0].Record.Weights) == 0 {
+		t.Errorf("the graph that was asked for: %v, %v", one, err)
+	}
 	if v, err := co.Version(op, &pb.VersionRequest{}); err != nil || v.Cluster != c.ca.Cluster() || v.Version != "test" {
 		t.Errorf("%v, %v", v, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/distorch/distorch/model/graph/wire"
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/transport"
@@ -142,7 +144,35 @@ func (f *fakeServer) RemoveNode(_ context.Context, r *pb.RemoveNodeRequest) (*pb
 	return &pb.RemoveNodeResponse{}, nil
 }
 
-func (f *fakeServer) ListModels(context.Context, *pb.ListModelsRequest) (*pb.ListModelsResponse, error) {
+// withGraph adds what the demo's node registered of it.
+func withGraph(m *pb.ModelRecord) error {
+	h, err := openHeader(filepath.Join("..", "..", "demo", "demo.safetensors"))
+	if err != nil {
+		return err
+	}
+	m.Graph = wire.ToProto(h.graph)
+	for name, d := range h.stored {
+		w := &pb.WeightEntry{Name: name, Dtype: d.String(), Shape: []int64{1}}
+		if h.wide[name] {
+			w.Shape = append(w.Shape, 1)
+		}
+		m.Weights = append(m.Weights, w)
+	}
+	m.HyperParameters["heads"] = strconv.Itoa(h.heads)
+	return nil
+}
+
+func (f *fakeServer) ListModels(_ context.Context, r *pb.ListModelsRequest) (*pb.ListModelsResponse, error) {
+	models := fakeModels()
+	if r.GraphOf == demoID {
+		if err := withGraph(models.Models[0].Record); err != nil {
+			return nil, err
+		}
+	}
+	return models, nil
+}
+
+func fakeModels() *pb.ListModelsResponse {
 	return &pb.ListModelsResponse{Models: []*pb.ModelStatus{
 		{Record: &pb.ModelRecord{
 			Id: demoID, Name: "demo.safetensors", Architecture: "flux", Variant: "FLUX.1 dev", FileBytes: 18e6, Parameters: 9e6, DefaultDtype: "bf16",
@@ -152,7 +182,7 @@ func (f *fakeServer) ListModels(context.Context, *pb.ListModelsRequest) (*pb.Lis
 			Id: otherID, Name: "schnell.safetensors", Architecture: "flux", Variant: "FLUX.1 schnell", FileBytes: 23e9, Parameters: 12e9, DefaultDtype: "bf16",
 			HyperParameters: map[string]string{"channels": "16", "context": "4096", "vector": "768", "guidance_embed": "false"},
 		}, Holders: []string{"a"}},
-	}}, nil
+	}}
 }
 
 func (f *fakeServer) plan(s *pb.DeploymentSpec) *pb.Plan {

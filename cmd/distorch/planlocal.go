@@ -149,11 +149,7 @@ func knownNodes(refs []string, nodes []placement.Node) error {
 
 // localPlan makes the plan here.
 func (a *app) localPlan(cmd *cobra.Command, spec *specFlags, f *planFlags) error {
-	source, err := findSource(spec.model)
-	if err != nil {
-		return err
-	}
-	nodes, err := a.clusterOf(cmd, f.cluster)
+	source, nodes, err := a.sources(cmd, spec, f)
 	if err != nil {
 		return err
 	}
@@ -295,20 +291,47 @@ func eightBits(s whatif.Scenario, source modelSource) []report.Variant {
 	return []report.Variant{{Name: "weights stored in fp8", Problem: p}}
 }
 
-// clusterOf reads a cluster file, or asks the coordinator what the nodes say of themselves.
-func (a *app) clusterOf(cmd *cobra.Command, file string) (cluster.Cluster, error) {
-	if file == "" {
-		o, err := a.connect(cmd)
+// sources are the model and the machines: from files, or as the live nodes hold and measured them. A model that no node
+// holds may be planned for all the same, by a file of this machine or a published name.
+func (a *app) sources(cmd *cobra.Command, spec *specFlags, f *planFlags) (modelSource, cluster.Cluster, error) {
+	if f.cluster != "" {
+		source, err := findSource(spec.model)
 		if err != nil {
-			return cluster.Cluster{}, err
+			return nil, cluster.Cluster{}, err
 		}
-		defer o.close()
-		all, err := ask(cmd.Context(), o, "list nodes", o.Control.ListNodes, &pb.ListNodesRequest{})
-		if err != nil {
-			return cluster.Cluster{}, err
-		}
-		return coordinator.Inventory(all.Nodes), nil
+		nodes, err := readCluster(f.cluster)
+		return source, nodes, err
 	}
+	if spec.model == "" {
+		_, err := findSource("")
+		return nil, cluster.Cluster{}, err
+	}
+	o, err := a.connect(cmd)
+	if err != nil {
+		return nil, cluster.Cluster{}, err
+	}
+	defer o.close()
+	all, err := ask(cmd.Context(), o, "list nodes", o.Control.ListNodes, &pb.ListNodesRequest{})
+	if err != nil {
+		return nil, cluster.Cluster{}, err
+	}
+	nodes := coordinator.Inventory(all.Nodes)
+	held, holders, err := liveModel(cmd, o, spec.model)
+	if err != nil {
+		return nil, nodes, err
+	}
+	if held == nil {
+		source, err := findSource(spec.model)
+		return source, nodes, err
+	}
+	for i := range nodes.Nodes {
+		n := &nodes.Nodes[i]
+		n.HasModel = slices.Contains(holders, n.Label())
+	}
+	return held, nodes, nil
+}
+
+func readCluster(file string) (cluster.Cluster, error) {
 	info, err := os.Stat(file)
 	switch {
 	case err != nil:

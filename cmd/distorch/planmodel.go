@@ -9,17 +9,22 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+
+	"github.com/spf13/cobra"
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/coordinator/reconcile"
 	"github.com/distorch/distorch/model/arch"
 	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/graph/wire"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/blocktable"
 	"github.com/distorch/distorch/placement/whatif"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
 // modelSource makes block tables of one model.
@@ -106,7 +111,7 @@ func (p *publishedModel) table(t whatif.Tables, size int) (placement.Model, int,
 type headerModel struct {
 	path    string
 	graph   *graph.Model
-	params  arch.Params
+	heads   int
 	stored  map[string]tensor.DType
 	wide    map[string]bool // weights of two dimensions or more, which formats of eight bits hold
 	compute tensor.DType
@@ -122,11 +127,75 @@ func openHeader(path string) (*headerModel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	h := &headerModel{path: path, graph: r.Params.Build(arch.Options{}), params: r.Params, stored: r.Stored, wide: map[string]bool{}, compute: r.ComputeDType()}
+	h := &headerModel{path: path, graph: r.Params.Build(arch.Options{}), heads: headsOf(r.Params), stored: r.Stored, wide: map[string]bool{}, compute: r.ComputeDType()}
 	for _, t := range f.Tensors() {
 		if len(t.Shape) > 1 {
 			h.wide[strings.TrimPrefix(t.Name, r.Prefix)] = true
 		}
+	}
+	return h, nil
+}
+
+// headsOf is the number of attention heads; 0 where it is not known.
+func headsOf(p arch.Params) int {
+	if f, ok := p.(arch.Flux); ok {
+		return int(f.Heads)
+	}
+	return 0
+}
+
+// liveModel is a checkpoint that nodes hold, by its name, its id or the beginning of it; nil when none has it. holders
+// are the names of the nodes that do.
+func liveModel(cmd *cobra.Command, o *operator, ref string) (h *headerModel, holders []string, err error) {
+	all, err := ask(cmd.Context(), o, "list models", o.Control.ListModels, &pb.ListModelsRequest{})
+	if err != nil {
+		return nil, nil, err
+	}
+	var id string
+	for _, m := range all.Models {
+		r := m.GetRecord()
+		if r.GetId() == ref || r.GetName() == ref || shortName(r.GetName()) == ref || partOfID.MatchString(ref) && strings.HasPrefix(r.GetId(), ref) {
+			if id != "" {
+				return nil, nil, usage(fmt.Errorf("model %s: several checkpoints are called so; give the id", ref))
+			}
+			id, holders = r.GetId(), m.GetHolders()
+		}
+	}
+	if id == "" {
+		return nil, nil, nil
+	}
+	all, err = ask(cmd.Context(), o, "list models", o.Control.ListModels, &pb.ListModelsRequest{GraphOf: id})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, m := range all.Models {
+		if m.GetRecord().GetId() == id {
+			h, err = recordModel(m.GetRecord())
+			return h, holders, err
+		}
+	}
+	return nil, nil, notFound(fmt.Errorf("model %s is gone meanwhile", ref))
+}
+
+// recordModel is a checkpoint as its node registered it.
+func recordModel(r *pb.ModelRecord) (*headerModel, error) {
+	g, err := wire.FromProto(r.GetGraph())
+	if err != nil {
+		return nil, infeasible(fmt.Errorf("model %s: its graph cannot be used here: %w", r.GetName(), err))
+	}
+	h := &headerModel{path: r.GetName(), graph: g, stored: map[string]tensor.DType{}, wide: map[string]bool{}, compute: tensor.BF16}
+	if n, err := strconv.Atoi(r.GetHyperParameters()["heads"]); err == nil {
+		h.heads = n
+	}
+	if d, err := tensor.ParseDType(strings.ToUpper(r.GetDefaultDtype())); err == nil {
+		h.compute = d
+	}
+	for _, w := range r.GetWeights() {
+		d, err := tensor.ParseDType(w.GetDtype())
+		if err != nil {
+			return nil, fmt.Errorf("model %s: %w", r.GetName(), err)
+		}
+		h.stored[w.GetName()], h.wide[w.GetName()] = d, len(w.GetShape()) > 1
 	}
 	return h, nil
 }
@@ -201,11 +270,10 @@ func (h *headerModel) table(t whatif.Tables, size int) (placement.Model, int, er
 // of a forward, the heads, and the partial sums of a block, once for a block whose attention and feed-forward lie side
 // by side and twice otherwise (Megatron-LM's cut).
 func (h *headerModel) parallel(m *placement.Model, p *graph.Program) {
-	flux, ok := h.params.(arch.Flux)
-	if !ok || len(p.Runs) == 0 {
+	if len(p.Runs) == 0 {
 		return
 	}
-	m.Heads = int(flux.Heads)
+	m.Heads = h.heads
 	for i := range m.Runs {
 		r := &m.Runs[i]
 		reduces := placement.Bytes(2)

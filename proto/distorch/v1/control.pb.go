@@ -2604,6 +2604,7 @@ func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
 
 type ListModelsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	GraphOf       string                 `protobuf:"bytes,1,opt,name=graph_of,json=graphOf,proto3" json:"graph_of,omitempty"` // id of the one model whose graph and weights the answer has
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2638,9 +2639,16 @@ func (*ListModelsRequest) Descriptor() ([]byte, []int) {
 	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
+func (x *ListModelsRequest) GetGraphOf() string {
+	if x != nil {
+		return x.GraphOf
+	}
+	return ""
+}
+
 type ModelStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Record        *ModelRecord           `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"` // graph and weights left out
+	Record        *ModelRecord           `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"` // graph and weights left out, unless asked for
 	Holders       []string               `protobuf:"bytes,2,rep,name=holders,proto3" json:"holders,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3534,8 +3542,9 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\"'\n" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
-	"\x12RemoveNodeResponse\"\x13\n" +
-	"\x11ListModelsRequest\"Y\n" +
+	"\x12RemoveNodeResponse\".\n" +
+	"\x11ListModelsRequest\x12\x19\n" +
+	"\bgraph_of\x18\x01 \x01(\tR\agraphOf\"Y\n" +
 	"\vModelStatus\x120\n" +
 	"\x06record\x18\x01 \x01(\v2\x18.distorch.v1.ModelRecordR\x06record\x12\x18\n" +
 	"\aholders\x18\x02 \x03(\tR\aholders\"F\n" +
