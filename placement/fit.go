@@ -170,10 +170,54 @@ const shortCandidates = 4
 // short is the least extra memory on one of the largest nodes that makes the model fit, to 1/256, and that node; -1 and
 // the need of a lone device when there are no nodes.
 func (f *field) short(nodes []int) (Bytes, int) {
-	whole := f.model.lone(f.problem.Constraints.inFlight())
 	if len(nodes) == 0 {
-		return whole, -1
+		return f.model.lone(f.problem.Constraints.inFlight()), -1
 	}
+	best, at := Bytes(math.MaxInt64), -1
+	for _, c := range f.numerics(nodes) {
+		if b, i := f.within(c).shortIn(nodes); i >= 0 && b < best {
+			best, at = b, i
+		}
+	}
+	if at < 0 {
+		best = f.model.lone(f.problem.Constraints.inFlight())
+	}
+	return best, at
+}
+
+// numerics are the classes of engines, of which all stages must have one; one empty class where they need not.
+func (f *field) numerics(nodes []int) []string {
+	if f.problem.Constraints.Numerics != NumericsOne {
+		return []string{""}
+	}
+	var out []string
+	for _, i := range nodes {
+		for _, w := range f.ways(i, f.model.widest()) {
+			for _, e := range w.engines {
+				out = append(out, e.class)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// holds reports whether the nodes have room for the model, all in one class where that is asked.
+func (f *field) holds(nodes []int) bool {
+	return slices.ContainsFunc(f.numerics(nodes), func(c string) bool {
+		g := f.within(c)
+		return g.fits(g.capacities(nodes), f.problem.Constraints.MaxNodes)
+	})
+}
+
+// grows reports whether more memory on the device would count.
+func (f *field) grows(d *Device) bool {
+	return f.only == "" || d.NumericsClass(f.model.ComputeDType, 1) == f.only
+}
+
+// shortIn is short with engines of one class; -1 where no such memory helps.
+func (f *field) shortIn(nodes []int) (Bytes, int) {
+	whole := f.model.lone(f.problem.Constraints.inFlight())
 	hosts := f.capacities(nodes)
 	order := make([]int, len(nodes))
 	for i := range order {
@@ -181,14 +225,21 @@ func (f *field) short(nodes []int) (Bytes, int) {
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(f.offer(nodes[b]), f.offer(nodes[a])) })
 	order = order[:min(len(order), shortCandidates)]
-	best, at := whole+1, nodes[order[0]]
+	best, at := Bytes(math.MaxInt64), -1
 	for _, i := range order {
+		roomiest, ok := f.roomiest(nodes[i])
+		if !ok {
+			continue
+		}
 		try := func(extra Bytes) bool {
 			more := slices.Clone(hosts)
 			more[i] = f.enlarged(nodes[i], extra).capacity(shapeOf(f.model))
 			return f.fits(more, f.problem.Constraints.MaxNodes)
 		}
-		low, high := Bytes(0), max(0, whole-f.roomiest(nodes[i]))
+		low, high := Bytes(0), max(0, whole-roomiest)
+		if !try(high) {
+			continue
+		}
 		if high >= best && !try(best-1) {
 			continue
 		}
@@ -225,13 +276,15 @@ func (f *field) capacities(nodes []int) []capacity {
 	return out
 }
 
-// roomiest is the memory of the node's device with the most.
-func (f *field) roomiest(i int) Bytes {
-	most := Bytes(math.MinInt64)
+// roomiest is the memory of the node's device with the most; false where none counts.
+func (f *field) roomiest(i int) (most Bytes, ok bool) {
+	most = math.MinInt64
 	for _, d := range f.nodes[i].computing(f.model) {
-		most = max(most, d.available(f.problem.Constraints))
+		if f.grows(d) {
+			most, ok = max(most, d.available(f.problem.Constraints)), true
+		}
 	}
-	return most
+	return most, ok
 }
 
 // enlarged is what node i could do with more memory on the device that has the most.
@@ -243,7 +296,7 @@ func (f *field) enlarged(i int, extra Bytes) *table {
 	at := -1
 	for k := range n.Devices {
 		d := &n.Devices[k]
-		if _, ok := d.rate(f.model.ComputeDType, f.model.Tokens); !ok {
+		if _, ok := d.rate(f.model.ComputeDType, f.model.Tokens); !ok || !f.grows(d) {
 			continue
 		}
 		c := f.problem.Constraints

@@ -200,7 +200,7 @@ func (f *field) fitsWhen(change func(*Problem)) bool {
 	change(&p)
 	g := newField(p, f.nodes, p.Model)
 	g.gone = f.gone
-	return g.fits(g.capacities(g.present()), p.Constraints.MaxNodes)
+	return g.holds(g.present())
 }
 
 // eightBit is the model stored in one byte per weight and expanded into a slot; false when it already is.

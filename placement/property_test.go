@@ -303,3 +303,28 @@ func checkLosses(t *rapid.T, p Problem, plan *Plan) {
 		}
 	}
 }
+
+// TestShortage checks that memory of the amount that a refusal names makes the model fit.
+func TestShortage(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p, _ := drawProblem(t)
+		_, err := Place(p, Options{SkipLosses: true})
+		e, ok := errors.AsType[*InfeasibleError](err)
+		if !ok || e.ShortNode == "" {
+			return
+		}
+		if e.Short <= 0 {
+			t.Fatalf("%d bytes more on %s: %v", int64(e.Short), e.ShortNode, err)
+		}
+		q := edit(p, func(n *Node) {
+			for i := range n.Devices {
+				if n.Label() == e.ShortNode {
+					n.Devices[i].Allocatable += e.Short
+				}
+			}
+		}, nil)
+		if math.IsInf(stepOf(t, q), 1) {
+			t.Fatalf("%d bytes more on %s are not enough: %v", int64(e.Short), e.ShortNode, err)
+		}
+	})
+}
