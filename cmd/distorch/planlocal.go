@@ -215,7 +215,7 @@ func (a *app) onlyRows(f *planFlags, rows []whatif.Row) error {
 		return nil
 	}
 	if f.format != planFormat(output.Table) {
-		return output.Write(a.stdout, output.Format(f.format), map[string]any{"schema": report.Schema, "what_if": rows})
+		return output.Write(a.stdout, output.Format(f.format), map[string]any{"schema": "distorch.what-if/1", "what_if": rows})
 	}
 	return writeRows(a, rows)
 }

@@ -162,14 +162,15 @@ func usedNodes(plan *placement.Plan) []used {
 
 const (
 	maxReasons = 12 // kinds of unused nodes that get a number
-	maxDonors  = 8  // stages that may give blocks away
+	maxDonors  = 8  // nodes that may give blocks away
 )
 
-// reasons are the plan's unused nodes; those that are only slower get a number: the best of the cuts in which a stage
+// reasons are the plan's unused nodes; those that are only slower get a number: the best of the cuts in which a node
 // gives some of its blocks to the node.
 func (s *searcher) reasons() []placement.Unused {
 	out := slices.Clone(s.plan.Unused)
-	if s.plan.Forced || len(s.plan.Pipelines) > 1 || len(usedNodes(s.plan)) != len(s.plan.Stages) {
+	parts := nodeParts(s.plan)
+	if s.plan.Forced || len(s.plan.Pipelines) > 1 || len(parts) != len(usedNodes(s.plan)) {
 		return out
 	}
 	details := map[string]string{} // of nodes with equal figures
@@ -182,7 +183,7 @@ func (s *searcher) reasons() []placement.Unused {
 		kind := figures(s.problem.Nodes[at])
 		if _, known := details[kind]; !known && len(details) < maxReasons {
 			details[kind] = ""
-			blocks, plan := s.including(u.Node)
+			blocks, plan := s.including(parts, u.Node)
 			if plan != nil && plan.StepSeconds > s.plan.StepSeconds {
 				details[kind] = fmt.Sprintf("with %s on it %s instead of %s", blocks, placement.PerStep(plan.StepSeconds), placement.PerStep(s.plan.StepSeconds))
 			}
@@ -194,14 +195,27 @@ func (s *searcher) reasons() []placement.Unused {
 	return out
 }
 
-// including is the best plan in which one stage gives its first or last blocks to a node, one or half of them.
-func (s *searcher) including(node placement.NodeID) (blocks string, best *placement.Plan) {
+// nodeParts are the contiguous blocks that each node runs, in order; stages inside one node are one part.
+func nodeParts(plan *placement.Plan) []placement.Stage {
+	var out []placement.Stage
+	for _, g := range plan.Stages {
+		if n := len(out); n > 0 && out[n-1].Node == g.Node && len(g.Island) == 0 {
+			out[n-1].Blocks += g.Blocks
+			continue
+		}
+		out = append(out, g)
+	}
+	return out
+}
+
+// including is the best plan in which one part gives its first or last blocks to a node, one or half of them.
+func (s *searcher) including(parts []placement.Stage, node placement.NodeID) (blocks string, best *placement.Plan) {
 	p := s.problem
 	p.Nodes = slices.DeleteFunc(slices.Clone(p.Nodes), func(n placement.Node) bool {
-		return n.ID != node && !slices.ContainsFunc(s.plan.Stages, func(g placement.Stage) bool { return g.Node == n.ID })
+		return n.ID != node && !slices.ContainsFunc(parts, func(g placement.Stage) bool { return g.Node == n.ID })
 	})
 	p.Constraints.MaxNodes, p.Constraints.MaxPipelines = 0, 1
-	for i, g := range s.plan.Stages {
+	for i, g := range parts {
 		if i == maxDonors {
 			break
 		}
@@ -210,7 +224,7 @@ func (s *searcher) including(node placement.NodeID) (blocks string, best *placem
 				if n < 1 || n >= g.Blocks {
 					continue
 				}
-				p.Constraints.Pins = give(s.plan.Stages, i, n, front, node)
+				p.Constraints.Pins = give(parts, i, n, front, node)
 				plan := s.place(p)
 				if plan != nil && (best == nil || plan.StepSeconds < best.StepSeconds) {
 					first := g.First
@@ -233,10 +247,10 @@ func span(first, n int) string {
 	return fmt.Sprintf("blocks %d-%d", first, first+n-1)
 }
 
-// give is the cut with n blocks of stage i on another node, before or behind it.
-func give(stages []placement.Stage, i, n int, front bool, node placement.NodeID) []placement.Pin {
+// give is the cut with n blocks of part i on another node, before or behind it.
+func give(parts []placement.Stage, i, n int, front bool, node placement.NodeID) []placement.Pin {
 	var out []placement.Pin
-	for j, g := range stages {
+	for j, g := range parts {
 		own := placement.Pin{Node: string(g.Node), Count: g.Blocks}
 		if j != i {
 			out = append(out, own)

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"github.com/distorch/distorch/bench/clusters"
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/whatif"
 )
@@ -104,7 +105,16 @@ func TestSchema(t *testing.T) {
 	several := *full
 	several.Stages[0].Tiers = []placement.Tier{{Kind: placement.TierRAM, Where: "ram", Blocks: 3, Bytes: 1e9, Seconds: 0.1}}
 	several.Pipelines = append(several.Pipelines, placement.Pipeline{Share: 2, MicroBatch: 1})
-	for name, r := range map[string]*Report{"plain": report(t, p, Options{}), "full": full, "forced": report(t, forced, everything(p)), "several": &several} {
+	alone := p
+	alone.Model.Runs = []placement.Run{p.Model.Runs[0]}
+	alone.Model.Runs[0].Count = 1
+	models, err := clusters.Models()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gpus := placement.Problem{Model: models[1].Model, Batches: models[1].Batches, Objective: placement.Objective{Kind: placement.ObjectiveBatch, Size: 4},
+		Nodes: clusters.New(clusters.Options{Mix: clusters.MixWeak, Hosts: 5, Model: models[1].Model, NoSingle: true, Seed: 5})}
+	for name, r := range map[string]*Report{"one block": report(t, alone, everything(alone)), "gpus": report(t, gpus, everything(gpus)), "plain": report(t, p, Options{}), "full": full, "forced": report(t, forced, everything(p)), "several": &several} {
 		data, err := json.Marshal(r)
 		if err != nil {
 			t.Fatal(err)
