@@ -54,43 +54,61 @@ const (
 	strict = 1 - 1e-12
 )
 
-// best minimises s + weight*x exactly: a branch and bound over the busiest stage. Of all pipelines whose x lies in a
-// segment none has less s than the one found for the segment's upper end, so a segment counts only while that s and
-// weight times its lower end stay under the best value. A lower bound of x over all pipelines starts it off.
+// stretch is a range of values that x may have: low < x < high. No pipeline in it has less than s.
+type stretch struct {
+	low, high float64
+	s         float64
+	searched  bool // s is that of the cheapest pipeline with x < high, not just a bound
+}
+
+func (g stretch) bound(weight float64) float64 { return g.s + weight*g.low }
+
+// best minimises s + weight*x exactly: a branch and bound over the busiest stage, the most promising stretch first. A
+// stretch is bounded by the relaxation for its upper end, then by a search there, then divided. least is a lower bound
+// of x over all pipelines.
 func (q *search) best(weight, least float64) (found, bool) {
-	top, ok := q.cheapest(math.Inf(1), math.Inf(1))
+	best, ok := q.cheapest(math.Inf(1), math.Inf(1))
 	if !ok || weight == 0 {
-		return top, ok
+		return best, ok
 	}
-	best := top
-	type segment struct{ low, high, s float64 } // x in (low, high), s at least s
-	work := []segment{{min(least, top.x) * strict, top.x, top.s}}
-	push := func(f found) {
-		if f.value(weight) < best.value(weight) {
-			best = f
-		}
-	}
+	work := []stretch{{min(least, best.x) * strict, best.x, best.s, true}}
 	for len(work) > 0 {
-		g := work[len(work)-1]
-		work = work[:len(work)-1]
-		for {
-			slack := best.value(weight)*(1-proof) - g.s - weight*g.low
-			if slack <= 0 || g.high*strict <= g.low {
-				break
+		at := 0
+		for i, g := range work {
+			if g.bound(weight) < work[at].bound(weight) {
+				at = i
 			}
-			middle := (g.low + g.high) / 2
-			if weight*(g.high-g.low) < 0.02*best.value(weight) {
-				middle = g.high * strict // close enough: all that is left at once
+		}
+		g := work[at]
+		work = slices.Delete(work, at, at+1)
+		enough := best.value(weight) * (1 - proof)
+		if g.bound(weight) >= enough {
+			break
+		}
+		if !g.searched {
+			f, ok := q.cheapest(g.high, enough-weight*g.low)
+			if !ok {
+				continue
 			}
-			f, ok := q.cheapest(middle, best.value(weight)*(1-proof)-weight*g.low)
-			if ok {
-				push(f)
-				work = append(work, segment{g.low, f.x, f.s})
+			if f.value(weight) < best.value(weight) {
+				best = f
 			}
-			if middle == g.high*strict {
-				break
-			}
-			g.low = middle
+			work = append(work, stretch{g.low, f.x, f.s, true})
+			continue
+		}
+		high := g.high * strict
+		if high <= g.low {
+			continue
+		}
+		width := weight * (high - g.low)
+		if spare := g.s + weight*g.high - enough; width < 0.003*enough && spare < width/4 {
+			work = append(work, stretch{g.low, high, g.s, false})
+			continue
+		}
+		middle := (g.low + g.high) / 2
+		work = append(work, stretch{middle, g.high, g.s, true})
+		if s := q.lower(middle); s < math.Inf(1) {
+			work = append(work, stretch{g.low, middle, max(s, g.s), false})
 		}
 	}
 	return best, true
@@ -154,7 +172,7 @@ func (q *search) thresholds(least float64) []float64 {
 
 // possible reports whether a pipeline may stay within a limit; a no is certain.
 func (q *search) possible(limit float64) bool {
-	q.limit(limit)
+	q.limit(limit, true)
 	for _, c := range q.classes {
 		if c.cost[first|last][q.shape.cells()-1] < math.Inf(1) {
 			return true

@@ -20,6 +20,8 @@ type class struct {
 	// largest parts of one region alone.
 	cost [roles][]float64
 	top  [roles][]int // for each x the largest y that is possible beside it, or -1
+
+	mixed []float64 // see [relaxation]
 }
 
 // host is a place that runs one contiguous part of a pipeline: a node, or a whole island.
@@ -55,37 +57,35 @@ func byHop(a, b *host) int {
 
 // limit fills in the costs for stages and links of at most busiest seconds. A host with a slower link can only run the
 // whole model.
-func (c *class) limit(s shape, busiest float64) {
-	for r := range role(roles) {
-		if c.cost[r] == nil {
-			c.cost[r] = make([]float64, s.cells())
+func (c *class) limit(s shape, busiest float64, r role) {
+	if c.cost[r] == nil {
+		c.cost[r] = make([]float64, s.cells())
+	}
+	cost, list, from := c.cost[r], c.table.parts.list[r], c.table.parts.from[r]
+	at := 0
+	for cell := range cost {
+		cost[cell] = math.Inf(1)
+		end := int(from[cell+1])
+		for ; at < end; at++ {
+			if list[at].x <= busiest {
+				cost[cell] = list[at].s + c.edge[r]
+				break
+			}
 		}
-		cost, list := c.cost[r], c.table.parts.list[r]
-		from := c.table.parts.from[r]
-		alone := c.hop > busiest
-		for cell := range cost {
+		at = end
+	}
+	if c.hop > busiest {
+		for cell := range len(cost) - 1 {
 			cost[cell] = math.Inf(1)
-			for _, o := range list[from[cell]:from[cell+1]] {
-				if o.x <= busiest {
-					cost[cell] = o.s + c.edge[r]
-					break
-				}
-			}
 		}
-		if alone {
-			last := len(cost) - 1
-			for cell := range last {
-				cost[cell] = math.Inf(1)
-			}
+	}
+	c.top[r] = slices.Grow(c.top[r][:0], s.n1+1)
+	for x := 0; x <= s.n1; x++ {
+		y := s.n2
+		for row := cost[x*s.width() : (x+1)*s.width()]; y >= 0 && row[y] == math.Inf(1); {
+			y--
 		}
-		c.top[r] = slices.Grow(c.top[r][:0], s.n1+1)
-		for x := 0; x <= s.n1; x++ {
-			y := s.n2
-			for row := cost[x*s.width() : (x+1)*s.width()]; y >= 0 && row[y] == math.Inf(1); {
-				y--
-			}
-			c.top[r] = append(c.top[r], y)
-		}
+		c.top[r] = append(c.top[r], y)
 	}
 }
 
@@ -93,31 +93,4 @@ func (c *class) limit(s shape, busiest float64) {
 func (c *class) usable(s shape) bool {
 	p := c.table.parts
 	return (s.n1 > 0 && len(p.at(0, s.width())) > 0) || len(p.at(0, 1)) > 0 || len(p.at(first|last, s.cells()-1)) > 0
-}
-
-// multipliers price blocks and ends; see [search.dual].
-type multipliers struct{ one, two, first, last float64 }
-
-// reduced is the least of cost + hop less what its blocks and ends are worth, and the part that has it; 0 for none.
-func (c *class) reduced(s shape, m multipliers) (value float64, x, y int, r role) {
-	w := s.width()
-	for q := range role(roles) {
-		base := c.hop
-		if q&first != 0 {
-			base -= m.first
-		}
-		if q&last != 0 {
-			base -= m.last
-		}
-		for i := 0; i <= s.n1; i++ {
-			row := c.cost[q][i*w : (i+1)*w]
-			v := base - m.one*float64(i)
-			for j, t := range row {
-				if u := v + t - m.two*float64(j); u < value {
-					value, x, y, r = u, i, j, q
-				}
-			}
-		}
-	}
-	return value, x, y, r
 }

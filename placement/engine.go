@@ -191,6 +191,9 @@ func (e *engine) streamed(c stageCost, x, y int) (stageCost, bool) {
 		if !ok || t.total() < best.total() {
 			best, ok = t, true
 		}
+		if t.stall == 0 {
+			break
+		}
 	}
 	return best, ok
 }
@@ -213,6 +216,9 @@ func (e *engine) fewest(over Bytes, ring, x, y int) (k1, k2 int, ok bool) {
 	best := Bytes(math.MaxInt64)
 	for i := 0; i <= x; i++ {
 		freed := Bytes(i) * w1
+		if freed >= best {
+			break
+		}
 		if i > 0 && freed >= over+Bytes(ring)*w1 {
 			if freed < best {
 				best, k1, k2, ok = freed, i, 0, true

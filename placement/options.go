@@ -4,7 +4,6 @@
 package placement
 
 import (
-	"cmp"
 	"math"
 	"slices"
 )
@@ -17,6 +16,7 @@ type option struct {
 
 // frontier holds the options of every part and role, sorted by s; x falls. It is filled cell by cell in order.
 type frontier struct {
+	stages int // that every part has, and so the fewest blocks
 	from [roles][]int32 // cells+1 offsets into list
 	list [roles][]option
 }
@@ -25,46 +25,51 @@ func (f *frontier) at(r role, cell int) []option {
 	return f.list[r][f.from[r][cell]:f.from[r][cell+1]]
 }
 
-// newFrontier fills a frontier; fill appends a cell's options, which are then reduced to the undominated ones.
-func newFrontier(s shape, fill func(r role, x, y int, out []option) []option) *frontier {
-	f := &frontier{}
-	var buffer []option
+// newFrontier fills a frontier; fill appends a cell's undominated options.
+func newFrontier(s shape, stages int, fill func(r role, x, y int, out []option) []option) *frontier {
+	f := &frontier{stages: stages}
 	for r := range role(roles) {
 		f.from[r] = make([]int32, 1, s.cells()+1)
-		f.list[r] = make([]option, 0, s.cells())
+		list := make([]option, 0, s.cells())
 		for x := 0; x <= s.n1; x++ {
 			for y := 0; y <= s.n2; y++ {
 				if x+y > 0 {
-					buffer = undominated(fill(r, x, y, buffer[:0]))
-					f.list[r] = append(f.list[r], buffer...)
+					list = fill(r, x, y, list)
 				}
-				f.from[r] = append(f.from[r], int32(len(f.list[r])))
+				f.from[r] = append(f.from[r], int32(len(list)))
 			}
 		}
+		f.list[r] = list
 	}
 	return f
 }
 
-// undominated keeps the options that none other beats in both; of equals the first way.
-func undominated(list []option) []option {
-	if len(list) < 2 {
+// insert adds an option to the undominated ones from start on, which are sorted by s; of equals the first stays.
+func insert(list []option, start int, o option) []option {
+	at := start
+	for at < len(list) && list[at].s <= o.s {
+		if list[at].x <= o.x {
+			return list
+		}
+		at++
+	}
+	end := at
+	for end < len(list) && list[end].x >= o.x {
+		end++
+	}
+	if end == at {
+		list = append(list, o)
+		copy(list[at+1:], list[at:])
+		list[at] = o
 		return list
 	}
-	slices.SortFunc(list, func(a, b option) int {
-		return cmp.Or(cmp.Compare(a.s, b.s), cmp.Compare(a.x, b.x), cmp.Compare(a.way, b.way))
-	})
-	kept := list[:1]
-	for _, o := range list[1:] {
-		if o.x < kept[len(kept)-1].x {
-			kept = append(kept, o)
-		}
-	}
-	return kept
+	list[at] = o
+	return append(list[:at+1], list[end:]...)
 }
 
 // solo is the frontier of one engine: one option where the part fits.
 func (e *engine) solo(s shape) *frontier {
-	return newFrontier(s, func(r role, x, y int, out []option) []option {
+	return newFrontier(s, 1, func(r role, x, y int, out []option) []option {
 		if c, ok := e.price(x, y, r); ok {
 			t := c.total()
 			out = append(out, option{s: t, x: t})
@@ -79,9 +84,17 @@ type chain struct {
 	a, b  *frontier
 	link  float64
 	bound func(r role, x, y int) float64 // no cut has a smaller s; nil when unknown
+	cut   int                            // where the last part of the same x was cut
 }
 
-func (c *chain) frontier() *frontier { return newFrontier(c.shape, c.options) }
+func (c *chain) frontier() *frontier {
+	return newFrontier(c.shape, c.a.stages+c.b.stages, func(r role, x, y int, out []option) []option {
+		if y == 0 || x+y == 1 {
+			c.cut = c.a.stages
+		}
+		return c.options(r, x, y, out)
+	})
+}
 
 // split is the m-th cut of a part: how many blocks of each region go to the front.
 func split(x, m int) (int, int) { return min(m, x), max(0, m-x) }
@@ -92,33 +105,27 @@ func (c *chain) sides(r role, x, y, m int) (front, back []option) {
 	return c.a.at(r&first, fx*w+fy), c.b.at(r&last, (x-fx)*w+y-fy)
 }
 
+// options appends what a part may do.
 func (c *chain) options(r role, x, y int, out []option) []option {
 	if c.bound != nil {
 		if o, ok := c.balanced(r, x, y); ok {
 			return append(out, o)
 		}
 	}
-	for m := 1; m < x+y; m++ {
+	start := len(out)
+	for m := c.a.stages; m <= x+y-c.b.stages; m++ {
 		front, back := c.sides(r, x, y, m)
-		out = c.merge(front, back, out)
-		if len(out) > 256 {
-			out = undominated(out)
-		}
-	}
-	return out
-}
-
-func (c *chain) merge(front, back, out []option) []option {
-	for _, p := range front {
-		for _, q := range back {
-			out = append(out, option{s: p.s + c.link + q.s, x: max(p.x, q.x, c.link)})
+		for _, p := range front {
+			for _, q := range back {
+				out = insert(out, start, option{s: p.s + c.link + q.s, x: max(p.x, q.x, c.link)})
+			}
 		}
 	}
 	return out
 }
 
 // balanced finds the cut with the least x where the front's grows and the back's falls with every block. It is the only
-// undominated one when no cut has less s.
+// undominated one when no cut has less s. The parts of one x come in the order of y, for which the cut only moves on.
 func (c *chain) balanced(r role, x, y int) (option, bool) {
 	n := x + y
 	least := func(list []option) float64 {
@@ -127,19 +134,17 @@ func (c *chain) balanced(r role, x, y int) (option, bool) {
 		}
 		return list[len(list)-1].x
 	}
-	low, high := 1, n // the first m at which the front is the busier
-	for low < high {
-		m := (low + high) / 2
+	m := c.cut // the first at which the front is the busier
+	for ; m < n-c.b.stages; m++ {
 		front, back := c.sides(r, x, y, m)
 		if least(front) >= least(back) {
-			high = m
-		} else {
-			low = m + 1
+			break
 		}
 	}
+	c.cut = m
 	best := option{s: math.Inf(1), x: math.Inf(1)}
-	for m := max(1, low-1); m <= min(n-1, low); m++ {
-		front, back := c.sides(r, x, y, m)
+	for k := max(c.a.stages, m-1); k <= min(n-c.b.stages, m); k++ {
+		front, back := c.sides(r, x, y, k)
 		if len(front) == 0 || len(back) == 0 {
 			continue
 		}
@@ -171,11 +176,12 @@ func newTable(s shape, ways []way) *table {
 		return t
 	}
 	w := s.width()
-	t.parts = newFrontier(s, func(r role, x, y int, out []option) []option {
+	t.parts = newFrontier(s, 1, func(r role, x, y int, out []option) []option {
+		start := len(out)
 		for i, f := range fronts {
 			for _, o := range f.at(r, x*w+y) {
 				o.way = int32(i)
-				out = append(out, o)
+				out = insert(out, start, o)
 			}
 		}
 		return out
@@ -251,7 +257,7 @@ func (b *builder) power(e *engine, link float64, n int) *frontier {
 	for k := 0; 1<<k <= n; k++ {
 		if k == len(a.powers) {
 			half := a.powers[k-1]
-			a.powers = append(a.powers, (&chain{b.shape, half, half, link, e.bound(link, 1<<k)}).frontier())
+			a.powers = append(a.powers, (&chain{shape: b.shape, a: half, b: half, link: link, bound: e.bound(link, 1<<k)}).frontier())
 		}
 		if n&(1<<k) == 0 {
 			continue
@@ -259,7 +265,7 @@ func (b *builder) power(e *engine, link float64, n int) *frontier {
 		if whole == nil {
 			whole = a.powers[k]
 		} else {
-			whole = (&chain{b.shape, a.powers[k], whole, link, e.bound(link, held+1<<k)}).frontier()
+			whole = (&chain{shape: b.shape, a: a.powers[k], b: whole, link: link, bound: e.bound(link, held+1<<k)}).frontier()
 		}
 		held += 1 << k
 	}

@@ -80,6 +80,13 @@ type automaton struct {
 	sets  []set
 	steps [kinds][]step
 	out   [][]step // by the set they start from
+	lacks []lack   // by set
+}
+
+// lack is what a set has and what it still needs to be a whole pipeline.
+type lack struct {
+	pieces      int
+	first, last bool // no piece has this end of the pipeline yet
 }
 
 // newAutomaton builds the automaton for one run (all blocks in region 2) or two.
@@ -104,6 +111,18 @@ func newAutomaton(twoRuns bool) *automaton {
 		for _, s := range steps {
 			a.out[s.from] = append(a.out[s.from], s)
 		}
+	}
+	a.lacks = make([]lack, len(a.sets))
+	for i, s := range a.sets {
+		l := lack{first: true, last: true}
+		for k, p := range pieces() {
+			if s&(1<<k) != 0 {
+				l.pieces++
+				l.first = l.first && p.left != closed
+				l.last = l.last && p.right != closed
+			}
+		}
+		a.lacks[i] = l
 	}
 	return a
 }

@@ -4,7 +4,6 @@
 package placement
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -20,13 +19,23 @@ type search struct {
 	most    int // nodes, or 0 for no limit
 
 	busiest float64 // the limit that the classes' costs were made for
+	whole   bool    // for all roles
 	layers  int
 	steps   []layerStep // the hosts in their order
-	tables  [][]float64
-	live    [][]int32 // states of each table that may still lead below the bound
-	warm    bool      // the multipliers have been near a best value before
-	suffix  []float64 // of the reduced costs, per step
-	duals   multipliers
+	live    [][]state   // of each table, those that may still lead below the bound
+	wholes  []int       // per unit: the turn of its whole, or -1
+	price   float64     // of a block of region 1 in the last good relaxation
+	stride  float64     // by which the next search for a price begins
+	head    float64     // least that the model's ends add to a part
+	tail    float64
+	relaxed *relaxation
+	bound   float64   // of the present pass
+	rest    []float64 // per set, for the present turn
+	others  []float64
+	offers  [roles][kinds][]offer // of the present turn's host
+	now     []float64             // values of the listed states of the present turn
+	stamp   []int32               // the turn in which a state was last listed
+	turn    int32
 	passes  int // searches made, for the record
 }
 
@@ -46,8 +55,8 @@ type choice struct {
 	role role
 }
 
-// maxSearchBytes bounds the kept layers.
-const maxSearchBytes = 1 << 30
+// maxStates bounds the states of one table.
+const maxStates = 1 << 26
 
 // TooLargeError says that the search would not fit its memory bound.
 type TooLargeError struct {
@@ -76,8 +85,7 @@ func newSearch(s shape, auto *automaton, units []unit, most int) (*search, error
 		q.layers = most + 1
 	}
 	q.order()
-	size := q.layers * len(auto.sets) * s.cells()
-	if (len(q.steps)+2)*size > maxSearchBytes/8 {
+	if q.layers*len(auto.sets)*s.cells() > maxStates {
 		return nil, &TooLargeError{hosts, s.cells(), most}
 	}
 	return q, nil
@@ -88,12 +96,14 @@ func (q *search) order() {
 	at := 0
 	for i, u := range q.units {
 		start := at
+		q.wholes = append(q.wholes, -1)
 		for _, h := range u.members {
 			q.steps = append(q.steps, layerStep{host: h, from: at, to: len(q.steps) + 1, join: -1, after: i})
 			at = len(q.steps)
 		}
 		if u.whole != nil {
 			q.steps = append(q.steps, layerStep{host: u.whole, from: start, to: len(q.steps) + 1, join: at, after: i})
+			q.wholes[i] = len(q.steps) - 1
 			at = len(q.steps)
 		}
 	}
@@ -103,342 +113,248 @@ func (q *search) at(layer, set, cell int) int {
 	return (layer*len(q.auto.sets)+set)*q.shape.cells() + cell
 }
 
-// limit makes the costs of all classes for a limit on the busiest stage or link.
-func (q *search) limit(busiest float64) {
-	if q.busiest == busiest {
+// limit makes the costs of all classes for a limit on the busiest stage or link, of every role or of the middle one.
+func (q *search) limit(busiest float64, whole bool) {
+	if q.busiest == busiest && (q.whole || !whole) {
 		return
 	}
-	q.busiest = busiest
 	for _, c := range q.classes {
-		c.limit(q.shape, busiest)
-	}
-}
-
-// dual is about the least sum of any pipeline within the limit, by pricing blocks and ends and letting every host take
-// what pays best (a Lagrangian relaxation; its best multipliers are approached by subgradient steps of Polyak's length).
-// It counts a hop for every host, the first included, so it is no bound; [search.suffixes] makes one of it.
-func (q *search) dual(target float64) float64 {
-	rounds := 5
-	if !q.warm {
-		q.warm, rounds = true, 30
-		q.guess()
-	}
-	best, keep := math.Inf(-1), q.duals
-	factor := 1.0
-	for round := 0; ; round++ {
-		value, g := q.relaxed()
-		if value > best {
-			best, keep = value, q.duals
-		} else {
-			factor /= 1.5
-		}
-		norm := g.one*g.one + g.two*g.two + g.first*g.first + g.last*g.last
-		if round >= rounds || norm == 0 {
-			break
-		}
-		aim := target
-		if math.IsInf(aim, 1) || aim <= value {
-			aim = value + 0.05*math.Abs(value) + 1e-12
-		}
-		t := factor * (aim - value) / norm
-		q.duals.one += t * g.one
-		q.duals.two += t * g.two
-		q.duals.first += t * g.first
-		q.duals.last += t * g.last
-	}
-	q.duals = keep
-	return best
-}
-
-// guess starts the multipliers at what a block costs on the dearest host that is needed when the cheapest fill up first.
-func (q *search) guess() {
-	type offer struct {
-		price  float64
-		blocks int
-	}
-	per := make(map[*class]offer, len(q.classes))
-	w := q.shape.width()
-	for _, c := range q.classes {
-		o := offer{math.Inf(1), 0}
-		for cell, t := range c.cost[0] {
-			if n := cell/w + cell%w; n > 0 && t < math.Inf(1) {
-				o.price = min(o.price, (t+c.hop)/float64(n))
-				o.blocks = max(o.blocks, n)
+		for r := range role(roles) {
+			if r > 0 && !whole {
+				break
 			}
-		}
-		per[c] = o
-	}
-	var offers []offer
-	for _, u := range q.units {
-		for _, h := range u.members {
-			if o := per[h.class]; o.blocks > 0 {
-				offers = append(offers, o)
-			}
+			c.limit(q.shape, busiest, r)
 		}
 	}
-	slices.SortFunc(offers, func(a, b offer) int { return cmp.Or(cmp.Compare(a.price, b.price), cmp.Compare(b.blocks, a.blocks)) })
-	left, price := q.shape.n1+q.shape.n2, 0.0
-	for _, o := range offers {
-		price = o.price
-		if left -= o.blocks; left <= 0 {
-			break
-		}
+	q.busiest, q.whole = busiest, whole
+	if q.head, q.tail = 0, 0; whole {
+		q.head, q.tail = q.ends()
 	}
-	q.duals = multipliers{one: price, two: price}
 }
 
-// relaxed evaluates the relaxation and its subgradient: the demand that the hosts' choices leave unmet.
-func (q *search) relaxed() (float64, multipliers) {
-	s, m := q.shape, q.duals
-	type taken struct {
-		value float64
-		x, y  int
-		role  role
-	}
-	per := make(map[*class]taken, len(q.classes))
-	for _, c := range q.classes {
-		v, x, y, r := c.reduced(s, m)
-		per[c] = taken{v, x, y, r}
-	}
-	value := m.one*float64(s.n1) + m.two*float64(s.n2) + m.first + m.last
-	g := multipliers{float64(s.n1), float64(s.n2), 1, 1}
-	add := func(t taken) {
-		value += t.value
-		g.one -= float64(t.x)
-		g.two -= float64(t.y)
-		g.first -= float64(boolInt(t.role&first != 0))
-		g.last -= float64(boolInt(t.role&last != 0))
-	}
-	for _, u := range q.units {
-		sum := 0.0
-		for _, h := range u.members {
-			sum += per[h.class].value
-		}
-		if u.whole != nil && per[u.whole.class].value < sum {
-			add(per[u.whole.class])
-			continue
-		}
-		for _, h := range u.members {
-			add(per[h.class])
-		}
-	}
-	return value, g
-}
-
-// suffixes sums the reduced costs from each turn on, which bounds what the hosts from there on can still bring. The result
-// is a lower bound on the sum of any pipeline: the first host that is used pays no hop.
-func (q *search) suffixes() float64 {
-	per := make(map[*class]float64, len(q.classes))
-	for _, c := range q.classes {
-		per[c], _, _, _ = c.reduced(q.shape, q.duals)
-	}
-	q.suffix = slices.Grow(q.suffix[:0], len(q.steps)+1)[:len(q.steps)+1]
-	m := q.duals
-	base := m.one*float64(q.shape.n1) + m.two*float64(q.shape.n2) + m.first + m.last
-	lower := math.Inf(1)
-	after := 0.0
-	at := len(q.steps)
-	q.suffix[at] = 0
-	for i := len(q.units) - 1; i >= 0; i-- {
-		u := q.units[i]
-		sum := 0.0
-		if u.whole != nil {
-			at--
-			q.suffix[at] = after // between the members and the whole nothing of the unit is left
-		}
-		for k := len(u.members) - 1; k >= 0; k-- {
-			sum += per[u.members[k].class]
-			at--
-			q.suffix[at] = after + sum
-			lower = min(lower, base+after+sum-u.members[k].hop)
-		}
-		if u.whole != nil {
-			sum = min(sum, per[u.whole.class])
-			q.suffix[at] = after + sum
-			lower = min(lower, base+after+sum-u.whole.hop)
-		}
-		after += sum
-	}
-	return lower
+// lower is a lower bound on the sum of any pipeline within a limit.
+func (q *search) lower(busiest float64) float64 {
+	q.limit(busiest, false)
+	return q.tighten().value
 }
 
 // below finds the cheapest pipeline with a sum under bound within the limit; nil when there is none.
 func (q *search) below(busiest, bound float64) (float64, []choice) {
-	q.limit(busiest)
-	near := q.dual(bound)
-	lower := q.suffixes()
+	if q.lower(busiest) > bound {
+		return math.Inf(1), nil
+	}
+	q.limit(busiest, true)
+	q.relaxed = q.tighten()
+	lower := q.relaxed.value
 	if lower > bound {
 		return math.Inf(1), nil
 	}
-	near = max(near, lower)
-	slack := 0.004
-	for {
+	for slack := 0.001; ; slack *= 2 {
 		guess := bound
-		if slack < 4 && near > 0 {
-			guess = min(bound, near*(1+slack))
+		if slack < 4 && lower > 0 {
+			guess = min(bound, lower*(1+slack))
 		}
-		if v, c := q.pass(guess); c != nil {
+		v, c := q.pass(guess)
+		if c != nil {
 			return v, c
 		}
 		if guess == bound {
 			return math.Inf(1), nil
 		}
-		slack *= 4
 	}
+}
+
+// state is a point of the dynamic programme that may still lead below the bound, and its cost so far.
+type state struct {
+	at int32
+	v  float64
 }
 
 // pass is one dynamic programme over the hosts that keeps the states which may still end at most at bound.
 func (q *search) pass(bound float64) (float64, []choice) {
 	q.passes++
-	bound += 1e-11 * math.Abs(bound)
-	size := q.layers * len(q.auto.sets) * q.shape.cells()
-	for len(q.tables) < len(q.steps)+1 {
-		q.tables = append(q.tables, make([]float64, size))
-	}
+	q.bound = bound + 1e-11*math.Abs(bound)
 	if q.live == nil {
-		q.live = make([][]int32, len(q.steps)+1)
+		size := q.layers * len(q.auto.sets) * q.shape.cells()
+		q.live = make([][]state, len(q.steps)+1)
+		q.stamp, q.now = make([]int32, size), make([]float64, size)
 	}
-	start := q.tables[0]
-	for i := range start {
-		start[i] = math.Inf(1)
-	}
-	start[q.at(0, 0, 0)] = 0
-	q.live[0] = append(q.live[0][:0], 0)
+	q.live[0] = append(q.live[0][:0], state{0, 0})
 	for i, st := range q.steps {
-		if st.join >= 0 {
-			copy(q.tables[st.to], q.tables[st.join])
-		} else {
-			copy(q.tables[st.to], q.tables[st.from])
-		}
-		q.lay(st.host, st.from, q.tables[st.to])
-		q.survivors(i+1, bound)
+		q.sift(i)
+		q.open(i + 1)
+		q.remain(i+1, st.stay())
+		q.lay(i, st)
 	}
-	end := q.tables[len(q.steps)]
 	best, layer := math.Inf(1), 0
-	for k := range q.layers {
-		if v := end[q.at(k, 1, q.shape.cells()-1)]; v < best {
-			best, layer = v, k
+	for _, s := range q.live[len(q.steps)] {
+		if k, set, cell := q.split(s.at); set == 1 && cell == q.shape.cells()-1 && s.v < best {
+			best, layer = s.v, k
 		}
 	}
-	if best > bound {
+	if best > q.bound {
 		return math.Inf(1), nil
 	}
 	return best, q.trace(layer)
 }
 
-// survivors lists the states after turn i that may still end at most at bound.
-func (q *search) survivors(i int, bound float64) {
-	table, cells, w := q.tables[i], q.shape.cells(), q.shape.width()
-	live := q.live[i][:0]
+// split is the layer, set and cell of a state.
+func (q *search) split(at int32) (layer, set, cell int) {
+	cells, sets := q.shape.cells(), len(q.auto.sets)
+	return int(at) / cells / sets, int(at) / cells % sets, int(at) % cells
+}
+
+// stay is the table of those that leave this turn's host out.
+func (st layerStep) stay() int {
+	if st.join >= 0 {
+		return st.join
+	}
+	return st.from
+}
+
+// offer is a part that may be worth taking.
+type offer struct {
+	cost, net float64 // net of what its blocks of region 1 are worth
+	x, y      int32
+}
+
+// sift lists for a turn's host and every role the parts with which a pipeline may still end at most at the bound: with
+// the best that the hosts before and after it can do for the rest.
+func (q *search) sift(i int) {
+	st, r, n := q.steps[i], q.relaxed, q.shape.n1+q.shape.n2
+	before, after := r.behind[st.from], r.ahead[i+1]
+	others := slices.Grow(q.others[:0], n+1)[:n+1] // by blocks of this host: the rest's least, its own hop included
+	for k := 1; k <= n; k++ {
+		t := after[n-k]
+		for m := 1; m <= n-k; m++ {
+			t = min(t, before[m]+st.host.hop+after[n-k-m])
+		}
+		others[k] = t + r.price*float64(q.shape.n1)
+	}
+	q.others = others
+	w := q.shape.width()
+	for role := range role(roles) {
+		limit := q.bound
+		if role&first == 0 {
+			limit -= r.first
+		}
+		if role&last == 0 {
+			limit -= r.last
+		}
+		for k := range q.offers[role] {
+			q.offers[role][k] = q.offers[role][k][:0]
+		}
+		for x := 0; x <= q.shape.n1; x++ {
+			room := limit + r.price*float64(x)
+			for y, t := range st.host.cost[role][x*w : x*w+st.host.top[role][x]+1] {
+				if x+y > 0 && t+others[x+y] <= room {
+					k := kindOf(x, y)
+					q.offers[role][k] = append(q.offers[role][k], offer{t, t - r.price*float64(x), int32(x), int32(y)})
+				}
+			}
+		}
+	}
+}
+
+// open is for table i what every set still lacks beside blocks: its ends, and joins of its pieces that the next hosts pay.
+func (q *search) open(i int) {
 	hop := 0.0
 	if i < len(q.steps) {
 		hop = q.steps[i].host.hop
 	}
-	// A whole island's turn begins from the table before its members.
-	ahead := q.suffix[i]
-	for k := range q.layers {
-		for set := range q.auto.sets {
-			if set == 1 {
-				continue
-			}
-			base := (k*len(q.auto.sets) + set) * cells
-			rest := ahead + q.open(set, hop)
-			for cell, v := range table[base : base+cells] {
-				if v == math.Inf(1) {
-					continue
-				}
-				if set == 0 {
-					live = append(live, int32(base+cell))
-					continue
-				}
-				d, e := cell/w, cell%w
-				if v+rest+q.duals.one*float64(q.shape.n1-d)+q.duals.two*float64(q.shape.n2-e) <= bound {
-					live = append(live, int32(base+cell))
-				}
-			}
+	q.rest = slices.Grow(q.rest[:0], len(q.auto.sets))[:len(q.auto.sets)]
+	for set := range q.rest {
+		a := q.auto.lacks[set]
+		t := float64(a.pieces-1) * hop
+		if a.first {
+			t += q.relaxed.first
+		}
+		if a.last {
+			t += q.relaxed.last
+		}
+		q.rest[set] = t
+	}
+}
+
+// remain lists the states that leave a host out and may still end at most at the bound.
+func (q *search) remain(i, stay int) {
+	w, r := q.shape.width(), q.relaxed
+	live := q.live[i][:0]
+	q.turn++
+	for _, s := range q.live[stay] {
+		_, set, cell := q.split(s.at)
+		d, e := q.shape.n1-cell/w, q.shape.n2-cell%w
+		if set <= 1 || s.v+q.rest[set]+r.ahead[i][d+e]+r.price*float64(d) <= q.bound {
+			live = append(live, s)
+			q.stamp[s.at], q.now[s.at] = q.turn, s.v
 		}
 	}
 	q.live[i] = live
 }
 
-// open is what a set still lacks: its ends, and joins of its pieces that the next hosts pay.
-func (q *search) open(set int, hop float64) float64 {
-	s := q.auto.sets[set]
-	t, n := 0.0, 0
-	headed, tailed := false, false
-	for i, p := range pieces() {
-		if s&(1<<i) != 0 {
-			n++
-			headed = headed || p.left == closed
-			tailed = tailed || p.right == closed
+// lay extends the live states of a turn's table by its host.
+func (q *search) lay(i int, turn layerStep) {
+	h, w := turn.host, q.shape.width()
+	n1, n2 := q.shape.n1, q.shape.n2
+	ahead, price := q.relaxed.ahead[i+1], q.relaxed.price
+	live := q.live[i+1]
+	put := func(target int, t float64) {
+		if q.stamp[target] != q.turn {
+			q.stamp[target] = q.turn
+			live = append(live, state{at: int32(target)})
+		} else if q.now[target] <= t {
+			return
 		}
+		q.now[target] = t
 	}
-	if !headed {
-		t += q.duals.first
-	}
-	if !tailed {
-		t += q.duals.last
-	}
-	return t + float64(n-1)*hop
-}
-
-// lay extends every live state of table from by one host into next.
-func (q *search) lay(h *host, from int, next []float64) {
-	prev, cells, sets := q.tables[from], q.shape.cells(), len(q.auto.sets)
-	deeper := 0
-	if q.layers > 1 {
-		deeper = len(h.nodes)
-	}
-	for _, at := range q.live[from] {
-		cell := int(at) % cells
-		set := int(at) / cells % sets
-		k := int(at)/cells/sets + deeper
-		if k >= q.layers {
+	for _, s := range q.live[turn.from] {
+		k, set, cell := q.split(s.at)
+		if k += q.deeper(h); k >= q.layers {
 			continue
 		}
-		v := prev[at]
+		d, e := n1-cell/w, n2-cell%w
 		for _, st := range q.auto.out[set] {
-			q.relax(h, st, v, cell, next[q.at(k, st.to, 0):][:cells])
-		}
-	}
-}
-
-// relax applies one step of the automaton to one state. The sum is v + (cost + hops), in trace as here, so that trace
-// finds the same bits.
-func (q *search) relax(h *host, st step, v float64, cell int, to []float64) {
-	n1, n2, w := q.shape.n1, q.shape.n2, q.shape.width()
-	d, e := cell/w, cell%w
-	hops := float64(st.links) * h.hop
-	cost := h.cost[st.role]
-	x0, x1, y0, y1 := q.bounds(st)
-	if st.to == 1 {
-		x0, y0 = max(x0, n1-d), max(y0, n2-e)
-	}
-	for x := x0; x <= min(x1, n1-d); x++ {
-		ys := min(y1, n2-e, h.top[st.role][x])
-		if y0 > ys {
-			continue
-		}
-		row := cost[x*w+y0 : x*w+ys+1]
-		out := to[(d+x)*w+e+y0:][:len(row)]
-		for i, c := range row {
-			if t := v + (c + hops); t < out[i] {
-				out[i] = t
+			hops := float64(st.links) * h.hop
+			if st.to == 1 {
+				if d+e > 0 && kindOf(d, e) == st.kind {
+					put(q.at(k, 1, q.shape.cells()-1), s.v+(h.cost[st.role][d*w+e]+hops))
+				}
+				continue
+			}
+			slack := q.bound - s.v - hops - q.rest[st.to] - price*float64(d)
+			to := q.at(k, st.to, cell)
+			for _, o := range q.offers[st.role][st.kind] {
+				x, y := int(o.x), int(o.y)
+				if x > d || y > e || o.net+ahead[d+e-x-y] > slack {
+					continue
+				}
+				put(to+x*w+y, s.v+(o.cost+hops))
 			}
 		}
 	}
+	for k := range live {
+		live[k].v = q.now[live[k].at]
+	}
+	q.live[i+1] = live
 }
 
-// bounds are the parts that a step may lay.
-func (q *search) bounds(st step) (xlow, xhigh, ylow, yhigh int) {
-	switch st.kind {
-	case inOne:
-		return 1, q.shape.n1, 0, 0
-	case inTwo:
-		return 0, 0, 1, q.shape.n2
+func kindOf(x, y int) kind {
+	switch {
+	case y == 0:
+		return inOne
+	case x == 0:
+		return inTwo
 	default:
-		return 1, q.shape.n1, 1, q.shape.n2
+		return inBoth
 	}
+}
+
+// deeper is by how many layers a host leads down.
+func (q *search) deeper(h *host) int {
+	if q.layers == 1 {
+		return 0
+	}
+	return len(h.nodes)
 }
 
 // laid is a node with the step that laid it.
@@ -453,19 +369,15 @@ func (q *search) trace(layer int) []choice {
 	set, cell, at := 1, q.shape.cells()-1, len(q.steps)
 	for at > 0 {
 		st := q.steps[at-1]
-		v := q.tables[at][q.at(layer, set, cell)]
-		skip := st.from
-		if st.join >= 0 {
-			skip = st.join
+		v, ok := q.valueAt(at, q.at(layer, set, cell))
+		if !ok {
+			panic("placement: a search lost a state")
 		}
-		if q.tables[skip][q.at(layer, set, cell)] == v {
-			at = skip
+		if was, ok := q.valueAt(st.stay(), q.at(layer, set, cell)); ok && was == v {
+			at = st.stay()
 			continue
 		}
-		deeper := 0
-		if q.layers > 1 {
-			deeper = len(st.host.nodes)
-		}
+		deeper := q.deeper(st.host)
 		l, from, ok := q.origin(st.host, st.from, layer-deeper, set, cell, v)
 		if !ok {
 			panic("placement: a search value has no origin")
@@ -478,28 +390,30 @@ func (q *search) trace(layer int) []choice {
 	return q.assemble(order)
 }
 
-// origin finds the live state and the step that gave a value.
+func (q *search) valueAt(table, at int) (float64, bool) {
+	for _, s := range q.live[table] {
+		if int(s.at) == at {
+			return s.v, true
+		}
+	}
+	return 0, false
+}
+
+// origin finds the state and the step that gave a value.
 func (q *search) origin(h *host, table, layer, set, cell int, v float64) (laid, int, bool) {
-	prev, cells, sets, w := q.tables[table], q.shape.cells(), len(q.auto.sets), q.shape.width()
-	for _, at := range q.live[table] {
-		was := int(at) % cells
-		if int(at)/cells/sets != layer {
-			continue
-		}
+	w := q.shape.width()
+	for _, s := range q.live[table] {
+		k, from, was := q.split(s.at)
 		x, y := cell/w-was/w, cell%w-was%w
-		if x < 0 || y < 0 || x+y == 0 {
+		if k != layer || x < 0 || y < 0 || x+y == 0 {
 			continue
 		}
-		for _, st := range q.auto.out[int(at)/cells%sets] {
-			if st.to != set {
-				continue
-			}
-			x0, x1, y0, y1 := q.bounds(st)
-			if x < x0 || x > x1 || y < y0 || y > y1 {
+		for _, st := range q.auto.out[from] {
+			if st.to != set || kindOf(x, y) != st.kind {
 				continue
 			}
 			hops := float64(st.links) * h.hop
-			if prev[at]+(h.cost[st.role][x*w+y]+hops) == v {
+			if s.v+(h.cost[st.role][x*w+y]+hops) == v {
 				return laid{choice{h, x, y, st.role}, st}, was, true
 			}
 		}
