@@ -192,7 +192,7 @@ func (q *search) pass(bound float64) (float64, []choice) {
 			best, layer = s.v, k
 		}
 	}
-	if best > q.bound {
+	if best > q.bound || math.IsInf(best, 1) {
 		return math.Inf(1), nil
 	}
 	return best, q.trace(layer)
@@ -316,7 +316,7 @@ func (q *search) lay(i int, turn layerStep) {
 		for _, st := range q.auto.out[set] {
 			hops := float64(st.links) * h.hop
 			if st.to == 1 {
-				if d+e > 0 && kindOf(d, e) == st.kind {
+				if d+e > 0 && kindOf(d, e) == st.kind && h.cost[st.role][d*w+e] < math.Inf(1) {
 					put(q.at(k, 1, q.shape.cells()-1), s.v+(h.cost[st.role][d*w+e]+hops))
 				}
 				continue
