@@ -13,6 +13,7 @@ import (
 
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/tensor"
+	"github.com/distorch/distorch/placement/report"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
 	"github.com/distorch/distorch/transport/identity"
@@ -232,6 +233,13 @@ func TestInfeasible(t *testing.T) {
 	p := c.until("room", func(st *store.State) bool { return len(st.Plans["flux"].Value.GetStages()) > 0 }).Plans["flux"].Value
 	if p.Epoch < 2 || len(p.Stages) != 3 {
 		t.Errorf("plan %v", p)
+	}
+	dry, err = co.Plan(op, &pb.PlanRequest{Spec: spec("flux", "flux1-dev")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := report.Parse(dry.Report); err != nil || len(r.Stages) != 3 || r.Model != "flux1-dev.safetensors" || r.Objective != "latency" {
+		t.Errorf("report %s, %v", dry.Report, err)
 	}
 	dry, err = co.Plan(op, &pb.PlanRequest{Spec: spec("flux", "flux1-dev", func(s *pb.DeploymentSpec) { s.Name = "" })})
 	if err != nil || !strings.Contains(dry.Explanation, "needs 23.8 GB, nodes offer") || dry.Plan.Deployment != "" {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
@@ -47,6 +48,11 @@ func (c *Coordinator) Plan(ctx context.Context, req *pb.PlanRequest) (*pb.PlanRe
 	out := &pb.PlanResponse{Plan: planToProto(&p.Plan), Explanation: p.Explanation}
 	if p.Err != nil {
 		out.Explanation = p.Err.Error() + "\n"
+	}
+	if p.Report != nil {
+		if out.Report, err = json.Marshal(p.Report); err != nil {
+			return nil, toStatus(fmt.Errorf("plan: %w", err))
+		}
 	}
 	return out, nil
 }

@@ -212,7 +212,9 @@ func (f *fakeServer) Plan(_ context.Context, r *pb.PlanRequest) (*pb.PlanRespons
 	switch r.Spec.Model {
 	case "huge":
 		return &pb.PlanResponse{Plan: &pb.Plan{Infeasible: "deployment x: needs 23.8 GB, nodes offer 18.2 GB (a: 11.1, b: 7.1); add a donor or use fp8"}}, nil
-	case demoID, "demo", "demo.safetensors":
+	case "demo.safetensors": // what a coordinator of this version answers
+		return &pb.PlanResponse{Plan: f.plan(r.Spec), Report: []byte(`{"schema": "distorch.plan/1", "model": "demo.safetensors", "objective": "latency", "step_seconds": 0.94}`)}, nil
+	case demoID, "demo": // the version before
 		return &pb.PlanResponse{Plan: f.plan(r.Spec)}, nil
 	}
 	return nil, status.Errorf(codes.NotFound, "no model %q here; did you mean %q?", r.Spec.Model, "demo.safetensors")

@@ -15,6 +15,7 @@ import (
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/placement"
+	"github.com/distorch/distorch/placement/report"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
@@ -178,12 +179,20 @@ func (a *app) livePlan(cmd *cobra.Command, f *specFlags, format output.Format) e
 	if err := fits(answer.Plan); err != nil {
 		return err
 	}
+	if format != output.Table && len(answer.Report) > 0 {
+		r, err := report.Parse(answer.Report)
+		if err != nil {
+			return err
+		}
+		r.Workload = showWorkload(answer.Plan.GetWorkload().GetDims())
+		return output.Write(a.stdout, format, r)
+	}
 	names, err := nodeNames(cmd, o)
 	if err != nil {
 		return err
 	}
 	v := newPlanView(answer.Plan, names)
-	if format != output.Table {
+	if format != output.Table { // a coordinator of the version before
 		return output.Write(a.stdout, format, v)
 	}
 	return v.write(a.stdout)

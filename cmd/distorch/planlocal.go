@@ -177,6 +177,7 @@ func (a *app) localPlan(cmd *cobra.Command, spec *specFlags, f *planFlags) error
 		return planError(err)
 	}
 	r.WhatIf = rows
+	r.Model, r.DType, r.Stored, r.Workload = s.Problem.Model.Name, string(s.Problem.Model.ComputeDType), string(s.Problem.Model.StoredDType), s.Tables.Workload
 	if n := source.branches(); n > 1 && s.Problem.Objective.Kind == placement.ObjectiveLatency {
 		r.Notes = append(r.Notes, fmt.Sprintf("with guidance a step of this model runs %d forwards: --objective pair plans for both", n))
 		r.Plan.Notes = r.Notes

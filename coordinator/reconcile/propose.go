@@ -12,13 +12,15 @@ import (
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/placement"
+	"github.com/distorch/distorch/placement/report"
 )
 
 // Proposal is a plan and how it came about.
 type Proposal struct {
 	Plan        Plan
 	Explanation string // for people; empty where there are no stages
-	Err         error  // why there are no stages
+	Report      *report.Report
+	Err         error // why there are no stages
 }
 
 // Propose places one deployment as Step would if nothing ran under its name,
@@ -67,6 +69,13 @@ func (w *world) propose(spec *Spec, now *Plan) *Proposal {
 	if err := w.fill(&out.Plan, t, m.Stored, best, stored); err != nil {
 		return refuse(fmt.Errorf("%s: %w", label(spec), err))
 	}
+	if stored {
+		problem.Model = t.stored
+	}
+	if out.Report, err = report.New(problem, best, report.Options{}); err != nil {
+		return refuse(fmt.Errorf("%s: %w", label(spec), err))
+	}
+	out.Report.Model, out.Report.DType, out.Report.Stored = m.Name, dtype, string(t.stored.StoredDType)
 	out.Explanation = best.Explain() + "numerics: " + out.Plan.Numerics + "\n"
 	return out
 }
@@ -110,7 +119,8 @@ func specialise(spec *Spec, m *Model, dtype string) (*table, error) {
 }
 
 func constraints(spec *Spec) placement.Constraints {
-	c := placement.Constraints{Exclude: spec.Excludes, InFlight: 1}
+	// What agents execute: one pipeline, each block on one device.
+	c := placement.Constraints{Exclude: spec.Excludes, InFlight: 1, MaxPipelines: 1, MaxDegree: 1}
 	for _, p := range spec.Pins {
 		c.Pins = append(c.Pins, placement.Pin{Node: p.Node, Ranged: true, First: p.First, Count: p.Blocks})
 	}

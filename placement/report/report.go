@@ -30,6 +30,10 @@ const Schema = "distorch.plan/1"
 type Report struct {
 	Schema string `json:"schema"`
 	placement.Plan
+	Model        string           `json:"model,omitempty"`      // these four are filled in by the caller
+	DType        string           `json:"dtype,omitempty"`      // of the computation
+	Stored       string           `json:"stored,omitempty"`     // dtype of the weights
+	Workload     string           `json:"workload,omitempty"`   // as --workload takes it
 	Size         int              `json:"batch_size,omitempty"` // requests of a batch
 	Unused       []Unused         `json:"unused"`
 	IfLost       []Loss           `json:"if_lost"`

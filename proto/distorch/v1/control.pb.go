@@ -2790,6 +2790,7 @@ type PlanResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Plan          *Plan                  `protobuf:"bytes,1,opt,name=plan,proto3" json:"plan,omitempty"`
 	Explanation   string                 `protobuf:"bytes,2,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	Report        []byte                 `protobuf:"bytes,3,opt,name=report,proto3" json:"report,omitempty"` // docs/schema/plan.schema.json; empty where there are no stages
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2836,6 +2837,13 @@ func (x *PlanResponse) GetExplanation() string {
 		return x.Explanation
 	}
 	return ""
+}
+
+func (x *PlanResponse) GetReport() []byte {
+	if x != nil {
+		return x.Report
+	}
+	return nil
 }
 
 type DeployRequest struct {
@@ -3551,10 +3559,11 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x12ListModelsResponse\x120\n" +
 	"\x06models\x18\x01 \x03(\v2\x18.distorch.v1.ModelStatusR\x06models\">\n" +
 	"\vPlanRequest\x12/\n" +
-	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\"W\n" +
+	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\"o\n" +
 	"\fPlanResponse\x12%\n" +
 	"\x04plan\x18\x01 \x01(\v2\x11.distorch.v1.PlanR\x04plan\x12 \n" +
-	"\vexplanation\x18\x02 \x01(\tR\vexplanation\"@\n" +
+	"\vexplanation\x18\x02 \x01(\tR\vexplanation\x12\x16\n" +
+	"\x06report\x18\x03 \x01(\fR\x06report\"@\n" +
 	"\rDeployRequest\x12/\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\"A\n" +
 	"\x0eDeployResponse\x12/\n" +
