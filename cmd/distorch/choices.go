@@ -44,6 +44,8 @@ func choices(flag string) []string {
 		return []string{
 			string(placement.ObjectiveLatency), string(placement.ObjectivePair), string(placement.ObjectiveBatch), string(placement.ObjectiveThroughput),
 		}
+	case "stored":
+		return storedNames()
 	case "scheduler":
 		var names []string
 		for _, s := range sampling.Schedulers() {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/distorch/distorch/cmd/internal/output"
+	"github.com/distorch/distorch/placement/blocktable"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
@@ -111,16 +112,16 @@ func (a *app) flagCompletion(f *pflag.Flag) cobra.CompletionFunc {
 			return out
 		}))
 	case "model":
-		return withFiles(a.asked(modelsOf))
+		return withFiles(publishedWith(a.asked(modelsOf)))
 	case "data-dir", "keep", "models":
 		return cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs)
 	case "listen", "advertise", "etcd", "etcd-listen", "agent-listen", "coordinator", "name", "join", "prompt", "workload",
-		"devices", "blocks", "compute", "virtual-vram", "reserve":
+		"devices", "blocks", "compute", "virtual-vram", "reserve", "what-if":
 		return cobra.NoFileCompletions
 	}
 	words := choices(f.Name)
-	if f.Name == outputName && strings.Contains(f.Value.Type(), string(clusterFile)) {
-		words = choices("nodes " + outputName)
+	if f.Name == outputName { // some commands have a format of their own
+		words = strings.Split(f.Value.Type(), "|")
 	}
 	if words != nil {
 		return listed(cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
@@ -130,6 +131,21 @@ func (a *app) flagCompletion(f *pflag.Flag) cobra.CompletionFunc {
 		return cobra.NoFileCompletions
 	}
 	return nil
+}
+
+// publishedWith completes with the names of published models too, and with a cluster file with them alone.
+func publishedWith(asked cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		f := cmd.Flags().Lookup("cluster")
+		if f == nil {
+			return asked(cmd, args, word)
+		}
+		if f.Changed {
+			return blocktable.Names(), cobra.ShellCompDirectiveDefault
+		}
+		live, directive := asked(cmd, args, word)
+		return append(live, blocktable.Names()...), directive
+	}
 }
 
 // asked completes with what a coordinator answers.

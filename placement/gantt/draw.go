@@ -70,7 +70,7 @@ func Draw(t *Timeline) []byte {
 func gutter(t *Timeline) float64 {
 	w := minGutter
 	for _, r := range t.Rows {
-		w = math.Max(w, svg.TextWidth(r.Name, rowText(r.Kind))+10)
+		w = math.Max(w, 1.1*svg.TextWidth(r.Name, rowText(r.Kind))+10) // bold is wider
 	}
 	return margin + math.Min(w, maxGutter)
 }
