@@ -10,6 +10,7 @@ package clusters
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/blocktable"
@@ -82,7 +83,7 @@ func New(o Options) []placement.Node {
 	for i := range nodes {
 		if classes != nil {
 			nodes[i] = classes[i*len(classes)/o.Hosts]
-			nodes[i].Devices = append([]placement.Device(nil), nodes[i].Devices...)
+			nodes[i].Devices = slices.Clone(nodes[i].Devices)
 		} else {
 			nodes[i] = host(r, o.Mix)
 		}

@@ -24,17 +24,27 @@ const (
 	smallText = 10.0
 )
 
-var heights = map[RowKind]float64{RowEndpoint: 14, RowCompute: 24, RowCopies: 12, RowLink: 14}
-
-// Colours of the kinds where one forward is shown.
-func kindColour(k SpanKind) string {
-	return svg.Colour([]int{SpanCompute: 0, SpanWeights: 1, SpanCopy: 3, SpanHop: 2}[k])
+// height of a row in pixels.
+func (k RowKind) height() float64 {
+	return [...]float64{RowEndpoint: 14, RowCompute: 24, RowCopies: 12, RowLink: 14}[k]
 }
 
-var (
-	kindNames   = []string{SpanCompute: "compute", SpanWeights: "waits for or expands weights", SpanCopy: "copies of weights", SpanHop: "hops"}
-	kindOpacity = []float64{SpanCompute: 1, SpanWeights: 0.45, SpanCopy: 0.6, SpanHop: 0.75}
-)
+// kinds are all kinds of spans.
+func kinds() []SpanKind { return []SpanKind{SpanCompute, SpanWeights, SpanCopy, SpanHop} }
+
+// colour of a kind where one forward is shown.
+func (k SpanKind) colour() string {
+	return svg.Colour([...]int{SpanCompute: 0, SpanWeights: 1, SpanCopy: 3, SpanHop: 2}[k])
+}
+
+// opacity of a kind where colours tell forwards apart.
+func (k SpanKind) opacity() float64 {
+	return [...]float64{SpanCompute: 1, SpanWeights: 0.45, SpanCopy: 0.6, SpanHop: 0.75}[k]
+}
+
+func (k SpanKind) String() string {
+	return [...]string{SpanCompute: "compute", SpanWeights: "waits for or expands weights", SpanCopy: "copies of weights", SpanHop: "hops"}[k]
+}
 
 // chart is a drawing in the making.
 type chart struct {
@@ -55,7 +65,7 @@ func Draw(t *Timeline) []byte {
 			y += 14
 		}
 		c.y = append(c.y, y)
-		y += heights[r.Kind] + rowGap
+		y += r.Kind.height() + rowGap
 	}
 	c.bottom = y
 	c.d = svg.New(width, y+bottom, t.Title+", "+t.Subtitle)
@@ -98,9 +108,9 @@ func (c *chart) heading() {
 		present[s.Kind] = true
 	}
 	if c.t.Forwards == 1 {
-		for k, name := range kindNames {
+		for _, k := range kinds() {
 			if present[k] {
-				entry(kindColour(SpanKind(k)), name, 1)
+				entry(k.colour(), k.String(), 1)
 			}
 		}
 		return
@@ -115,11 +125,11 @@ func (c *chart) heading() {
 	var pale []string
 	for _, k := range []SpanKind{SpanHop, SpanCopy, SpanWeights} {
 		if present[k] {
-			pale = append(pale, kindNames[k])
+			pale = append(pale, k.String())
 		}
 	}
 	if len(pale) > 0 {
-		entry(svg.Ink, "pale: "+strings.Join(pale, ", "), kindOpacity[SpanWeights])
+		entry(svg.Ink, "pale: "+strings.Join(pale, ", "), SpanWeights.opacity())
 	}
 }
 
@@ -162,7 +172,7 @@ func (c *chart) axis(end float64) {
 
 func (c *chart) rows() {
 	for i, r := range c.t.Rows {
-		h := heights[r.Kind]
+		h := r.Kind.height()
 		size := rowText(r.Kind)
 		c.d.Text(c.left-8, c.y[i]+h/2+size*0.36, shorten(r.Name, maxGutter-10, size), svg.TextStyle{Size: size, Anchor: svg.End, Bold: r.Kind == RowCompute})
 		c.d.Rect(c.left, c.y[i], c.x(c.t.End)-c.left, h, svg.Style{Fill: svg.Faint, Opacity: 0.12})
@@ -174,11 +184,11 @@ func (c *chart) rows() {
 
 func (c *chart) span(s Span) {
 	r := c.t.Rows[s.Row]
-	h := heights[r.Kind]
+	h := r.Kind.height()
 	x, w := c.x(s.Start), (s.End-s.Start)*c.scale
-	style := svg.Style{Fill: kindColour(s.Kind), Tooltip: fmt.Sprintf("%s: %s, %s at %s", r.Name, kindNames[s.Kind], placement.Seconds(s.End-s.Start), placement.Seconds(s.Start))}
+	style := svg.Style{Fill: s.Kind.colour(), Tooltip: fmt.Sprintf("%s: %s, %s at %s", r.Name, s.Kind, placement.Seconds(s.End-s.Start), placement.Seconds(s.Start))}
 	if c.t.Forwards > 1 {
-		style.Fill, style.Opacity = svg.Colour(s.MicroBatch), kindOpacity[s.Kind]
+		style.Fill, style.Opacity = svg.Colour(s.MicroBatch), s.Kind.opacity()
 		style.Tooltip = c.forward(s.MicroBatch) + ", " + style.Tooltip
 	}
 	const thin = 1.2 // pixels; what is shorter is drawn so wide

@@ -75,7 +75,7 @@ func (e *editor) addNode(w word) error {
 		Link: placement.Link{BytesPerSecond: oneGigabit, Latency: 1e-4, Source: placement.SourceGiven},
 	}
 	at := items.at
-	for _, part := range strings.Split(items.s, ",") {
+	for part := range strings.SplitSeq(items.s, ",") {
 		item := word{part, at}.trim()
 		at += len(part) + 1
 		key, value, assigned := item.cut("=")
@@ -196,10 +196,10 @@ func (e *editor) link(pair, value word) error {
 	return nil
 }
 
-var dtypes = []string{"bf16", "f16", "f32", "f8_e4m3", "f8_e5m2", "fp8", "q4_k", "q8_0"}
+// computes are the dtypes that a model is computed in, narrow those that weights are only stored in.
+func computes() []string { return []string{"bf16", "f16", "f32"} }
 
-// computes are the dtypes that a model is computed in.
-var computes = []string{"bf16", "f16", "f32"}
+func narrow() []string { return []string{"f8_e4m3", "f8_e5m2", "fp8", "q4_k", "q8_0"} }
 
 func (e *editor) set(key string, w word) (err error) {
 	c := &e.s.Problem.Constraints
@@ -254,7 +254,7 @@ func (e *editor) number(w word) (int, error) {
 }
 
 func (e *editor) dtype(key string, w word) error {
-	known := dtypes
+	known := slices.Concat(computes(), narrow())
 	t := e.s.Tables
 	d := strings.ToLower(w.s)
 	if err := e.oneOf(word{d, w.at}, known); err != nil {
@@ -263,7 +263,7 @@ func (e *editor) dtype(key string, w word) error {
 	if d == "fp8" {
 		d = "f8_e4m3"
 	}
-	if key == "dtype" && slices.Contains(computes, d) {
+	if key == "dtype" && slices.Contains(computes(), d) {
 		t.DType = placement.DType(d)
 	} else {
 		t.Stored = placement.DType(d)

@@ -136,9 +136,13 @@ func (e *editor) bad(w word, nearest, want string, args ...any) error {
 	return &Error{Text: e.text, Offset: w.at, Want: fmt.Sprintf(want, args...), Nearest: nearest}
 }
 
-var verbs = []string{"add", "disk", "exclude", "link", "memory", "nic", "ram", "remove"}
+func verbs() []string {
+	return []string{"add", "disk", "exclude", "link", "memory", "nic", "ram", "remove"}
+}
 
-var keys = []string{"dtype", "fit", "max-degree", "max-nodes", "max-pipelines", "numerics", "objective", "reserve", "stored", "workload"}
+func keys() []string {
+	return []string{"dtype", "fit", "max-degree", "max-nodes", "max-pipelines", "numerics", "objective", "reserve", "stored", "workload"}
+}
 
 func (e *editor) edit(w word) error {
 	verb, rest, spaced := w.cut(" ")
@@ -146,20 +150,20 @@ func (e *editor) edit(w word) error {
 	switch {
 	case w.s == "":
 		return e.bad(w, "", "an edit such as \"nic a=10gbps\"")
-	case slices.Contains(keys, key.s) && assigned:
+	case slices.Contains(keys(), key.s) && assigned:
 		return e.set(key.s, value)
-	case slices.Contains(verbs, verb.s) && spaced:
+	case slices.Contains(verbs(), verb.s) && spaced:
 		return e.do(verb.s, rest)
-	case slices.Contains(verbs, verb.s):
+	case slices.Contains(verbs(), verb.s):
 		return e.bad(rest, "", "a node behind %q", verb.s)
-	case slices.Contains(keys, w.s):
+	case slices.Contains(keys(), w.s):
 		return e.bad(rest, "", "\"=\" and a value behind %q", w.s)
 	}
 	first := verb
 	if assigned && len(key.s) < len(verb.s) || !spaced {
 		first = key
 	}
-	return e.bad(first, edits.Nearest(first.s, append(slices.Clone(verbs), keys...)), "one of %s, or a setting %s", strings.Join(verbs, ", "), strings.Join(keys, ", "))
+	return e.bad(first, edits.Nearest(first.s, slices.Concat(verbs(), keys())), "one of %s, or a setting %s", strings.Join(verbs(), ", "), strings.Join(keys(), ", "))
 }
 
 func (e *editor) do(verb string, w word) error {
