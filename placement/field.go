@@ -22,6 +22,7 @@ type field struct {
 	keys    []string                // per node: its figures
 	bound   bool                    // the limit on nodes changed the plan
 	gone    map[int]bool            // nodes lost
+	apart   bool                    // no other nodes' memory
 	islands map[int]int             // node to index of its island in problem.Groups
 	racks   map[int]int             // node to index of its rack in problem.Groups
 	pairs   map[[2]NodeID]*PeerLink // measured links

@@ -12,6 +12,7 @@ import (
 // priced is a pipeline with its stages and times.
 type priced struct {
 	stages     []Stage
+	nodes      []int // indices into the sorted nodes
 	parts      Parts // of one forward
 	s, x       float64
 	where      string
@@ -90,7 +91,7 @@ func (f *field) label(e *engine) string {
 
 // price is what a pipeline takes on the true links; the stage is the first that does not fit, or nil.
 func (f *field) price(list []part) (*priced, *Stage) {
-	out := &priced{known: true}
+	out := &priced{known: true, nodes: nodesOf(list)}
 	busiest := func(t, spread float64, where string, what Parts) {
 		if t > out.x {
 			out.x, out.where, out.bottleneck, out.xLow, out.xHi = t, where, what, t/(1+spread), t*(1+spread)

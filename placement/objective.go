@@ -101,21 +101,7 @@ func worthMany(o Objective, pipes []*priced) worth {
 		v.seconds, v.band = 1/rate, Band{1 / high, 1 / low}
 		v.parts = pipes[slowest].bottleneck.scaled(v.seconds / pipes[slowest].x)
 	case ObjectiveBatch:
-		v.shares = shares(o.size(), pipes)
-		at := 0
-		for i, p := range pipes {
-			v.micro[i] = 1
-			if v.shares[i] > 0 {
-				v.steps[i] = p.s + float64(v.shares[i]-1)*p.x
-			}
-			if v.steps[i] > v.steps[at] {
-				at = i
-			}
-		}
-		p, n := pipes[at], float64(v.shares[at]-1)
-		v.parts = p.parts
-		v.parts.Waiting += n * p.x
-		v.seconds, v.band = v.parts.Total(), Band{p.low + n*p.xLow, p.high + n*p.xHi}
+		return worthShares(pipes, shares(o.size(), pipes))
 	default:
 		at := 0
 		for i, p := range pipes {
@@ -126,6 +112,26 @@ func worthMany(o Objective, pipes []*priced) worth {
 		}
 		v.seconds, v.parts, v.band = pipes[at].s, pipes[at].parts, Band{pipes[at].low, pipes[at].high}
 	}
+	return v
+}
+
+// worthShares is the value of pipelines that share a batch in this way.
+func worthShares(pipes []*priced, shares []int) worth {
+	v := worth{shares: shares, micro: make([]int, len(pipes)), steps: make([]float64, len(pipes))}
+	at := 0
+	for i, p := range pipes {
+		v.micro[i] = 1
+		if v.shares[i] > 0 {
+			v.steps[i] = p.s + float64(v.shares[i]-1)*p.x
+		}
+		if v.steps[i] > v.steps[at] {
+			at = i
+		}
+	}
+	p, n := pipes[at], float64(v.shares[at]-1)
+	v.parts = p.parts
+	v.parts.Waiting += n * p.x
+	v.seconds, v.band = v.parts.Total(), Band{p.low + n*p.xLow, p.high + n*p.xHi}
 	return v
 }
 

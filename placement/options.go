@@ -16,9 +16,9 @@ type option struct {
 
 // frontier holds the options of every part and role, sorted by s; x falls. It is filled cell by cell in order.
 type frontier struct {
-	stages int // that every part has, and so the fewest blocks
-	from [roles][]int32 // cells+1 offsets into list
-	list [roles][]option
+	stages int            // that every part has, and so the fewest blocks
+	from   [roles][]int32 // cells+1 offsets into list
+	list   [roles][]option
 }
 
 func (f *frontier) at(r role, cell int) []option {
