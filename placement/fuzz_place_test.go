@@ -132,7 +132,6 @@ func typed(err error) bool {
 
 // checkPlace places a problem of any kind and holds the answer against the oracle.
 func checkPlace(t *testing.T, p Problem) {
-	p.Constraints.MaxPipelines = 1
 	plan, err := Place(p, Options{})
 	if err != nil {
 		if !typed(err) {

@@ -19,15 +19,19 @@ var wideCases = []struct {
 	name   string
 	change func(*rand.Rand, *Problem)
 }{
+	{"several pipelines", func(r *rand.Rand, p *Problem) { p.Constraints.MaxPipelines = pick(r, 0, 0, 2, 3) }},
 	{"measured links", addLinks},
 	{"racks", addRacks},
 	{"unequal boundaries", unequalBoundaries},
+	{"three runs", threeRuns},
 	{"island", func(r *rand.Rand, p *Problem) { addIsland(r, p) }},
 	{"all at once", func(r *rand.Rand, p *Problem) {
+		p.Constraints.MaxPipelines = 0
 		addLinks(r, p)
 		addIsland(r, p)
 		addRacks(r, p)
 		unequalBoundaries(r, p)
+		threeRuns(r, p)
 	}},
 }
 
@@ -67,6 +71,24 @@ func unequalBoundaries(r *rand.Rand, p *Problem) {
 	})
 }
 
+// threeRuns cuts a third run off the last one.
+func threeRuns(r *rand.Rand, p *Problem) {
+	last := p.Model.Runs[len(p.Model.Runs)-1]
+	if last.Count < 2 {
+		return
+	}
+	n, weights, work := 1+r.IntN(min(last.Count-1, 3)), Bytes(r.IntN(100)), 0.5+r.Float64()
+	eachModel(p, func(m *Model, _ int) {
+		m.Runs = slices.Clone(m.Runs)
+		third := m.Runs[len(m.Runs)-1]
+		third.Name, third.Count = "third", n
+		third.Block.Weights += weights
+		third.Block.Linear *= work
+		m.Runs[len(m.Runs)-1].Count -= n
+		m.Runs = append(m.Runs, third)
+	})
+}
+
 // TestOracleWide checks certificates outside the exact class: bound ≤ optimum ≤ plan.
 func TestOracleWide(t *testing.T) {
 	failed := map[string]int{}
@@ -98,5 +120,45 @@ func TestOracleWide(t *testing.T) {
 		if mix.feasible() < wideInstances/len(wideCases)/3 {
 			t.Errorf("%s: %d feasible instances are too few", c.name, mix.feasible())
 		}
+	}
+}
+
+// TestOracleRemote checks plans that may borrow other nodes' memory: no worse than without it, and the bound below both.
+func TestOracleRemote(t *testing.T) {
+	failed, borrowed := map[string]int{}, 0
+	for seed := range uint64(wideInstances / 4) {
+		r := rand.New(rand.NewPCG(seed, 17))
+		p := randomProblem(r, objectives[seed%uint64(len(objectives))])
+		without := bruteForce(p)
+		for i := range p.Nodes {
+			p.Nodes[i].Lend = pick(r, Bytes(0), Bytes(r.IntN(300)), p.Model.Weights())
+		}
+		plan, err := Place(p, Options{SkipLosses: true})
+		if Infeasible(err) && math.IsInf(without.value, 1) {
+			continue
+		}
+		if err == nil {
+			var again float64
+			again, err = newOracle(p).price(plan)
+			switch slack := 1e-9 * again; {
+			case err != nil:
+			case !near(again, plan.StepSeconds):
+				err = fmt.Errorf("the plan says %.12g, its stages take %.12g", plan.StepSeconds, again)
+			case plan.StepSeconds > without.value+slack:
+				err = fmt.Errorf("%.12g is worse than %.12g without donors", plan.StepSeconds, without.value)
+			case plan.Certificate.LowerBound > plan.StepSeconds+slack:
+				err = fmt.Errorf("bound %.12g over the plan's %.12g", plan.Certificate.LowerBound, plan.StepSeconds)
+			}
+			for _, s := range plan.Stages {
+				borrowed += boolInt(slices.ContainsFunc(s.Tiers, func(t Tier) bool { return t.Kind == TierRemote }))
+			}
+		}
+		if err != nil {
+			report(t, failed, "remote", seed, p, plan, err)
+		}
+	}
+	t.Attr("borrowed", fmt.Sprintf("%d stages stream from other nodes", borrowed))
+	if borrowed < wideInstances/100 {
+		t.Errorf("%d stages that stream from other nodes are too few", borrowed)
 	}
 }
