@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -221,7 +222,7 @@ func TestBadFigures(t *testing.T) {
 		"no nodes":         {func(p *Problem) { p.Nodes = nil }, func(err error) bool { return errors.Is(err, ErrNoNodes) }, `start an agent`},
 		"too many nodes":   {func(p *Problem) { p.Nodes = make([]Node, 2000) }, is[*NodeError], `at most 1024`},
 		"no runs":          {func(p *Problem) { p.Model.Runs = nil }, is[*ModelError], `0 runs of blocks`},
-		"three runs":       {func(p *Problem) { p.Model.Runs = append(p.Model.Runs, p.Model.Runs[0]) }, is[*ModelError], `3 runs`},
+		"many runs":        {func(p *Problem) { p.Model.Runs = slices.Repeat(p.Model.Runs, 9) }, is[*ModelError], `18 runs`},
 		"empty run":        {func(p *Problem) { p.Model.Runs[0].Count = 0 }, is[*ModelError], `run 0 (double): 0 blocks`},
 		"long runs":        {func(p *Problem) { p.Model.Runs[0].Count, p.Model.Runs[1].Count = 900, 900 }, is[*ModelError], `product`},
 		"nan flops":        {func(p *Problem) { p.Model.Runs[1].Block.Linear = math.NaN() }, is[*ModelError], `NaN linear FLOPs`},

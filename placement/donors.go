@@ -32,7 +32,7 @@ func (f *field) lender(i int) bool {
 // bring. Its plan is then charged: the lenders' memory is dealt out to the stages that want it, and their NICs shared.
 func (f *field) remotely(m mode, list []part, bound float64) ([]part, float64, error) {
 	g := *f
-	g.remote = map[NodeID]remoteOffer{}
+	g.remote = map[NodeID][]remoteOffer{}
 	for i := range f.nodes {
 		var lent Bytes
 		for j := range f.nodes {
@@ -41,13 +41,13 @@ func (f *field) remotely(m mode, list []part, bound float64) ([]part, float64, e
 			}
 		}
 		if lent > 0 {
-			g.remote[f.nodes[i].ID] = remoteOffer{"other nodes", lent, f.nodes[i].Link.BytesPerSecond}
+			g.remote[f.nodes[i].ID] = []remoteOffer{{"other nodes", lent, f.nodes[i].Link.BytesPerSecond}}
 		}
 	}
 	g.rebar()
 	wishful, lower, err := g.local(m)
-	if err != nil || wishful == nil {
-		return list, bound, err
+	if err != nil || wishful == nil || lower >= bound*(1-1e-9) && list != nil {
+		return list, min(bound, lower), err
 	}
 	lower = min(bound, lower)
 	value := func(l []part) float64 {
@@ -63,7 +63,56 @@ func (f *field) remotely(m mode, list []part, bound float64) ([]part, float64, e
 	if charged := f.charged(&g, wishful, m); value(charged) < value(list) {
 		list = charged
 	}
+	apart, _, err := f.paired().local(m)
+	if err != nil {
+		return nil, 0, err
+	}
+	if value(apart) < value(list) {
+		list = apart
+	}
 	return list, lower, nil
+}
+
+// paired is the field in which every lender serves one node alone: the lenders of the fastest links the nodes of the
+// fastest devices.
+func (f *field) paired() *field {
+	var lenders []int
+	for i := range f.nodes {
+		if f.lender(i) && f.nodes[i].Lend > 0 {
+			lenders = append(lenders, i)
+		}
+	}
+	slices.SortStableFunc(lenders, func(a, b int) int {
+		return cmp.Compare(f.nodes[b].Link.BytesPerSecond, f.nodes[a].Link.BytesPerSecond)
+	})
+	speed := func(i int) float64 {
+		best := 0.0
+		for _, d := range f.nodes[i].computing(f.model) {
+			r, _ := d.rate(f.model.ComputeDType, f.model.Tokens)
+			best = max(best, r.Linear)
+		}
+		return best
+	}
+	var borrowers []int
+	for i := range f.nodes {
+		if k := f.barred[i].Kind; !f.gone[i] && (k == "" || k == ReasonMemory) {
+			borrowers = append(borrowers, i)
+		}
+	}
+	slices.SortStableFunc(borrowers, func(a, b int) int { return cmp.Compare(speed(b), speed(a)) })
+	g := *f
+	g.remote = map[NodeID][]remoteOffer{}
+	for _, i := range borrowers {
+		k := slices.IndexFunc(lenders, func(j int) bool { return j != i })
+		if k < 0 {
+			break
+		}
+		n := &f.nodes[lenders[k]]
+		g.remote[f.nodes[i].ID] = []remoteOffer{{n.Label(), n.Lend, n.Link.BytesPerSecond}}
+		lenders = slices.Delete(lenders, k, k+1)
+	}
+	g.rebar()
+	return &g
 }
 
 // rebar lifts the bar from nodes that hold blocks with the help of others.
@@ -108,7 +157,7 @@ func (f *field) charged(g *field, list []part, m mode) []part {
 				if wants[p.engine.node] == 0 {
 					order = append(order, p.engine.node)
 				}
-				wants[p.engine.node] += t.Bytes
+				wants[p.engine.node] += t.Bytes * Bytes(p.engine.degree)
 			}
 		}
 	}
@@ -137,18 +186,13 @@ func (f *field) charged(g *field, list []part, m mode) []part {
 func (f *field) withLoans(g *field, list []part, loans []loan, users []int, m mode) []part {
 	h := *f
 	h.barred = g.barred
-	h.remote = map[NodeID]remoteOffer{}
+	h.remote = map[NodeID][]remoteOffer{}
 	for _, l := range loans {
-		seconds, where := 0.0, ""
+		var offers []remoteOffer
 		for k, j := range l.from {
-			rate := min(f.nodes[j].Link.BytesPerSecond/float64(users[j]), f.nodes[l.node].Link.BytesPerSecond)
-			seconds += float64(l.parts[k]) / rate
-			if where != "" {
-				where += ", "
-			}
-			where += f.nodes[j].Label()
+			offers = append(offers, remoteOffer{f.nodes[j].Label(), l.parts[k], f.nodes[j].Link.BytesPerSecond / float64(users[j])})
 		}
-		h.remote[f.nodes[l.node].ID] = remoteOffer{where, l.bytes, float64(l.bytes) / seconds}
+		h.remote[f.nodes[l.node].ID] = offers
 	}
 	cuts := make([]cut, 0, len(list))
 	for _, s := range f.segments(list) {

@@ -51,7 +51,8 @@ type engine struct {
 	overlap   bool
 	slots     int // allowed for expansion
 	inFlight  Bytes
-	runs      [2]share // per block, on one device
+	runs      [2]share // per block of the search's regions, on one device
+	every     []share  // per block of every run of a model that has more than two
 	head      share
 	tail      share
 	sources   []source   // fastest first
@@ -103,15 +104,22 @@ func newEngine(m Model, d *Device, g int, f fabric, available Bytes, c Constrain
 	}
 	e.head, e.tail = whole(m.Head), whole(m.Tail)
 	for i, r := range m.Runs {
-		s := whole(r.Block)
-		if g > 1 {
-			s.weights, s.staging = ceilDiv(s.weights, g), ceilDiv(s.staging, g)
-			s.compute = s.compute/float64(g) + f.collective(r.Block.Collective, g)
-			s.expansion /= float64(g)
-		}
-		e.runs[i+2-len(m.Runs)] = s
+		e.runs[i+2-len(m.Runs)] = shared(whole(r.Block), r.Block.Collective, g, f)
+	}
+	for _, r := range m.unfolded {
+		e.every = append(e.every, shared(whole(r.Block), r.Block.Collective, g, f))
 	}
 	return e
+}
+
+// shared is a block's share on each of g devices.
+func shared(s share, collective Bytes, g int, f fabric) share {
+	if g > 1 {
+		s.weights, s.staging = ceilDiv(s.weights, g), ceilDiv(s.staging, g)
+		s.compute = s.compute/float64(g) + f.collective(collective, g)
+		s.expansion /= float64(g)
+	}
+	return s
 }
 
 // stageCost is one stage priced on one engine.
@@ -274,7 +282,7 @@ func (e *engine) tiers(c stageCost, x, y int) []Tier {
 		return append([]Tier{{Kind: TierDevice, Where: e.devices[0], Blocks: x + y - c.streamed[0] - c.streamed[1], Bytes: c.weights}}, e.hand.tiers...)
 	}
 	resident := x + y - c.streamed[0] - c.streamed[1]
-	out := []Tier{{Kind: TierDevice, Where: e.devices[0], Blocks: resident, Bytes: c.weights * Bytes(e.degree)}}
+	out := []Tier{{Kind: TierDevice, Where: e.devices[0], Blocks: resident, Bytes: c.weights}}
 	left, blocks := c.bytes, c.streamed[0]+c.streamed[1]
 	for _, s := range e.sources {
 		if left == 0 && blocks == 0 {
@@ -288,7 +296,7 @@ func (e *engine) tiers(c stageCost, x, y int) []Tier {
 		if c.bytes > 0 && n < left {
 			k = min(blocks, int(math.Round(float64(c.streamed[0]+c.streamed[1])*float64(n)/float64(c.bytes))))
 		}
-		out = append(out, Tier{Kind: s.kind, Where: s.where, Blocks: k, Bytes: n * Bytes(e.degree), Seconds: float64(n) / s.rate})
+		out = append(out, Tier{Kind: s.kind, Where: s.where, Blocks: k, Bytes: n, Seconds: float64(n) / s.rate})
 		left, blocks = left-n, blocks-k
 	}
 	return out

@@ -16,23 +16,23 @@ type field struct {
 	nodes   []Node
 	barred  []Reason // per node
 	auto    *automaton
-	only    string                  // numerics class that every engine must have, or empty
-	remote  map[NodeID]remoteOffer  // what each node may stream from others
-	tables  map[string]*table       // by figures and boundary
-	keys    []string                // per node: its figures
-	bound   bool                    // the limit on nodes changed the plan
-	gone    map[int]bool            // nodes lost
-	apart   bool                    // no other nodes' memory
-	islands map[int]int             // node to index of its island in problem.Groups
-	racks   map[int]int             // node to index of its rack in problem.Groups
-	pairs   map[[2]NodeID]*PeerLink // measured links
+	only    string                   // numerics class that every engine must have, or empty
+	remote  map[NodeID][]remoteOffer // what each node may stream from others
+	tables  map[string]*table        // by figures and boundary
+	keys    []string                 // per node: its figures
+	bound   bool                     // the limit on nodes changed the plan
+	gone    map[int]bool             // nodes lost
+	apart   bool                     // no other nodes' memory
+	islands map[int]int              // node to index of its island in problem.Groups
+	racks   map[int]int              // node to index of its rack in problem.Groups
+	pairs   map[[2]NodeID]*PeerLink  // measured links
 }
 
-// remoteOffer is what a node may stream from other nodes' host memory.
+// remoteOffer is what a node may stream from another node's host memory.
 type remoteOffer struct {
 	where    string
 	capacity Bytes
-	rate     float64
+	rate     float64 // of the lender's share of its NIC
 }
 
 func newField(p Problem, nodes []Node, m Model) *field {
@@ -85,10 +85,24 @@ func (f *field) barSmall() {
 		}
 		g, ok := f.islands[i]
 		c := class{table: f.table(i, f.model.widest())}
-		if !c.usable(s) && !(ok && together[g]) {
+		if !c.usable(s) && !(ok && together[g]) && !f.holdsAny(i) {
 			f.barred[i] = Reason{ReasonMemory, fmt.Sprintf("%s for weights, less than one block", f.offer(i))}
 		}
 	}
+}
+
+// holdsAny reports whether node i holds a block of any run of a model that is searched as one of two.
+func (f *field) holdsAny(i int) bool {
+	for _, w := range f.table(i, f.model.widest()).ways {
+		for r := range f.model.unfolded {
+			count := make([]int, len(f.model.unfolded))
+			count[r] = 1
+			if _, ok := w.engines[0].priceRuns(count, 0); ok && len(w.engines) == 1 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // widest is the larger boundary of the runs.
@@ -117,8 +131,8 @@ func (n *Node) figures() string {
 // table is what node i may do, shared by all nodes of equal figures.
 func (f *field) table(i int, boundary Bytes) *table {
 	key := f.keys[i] + "#" + strconv.FormatInt(int64(boundary), 10) + "#" + f.only
-	if r, ok := f.remote[f.nodes[i].ID]; ok {
-		key += fmt.Sprintf("#%d %v %v", r.capacity, r.rate, f.nodes[i].Link.BytesPerSecond)
+	for _, r := range f.remote[f.nodes[i].ID] {
+		key += fmt.Sprintf("#%s %d %v %v", r.where, int64(r.capacity), r.rate, f.nodes[i].Link.BytesPerSecond)
 	}
 	t := f.tables[key]
 	if t == nil {

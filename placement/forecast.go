@@ -105,6 +105,9 @@ func (f *field) price(list []part) (*priced, *Stage) {
 	for i, p := range list {
 		r := roleAt(i, len(list))
 		cost, fits := p.engine.price(p.x, p.y, r)
+		if f.model.unfolded != nil {
+			cost, fits = p.engine.priceRuns(f.model.spread(at, p.x+p.y), r)
+		}
 		s := f.stage(p, cost, at, r)
 		if !fits {
 			return nil, &s
@@ -121,7 +124,7 @@ func (f *field) price(list []part) (*priced, *Stage) {
 			s.Hop = t
 			add(t, u)
 		} else {
-			t, u := f.hop(p.engine, list[i+1].engine, f.model.boundary(f.model.runOf(at-1)))
+			t, u := f.hop(p.engine, list[i+1].engine, f.model.behind(at-1))
 			s.Hop = t
 			add(t, u)
 			from, to := f.label(p.engine), f.label(list[i+1].engine)
@@ -165,10 +168,9 @@ func (f *field) shares(list []part, i int) bool {
 func (f *field) stage(p part, cost stageCost, at int, r role) Stage {
 	e := p.engine
 	n := &f.nodes[e.node]
-	blocks := f.model.regions(p.x, p.y)
 	s := Stage{
 		Node: n.ID, Name: f.label(e), Device: e.devices[0], Devices: e.devices, Degree: e.degree, First: at, Blocks: p.x + p.y,
-		Runs: slices.Clone(blocks[:len(f.model.Runs)]), Head: r&first != 0, Tail: r&last != 0, Slots: cost.slots, Ring: cost.ring,
+		Runs: f.model.spread(at, p.x+p.y), Head: r&first != 0, Tail: r&last != 0, Slots: cost.slots, Ring: cost.ring,
 		Tiers: e.tiers(cost, p.x, p.y), Class: e.class, Weights: cost.weights, Peak: cost.peak, Available: e.available,
 		Compute: cost.compute, Expansion: cost.expansion, Stream: cost.stream, Stall: cost.stall,
 		Spread: e.spread, Published: e.published,
@@ -201,17 +203,6 @@ func roleAt(i, n int) role {
 		r |= last
 	}
 	return r
-}
-
-// runOf is the run of a global block index.
-func (m Model) runOf(block int) int {
-	for r := range m.Runs {
-		if block < m.Runs[r].Count {
-			return r
-		}
-		block -= m.Runs[r].Count
-	}
-	return len(m.Runs) - 1
 }
 
 // compose makes a plan of pipelines that were priced, with the value that the objective gives them.

@@ -288,7 +288,7 @@ func (p Problem) checkCut(nodes []Node, f *field, stages []Stage) error {
 	if err != nil {
 		return err
 	}
-	if !slices.Equal(forced, cutsOf(nodes, m, stages)) {
+	if !slices.Equal(forced, cutsOf(nodes, m.folded(true), stages)) {
 		return &CutError{"the pins force another one"}
 	}
 	return nil

@@ -13,6 +13,18 @@ import (
 // Where the links are a star and all cuts carry the same, one search is exact. Otherwise the search runs on a star that
 // flatters every link, which gives the bound, and on several that do not, whose plans are priced on the true links.
 func (f *field) pipeline(m mode) ([]part, float64, error) {
+	list, bound, err := f.nested(m)
+	if err != nil || f.model.unfolded == nil {
+		return list, bound, err
+	}
+	if _, bound, err = f.cheap().nested(m); err != nil {
+		return nil, 0, err
+	}
+	return f.improve(list, m), bound, nil
+}
+
+// nested is pipeline for the runs as the search sees them.
+func (f *field) nested(m mode) ([]part, float64, error) {
 	if f.distinct() > maxDistinct {
 		return f.bucketed(m)
 	}
@@ -43,7 +55,7 @@ func (f *field) local(m mode) ([]part, float64, error) {
 	var list []part
 	value := math.Inf(1)
 	take := func(fd found, boundary Bytes) {
-		l := f.improve(f.realise(fd, boundary), m)
+		l := f.realise(fd, boundary)
 		p, misfit := f.price(l)
 		if misfit != nil {
 			return
@@ -72,6 +84,9 @@ func (f *field) local(m mode) ([]part, float64, error) {
 			used := nodesOf(list)
 			views = append(views, view{f.model.widest(), func(i int) float64 { return f.typical(i, f.model.widest(), used) }, false})
 		}
+	}
+	if value > bound*(1+1e-9) {
+		list = f.improve(list, m)
 	}
 	return list, bound, nil
 }
@@ -198,46 +213,6 @@ func nodesOf(list []part) []int {
 	return out
 }
 
-// improve swaps nodes of a pipeline while that makes it faster on the true links.
-func (f *field) improve(list []part, m mode) []part {
-	before, misfit := f.price(list)
-	if misfit != nil {
-		return list
-	}
-	segments := f.segments(list)
-	value := func(s []segment) float64 {
-		l := f.joined(s, before.x)
-		if l == nil {
-			return math.Inf(1)
-		}
-		p, misfit := f.price(l)
-		if misfit != nil {
-			return math.Inf(1)
-		}
-		return m.of(p.s, p.x)
-	}
-	best := m.of(before.s, before.x)
-	for changed, rounds := true, 0; changed && rounds < 4; rounds++ {
-		changed = false
-		for i := range segments {
-			for j := i + 1; j < len(segments); j++ {
-				if segments[i].engine != nil || segments[j].engine != nil {
-					continue
-				}
-				next := slices.Clone(segments)
-				next[i].node, next[j].node = next[j].node, next[i].node
-				if v := value(next); v < best*(1-1e-12) {
-					segments, best, changed = next, v, true
-				}
-			}
-		}
-	}
-	if best < m.of(before.s, before.x) {
-		return f.joined(segments, before.x)
-	}
-	return list
-}
-
 // segment is one node's part of a pipeline; an island's keeps its engine.
 type segment struct {
 	node   int
@@ -258,30 +233,6 @@ func (f *field) segments(list []part) []segment {
 			s.engine = p.engine
 		}
 		out = append(out, s)
-	}
-	return out
-}
-
-// joined runs every segment on its node in the way with the least seconds that keeps to a limit on x, if there is one; nil
-// when one does not fit.
-func (f *field) joined(segments []segment, limit float64) []part {
-	var out []part
-	s := shapeOf(f.model)
-	for i, g := range segments {
-		if g.engine != nil {
-			out = append(out, part{g.engine, g.x, g.y})
-			continue
-		}
-		r := roleAt(i, len(segments))
-		t := f.table(g.node, f.model.widest())
-		options := t.parts.at(r, g.x*s.width()+g.y)
-		if len(options) == 0 {
-			return nil
-		}
-		o := within(options, limit)
-		for _, st := range f.ways(g.node, f.model.widest())[o.way].stages(s, r, g.x, g.y, o.x) {
-			out = append(out, part{st.engine, st.x, st.y})
-		}
 	}
 	return out
 }

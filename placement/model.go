@@ -44,6 +44,7 @@ type Model struct {
 	Input        Bytes   // endpoint to first stage, per forward
 	Output       Bytes   // last stage to endpoint, per forward
 	Tokens       float64 // of one forward, to look up rates; 0 takes each curve's largest
+	unfolded     []Run   // the true runs, where Runs counts some of them as one
 	Heads        int     // attention heads: tensor parallel degrees divide it; 0 when the model cannot be split so
 }
 
@@ -123,16 +124,14 @@ func (m Model) Validate() error {
 	if m.ComputeDType == "" {
 		return bad("compute dtype", "empty: name one, such as bf16")
 	}
-	if len(m.Runs) < 1 || len(m.Runs) > 2 {
-		return bad("runs", "%d runs of blocks: placement handles one or two, count a short third run into head or tail", len(m.Runs))
+	if len(m.Runs) < 1 || len(m.Runs) > maxRuns {
+		return bad("runs", "%d runs of blocks: must be 1 to %d", len(m.Runs), maxRuns)
 	}
-	cells := 1
 	for i, r := range m.Runs {
 		field := fmt.Sprintf("run %d (%s)", i, r.Name)
 		if r.Count < 1 || r.Count > maxBlocks {
 			return bad(field, "%d blocks: must be 1 to %d", r.Count, maxBlocks)
 		}
-		cells *= r.Count + 1
 		if r.Boundary < 0 || r.Boundary > maxBytes {
 			return bad(field, "boundary of %d bytes is out of range", int64(r.Boundary))
 		}
@@ -140,7 +139,7 @@ func (m Model) Validate() error {
 			return bad(field, "%s", what)
 		}
 	}
-	if cells > maxCells {
+	if shapeOf(m.folded(true)).cells() > maxCells {
 		return bad("runs", "product of the run lengths is over %d", maxCells)
 	}
 	for _, c := range []struct {
@@ -205,4 +204,19 @@ func (m Model) boundaryRange() (low, high Bytes) {
 		low, high = min(low, m.boundary(r)), max(high, m.boundary(r))
 	}
 	return low, high
+}
+
+// behind is what a cut behind a global block index carries.
+func (m Model) behind(block int) Bytes {
+	runs := m.Runs
+	if m.unfolded != nil {
+		runs = m.unfolded
+	}
+	for _, r := range runs {
+		if block < r.Count {
+			return r.Boundary + m.Vec
+		}
+		block -= r.Count
+	}
+	return runs[len(runs)-1].Boundary + m.Vec
 }

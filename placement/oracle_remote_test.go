@@ -11,19 +11,25 @@ import (
 	. "github.com/distorch/distorch/placement"
 )
 
-// debts are how many stages of a plan stream from each node's memory, and how much.
+// debts are how many nodes stream from each node's memory, and how much.
 type debts struct {
-	users map[string]int
-	bytes map[string]Bytes
+	users   map[string]int
+	bytes   map[string]Bytes
+	devices map[NodeID]int // that compute on each node, and share its NIC
 }
 
 // owed adds up what a plan borrows and refuses more than a node lends.
 func (o *oracle) owed(plan *Plan) error {
-	o.debts = debts{map[string]int{}, map[string]Bytes{}}
+	o.debts = debts{map[string]int{}, map[string]Bytes{}, map[NodeID]int{}}
+	borrowers := map[string][]NodeID{}
 	for _, s := range plan.Stages {
+		o.debts.devices[s.Node] += max(s.Degree, 1)
 		for _, t := range s.Tiers {
 			if t.Kind == TierRemote {
-				o.debts.users[t.Where]++
+				if !slices.Contains(borrowers[t.Where], s.Node) {
+					borrowers[t.Where] = append(borrowers[t.Where], s.Node)
+				}
+				o.debts.users[t.Where] = len(borrowers[t.Where])
 				o.debts.bytes[t.Where] += t.Bytes * Bytes(max(s.Degree, 1))
 			}
 		}
@@ -56,7 +62,7 @@ func (o *oracle) borrows(s *seat, stage Stage, x *work) bool {
 			continue
 		case TierRemote:
 			n := o.lender(t.Where)
-			rate = math.Min(n.Link.BytesPerSecond/float64(o.debts.users[t.Where]), o.p.Nodes[s.node].Link.BytesPerSecond)
+			rate = math.Min(n.Link.BytesPerSecond/float64(o.debts.users[t.Where]), o.p.Nodes[s.node].Link.BytesPerSecond) / float64(o.debts.devices[stage.Node])
 			if s.figures.Kind != KindCPU {
 				rate = math.Min(rate, s.figures.HostToDevice)
 			}

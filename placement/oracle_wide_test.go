@@ -129,6 +129,11 @@ func TestOracleRemote(t *testing.T) {
 	for seed := range uint64(wideInstances / 4) {
 		r := rand.New(rand.NewPCG(seed, 17))
 		p := randomProblem(r, objectives[seed%uint64(len(objectives))])
+		for i := range p.Nodes {
+			if r.IntN(2) == 0 {
+				p.Nodes[i].RAM = 0 // or few need to borrow
+			}
+		}
 		without := bruteForce(p)
 		for i := range p.Nodes {
 			p.Nodes[i].Lend = pick(r, Bytes(0), Bytes(r.IntN(300)), p.Model.Weights())

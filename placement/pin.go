@@ -153,7 +153,7 @@ func (p Problem) resolvePins(nodes []Node) ([]cut, error) {
 		if err := p.checkPin(i, next); err != nil {
 			return nil, err
 		}
-		cuts = append(cuts, cut{at, p.Model.split(next, pin.Count)})
+		cuts = append(cuts, cut{at, p.Model.folded(true).split(next, pin.Count)})
 		next += pin.Count
 	}
 	if next < total {

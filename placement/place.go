@@ -48,12 +48,12 @@ type solver struct {
 func newSolver(p Problem) *solver {
 	nodes := sortedNodes(p.Nodes)
 	s := &solver{problem: p, nodes: nodes, batches: map[int]*field{}}
-	s.field = newField(p, nodes, p.Model)
+	s.field = newField(p, nodes, p.Model.folded(true))
 	s.batches[1] = s.field
 	if p.Objective.kind() == ObjectiveBatch {
 		for _, b := range p.Batches {
 			if b.Size > 1 && p.Objective.size()%b.Size == 0 {
-				s.batches[b.Size] = newField(p, nodes, b.Model)
+				s.batches[b.Size] = newField(p, nodes, b.Model.folded(true))
 			}
 		}
 	}

@@ -62,9 +62,9 @@ const (
 // Tier is how much of a stage's weights rests in one place.
 type Tier struct {
 	Kind    TierKind `json:"tier"`
-	Where   string   `json:"where"`  // device id, node name for remote
-	Blocks  int      `json:"blocks"` // whole blocks, counted where most of their bytes are
-	Bytes   Bytes    `json:"bytes"`
+	Where   string   `json:"where"`   // device id, node name for remote
+	Blocks  int      `json:"blocks"`  // whole blocks, counted where most of their bytes are
+	Bytes   Bytes    `json:"bytes"`   // of each device of a group
 	Seconds float64  `json:"seconds"` // to stream them once; 0 for the compute device
 }
 

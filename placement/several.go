@@ -115,7 +115,7 @@ func (s *solver) everyPartition(nodes []int, shares int) (*candidate, float64, e
 			if set&left != set || math.IsInf(table[set][0].value, 1) {
 				continue
 			}
-			if c.MaxNodes > 0 && bits.OnesCount(uint(sets-1&^left|set)) > c.MaxNodes {
+			if c.MaxNodes > 0 && bits.OnesCount(uint((sets-1)&^left|set)) > c.MaxNodes {
 				continue
 			}
 			choose(left&^set, set+1, append(slices.Clone(chosen), set))

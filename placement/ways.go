@@ -155,8 +155,8 @@ func (f *field) shared(i int, d *Device, g int) []source {
 			rate = min(rate, n.HostBus/float64(g))
 		}
 		out = append(out, source{TierRAM, "cpu", n.RAM / Bytes(g), rate})
-		if r := f.remote[n.ID]; r.capacity > 0 {
-			out = append(out, source{TierRemote, r.where, r.capacity / Bytes(g), min(r.rate, n.Link.BytesPerSecond, d.HostToDevice*float64(g)) / float64(g)})
+		for _, r := range f.remote[n.ID] {
+			out = append(out, source{TierRemote, r.where, r.capacity / Bytes(g), min(min(r.rate, n.Link.BytesPerSecond)/float64(g), d.HostToDevice)})
 		}
 	}
 	disk := n.Disk / float64(g)
@@ -339,7 +339,8 @@ func (f *field) islandGroup(g Group, k kindred, owner map[*Device]int) *engine {
 	e := newEngine(f.model, d, len(k.devices), fabric{rate, g.Latency}, least(k.devices, c), c)
 	e.node, e.nodes, e.devices = nodes[0], nodes, names
 	for _, i := range nodes {
-		e.others = append(e.others, sortSources(f.shared(i, d, given[i])))
+		own := slices.DeleteFunc(f.shared(i, d, given[i]), func(s source) bool { return s.kind == TierRemote })
+		e.others = append(e.others, sortSources(own))
 	}
 	e.sources, e.others = e.others[0], e.others[1:]
 	return e
