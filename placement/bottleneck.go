@@ -65,12 +65,13 @@ func (g stretch) bound(weight float64) float64 { return g.s + weight*g.low }
 
 // best minimises s + weight*x exactly: a branch and bound over the busiest stage, the most promising stretch first. A
 // stretch is bounded by the relaxation for its upper end, then by a search there, then divided. least is a lower bound
-// of x over all pipelines.
-func (q *search) best(weight, least float64) (found, bool) {
-	best, ok := q.cheapest(math.Inf(1), math.Inf(1))
+// of x over all pipelines. It finds nothing where nothing is below the ceiling.
+func (q *search) best(weight, least, ceiling float64) (found, bool) {
+	best, ok := q.cheapest(math.Inf(1), ceiling)
 	if !ok || weight == 0 {
 		return best, ok
 	}
+	below := best.value(weight) < ceiling
 	work := []stretch{{min(least, best.x) * strict, best.x, best.s, true}}
 	for len(work) > 0 {
 		at := 0
@@ -81,7 +82,7 @@ func (q *search) best(weight, least float64) (found, bool) {
 		}
 		g := work[at]
 		work = slices.Delete(work, at, at+1)
-		enough := best.value(weight) * (1 - proof)
+		enough := min(ceiling, best.value(weight)*(1-proof))
 		if g.bound(weight) >= enough {
 			break
 		}
@@ -91,7 +92,7 @@ func (q *search) best(weight, least float64) (found, bool) {
 				continue
 			}
 			if f.value(weight) < best.value(weight) {
-				best = f
+				best, below = f, f.value(weight) < ceiling
 			}
 			work = append(work, stretch{g.low, f.x, f.s, true})
 			continue
@@ -111,7 +112,7 @@ func (q *search) best(weight, least float64) (found, bool) {
 			work = append(work, stretch{g.low, middle, max(s, g.s), false})
 		}
 	}
-	return best, true
+	return best, below
 }
 
 // soonest minimises x exactly, and then s: a bisection over all values that x may have, first by what fits and from there

@@ -101,7 +101,7 @@ func (f *field) rounded(better bool) *field {
 		}
 	}
 	p.Constraints.Reserve = 0
-	g := newField(p, nodes, f.model)
+	g := settled(p, nodes, f.model)
 	for i := range nodes {
 		if f.gone[i] || (f.barred[i].Kind != "" && f.barred[i].Kind != ReasonMemory) {
 			g.gone[i] = true

@@ -123,7 +123,8 @@ func (f *field) rebar() {
 			f.barred[i] = Reason{}
 		}
 	}
-	f.barSmall()
+	f.small = false
+	f.settle()
 }
 
 // loan is what a stage takes from other nodes.

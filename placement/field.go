@@ -23,6 +23,7 @@ type field struct {
 	bound   bool                     // the limit on nodes changed the plan
 	gone    map[int]bool             // nodes lost
 	apart   bool                     // no other nodes' memory
+	small   bool                     // nodes without room for a block are barred
 	islands map[int]int              // node to index of its island in problem.Groups
 	racks   map[int]int              // node to index of its rack in problem.Groups
 	pairs   map[[2]NodeID]*PeerLink  // measured links
@@ -60,8 +61,23 @@ func newField(p Problem, nodes []Node, m Model) *field {
 	for i := range nodes {
 		f.keys[i] = nodes[i].figures()
 	}
-	f.barSmall()
 	return f
+}
+
+// settled is newField with all nodes priced at once.
+func settled(p Problem, nodes []Node, m Model) *field {
+	f := newField(p, nodes, m)
+	f.settle()
+	return f
+}
+
+// settle prices the nodes and bars those that cannot hold a block.
+func (f *field) settle() {
+	if !f.small {
+		f.small = true
+		f.barred = slices.Clone(f.barred)
+		f.barSmall()
+	}
 }
 
 func indexOf(nodes []Node, id NodeID) int {
@@ -151,6 +167,7 @@ type view struct {
 
 // usable lists the nodes that the search may use.
 func (f *field) usable() []int {
+	f.settle()
 	var out []int
 	for i := range f.nodes {
 		if f.barred[i].Kind == "" && !f.gone[i] {

@@ -115,7 +115,7 @@ func (m Model) spread(at, count int) []int {
 func (f *field) cheap() *field {
 	m := f.model
 	m.Runs, m.unfolded = m.unfolded, nil
-	g := newField(f.problem, f.nodes, m.folded(false))
+	g := settled(f.problem, f.nodes, m.folded(false))
 	g.gone, g.only, g.apart = f.gone, f.only, f.apart
 	return g
 }

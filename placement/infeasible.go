@@ -198,7 +198,7 @@ func (f *field) advise(e *InfeasibleError, hosts []capacity) {
 func (f *field) fitsWhen(change func(*Problem)) bool {
 	p := f.problem
 	change(&p)
-	g := newField(p, f.nodes, p.Model.folded(true))
+	g := settled(p, f.nodes, p.Model.folded(true))
 	g.gone = f.gone
 	return g.holds(g.present())
 }

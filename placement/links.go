@@ -41,7 +41,7 @@ func (f *field) local(m mode) ([]part, float64, error) {
 	if f.isStar() {
 		fd, ok, err := f.searched(star, m)
 		if err != nil || !ok {
-			return nil, math.Inf(1), err
+			return nil, math.Inf(1), err // or no better than another mode's
 		}
 		return f.realise(fd, star.boundary), m.of(fd.s, fd.x), nil
 	}
@@ -130,7 +130,7 @@ func (f *field) searchedWith(v view, m mode, most int) (found, bool, error) {
 		fd, ok := q.soonest(least)
 		return fd, ok, nil
 	}
-	fd, ok := q.best(m.weight, least)
+	fd, ok := q.best(m.weight, least, m.ceiling())
 	return fd, ok, nil
 }
 

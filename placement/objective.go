@@ -47,8 +47,17 @@ func (o Objective) validate() error {
 // mode is a single pipeline's cost s + weight*x, or x alone.
 type mode struct {
 	weight  float64
-	busiest bool // x alone
-	micro   int  // requests of a micro-batch
+	busiest bool    // x alone
+	micro   int     // requests of a micro-batch
+	beat    float64 // what another mode reached, or 0: a pipeline that does not take less need not be found
+}
+
+// ceiling is what a pipeline must stay below to be worth finding.
+func (m mode) ceiling() float64 {
+	if m.beat > 0 {
+		return m.beat * (1 - proof)
+	}
+	return math.Inf(1)
 }
 
 // of is what the mode makes of s and x.

@@ -129,9 +129,10 @@ func TestOracleRemote(t *testing.T) {
 	for seed := range uint64(wideInstances / 4) {
 		r := rand.New(rand.NewPCG(seed, 17))
 		p := randomProblem(r, objectives[seed%uint64(len(objectives))])
-		for i := range p.Nodes {
-			if r.IntN(2) == 0 {
-				p.Nodes[i].RAM = 0 // or few need to borrow
+		if r.IntN(4) > 0 { // or few need to borrow
+			p.Constraints.Fit = FitFallback
+			for i := range p.Nodes {
+				p.Nodes[i].RAM, p.Nodes[i].Disk = 0, 0
 			}
 		}
 		without := bruteForce(p)

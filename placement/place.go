@@ -48,7 +48,7 @@ type solver struct {
 func newSolver(p Problem) *solver {
 	nodes := sortedNodes(p.Nodes)
 	s := &solver{problem: p, nodes: nodes, batches: map[int]*field{}}
-	s.field = newField(p, nodes, p.Model.folded(true))
+	s.field = settled(p, nodes, p.Model.folded(true))
 	s.batches[1] = s.field
 	if p.Objective.kind() == ObjectiveBatch {
 		for _, b := range p.Batches {
@@ -225,6 +225,11 @@ func (s *solver) single() (*candidate, error) {
 	bound := math.Inf(1)
 	for _, m := range s.modes() {
 		f := s.batches[max(m.micro, 1)]
+		if best != nil {
+			if m.beat = best.worth.seconds; f.floor() >= m.ceiling() {
+				continue
+			}
+		}
 		list, lower, err := f.pipeline(m)
 		s.limited = s.limited || f.bound
 		if err != nil {
@@ -243,6 +248,42 @@ func (s *solver) single() (*candidate, error) {
 		best.bound = bound
 	}
 	return best, nil
+}
+
+// floor is what no pipeline's sum goes below: every block on the engine that is fastest with it. It takes no table.
+func (f *field) floor() float64 {
+	var least [2]float64
+	least[0], least[1] = math.Inf(1), math.Inf(1)
+	take := func(ways []way) {
+		for _, w := range ways {
+			for _, e := range w.engines {
+				least[0], least[1] = min(least[0], e.runs[0].compute), min(least[1], e.runs[1].compute)
+			}
+		}
+	}
+	for i := range f.nodes {
+		if (f.barred[i].Kind == "" || f.barred[i].Kind == ReasonMemory) && !f.gone[i] {
+			take(f.ways(i, 0))
+		}
+	}
+	islands := map[int][]int{}
+	for i := range f.nodes {
+		if g, ok := f.islands[i]; ok && !f.gone[i] {
+			islands[g] = append(islands[g], i)
+		}
+	}
+	for g, list := range islands {
+		take(f.island(f.problem.Groups[g], list))
+	}
+	if f.model.unfolded != nil {
+		return 0
+	}
+	s := shapeOf(f.model)
+	t := float64(s.n2) * least[1]
+	if s.n1 > 0 {
+		t += float64(s.n1) * least[0]
+	}
+	return t * (1 - proof)
 }
 
 func (f *field) mustPrice(list []part) *priced {
@@ -287,6 +328,9 @@ func (s *solver) alone() Single {
 // aloneIn improves the best of one node with engines of one numerics class, or any where it is empty.
 func (s *solver) aloneIn(m mode, numerics string, best *Single) {
 	f := s.batches[max(m.micro, 1)].within(numerics)
+	if best.Fits && f.floor() >= best.StepSeconds {
+		return
+	}
 	shape := shapeOf(f.model)
 	for _, i := range f.usable() {
 		t := f.table(i, f.model.widest())

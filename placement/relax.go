@@ -193,7 +193,7 @@ func (q *search) tighten() *relaxation {
 				continue
 			}
 			step /= 4
-			if step*float64(q.shape.n1) < 1e-3*math.Abs(best.value) {
+			if step*float64(q.shape.n1) < 6e-3*math.Abs(best.value) {
 				break
 			}
 		}
