@@ -159,8 +159,7 @@ func outsideRows(ctx context.Context, r *report, models []clusters.Model) error 
 
 // fits tells a cluster that is too small from a fault.
 func fits(err error) (bool, error) {
-	var nowhere *placement.InfeasibleError
-	if errors.As(err, &nowhere) {
+	if _, ok := errors.AsType[*placement.InfeasibleError](err); ok {
 		return false, nil
 	}
 	return err == nil, err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/distorch/distorch/bench/clusters"
 	"github.com/distorch/distorch/placement"
@@ -71,17 +72,17 @@ func rivalFigures(ctx context.Context, _ *options, r *report) error {
 	}
 	r.note("against the plan of one pipeline, in distorch's cost model: simulated, no program ran")
 	r.note("%d clusters of 6 to 25 weak hosts with 1 or 2 GPUs, the four models by turns (%d more were too small); geomean/p90/max, and how often out of memory", rivalDraws, small)
-	header := fmt.Sprintf("%-56s", "RULE")
+	var header strings.Builder
 	for _, o := range objectives {
-		header += fmt.Sprintf(" %-24s", objectiveName(o))
+		fmt.Fprintf(&header, " %-24s", objectiveName(o))
 	}
-	r.note("%s", header)
+	r.note("%-56s%s", "RULE", header.String())
 	for _, rule := range rivals.Rules() {
-		line := fmt.Sprintf("%-56s", rule.Title())
+		var line strings.Builder
 		for _, t := range all[rule] {
-			line += fmt.Sprintf(" %-24s", t)
+			fmt.Fprintf(&line, " %-24s", t)
 		}
-		r.note("%s", line)
+		r.note("%-56s%s", rule.Title(), line.String())
 	}
 	return nil
 }

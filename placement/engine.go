@@ -26,12 +26,6 @@ type share struct {
 	seconds
 }
 
-// load is what a stage holds: blocks per run, and which ends of the model.
-type load struct {
-	blocks [2]int
-	role   role
-}
-
 // source is a tier that weights are streamed from, as one device of a stage sees it.
 type source struct {
 	kind     TierKind
@@ -229,7 +223,7 @@ func (e *engine) fewest(over Bytes, ring, x, y int) (k1, k2 int, ok bool) {
 		}
 		if i > 0 && freed >= over+Bytes(ring)*w1 {
 			if freed < best {
-				best, k1, k2, ok = freed, i, 0, true
+				k1, k2, ok = i, 0, true
 			}
 			break // more of either run streams more bytes
 		}

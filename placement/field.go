@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // field is a problem with its nodes sorted and priced for one block table.
@@ -146,10 +147,12 @@ func (n *Node) figures() string {
 
 // table is what node i may do, shared by all nodes of equal figures.
 func (f *field) table(i int, boundary Bytes) *table {
-	key := f.keys[i] + "#" + strconv.FormatInt(int64(boundary), 10) + "#" + f.only
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s#%d#%s", f.keys[i], int64(boundary), f.only)
 	for _, r := range f.remote[f.nodes[i].ID] {
-		key += fmt.Sprintf("#%s %d %v %v", r.where, int64(r.capacity), r.rate, f.nodes[i].Link.BytesPerSecond)
+		fmt.Fprintf(&b, "#%s %d %v %v", r.where, int64(r.capacity), r.rate, f.nodes[i].Link.BytesPerSecond)
 	}
+	key := b.String()
 	t := f.tables[key]
 	if t == nil {
 		t = newTable(shapeOf(f.model), f.ways(i, boundary))
@@ -271,7 +274,7 @@ func (f *field) realise(fd found, boundary Bytes) []part {
 		}
 		i := c.host.nodes[0]
 		o := within(f.table(i, boundary).parts.at(c.role, c.x*s.width()+c.y), fd.x)
-		for _, st := range f.ways(i, boundary)[o.way].stages(s, c.role, c.x, c.y, o.x) {
+		for _, st := range f.ways(i, boundary)[o.way].stages(c.role, c.x, c.y, o.x) {
 			out = append(out, part{st.engine, st.x, st.y})
 		}
 	}

@@ -20,7 +20,7 @@ func (f *field) pipeline(m mode) ([]part, float64, error) {
 	if _, bound, err = f.cheap().nested(m); err != nil {
 		return nil, 0, err
 	}
-	return f.improve(list, m), bound, nil
+	return f.improve(list, m, bound), bound, nil
 }
 
 // nested is pipeline for the runs as the search sees them.
@@ -86,7 +86,7 @@ func (f *field) local(m mode) ([]part, float64, error) {
 		}
 	}
 	if value > bound*(1+1e-9) {
-		list = f.improve(list, m)
+		list = f.improve(list, m, bound)
 	}
 	return list, bound, nil
 }
@@ -100,7 +100,7 @@ func (f *field) unsplit(m mode) []part {
 		for _, o := range f.table(i, f.model.widest()).parts.at(first|last, s.cells()-1) {
 			if v := m.of(o.s+endpointHops(f.model, f.nodes[i].Link, first|last), o.x); v < best {
 				best, out = v, nil
-				for _, st := range f.ways(i, f.model.widest())[o.way].stages(s, first|last, s.n1, s.n2, o.x) {
+				for _, st := range f.ways(i, f.model.widest())[o.way].stages(first|last, s.n1, s.n2, o.x) {
 					out = append(out, part{st.engine, st.x, st.y})
 				}
 			}

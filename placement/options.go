@@ -300,7 +300,7 @@ type chosen struct {
 }
 
 // stages finds the cut inside a way that gives a part's option: the least s with no stage or link over x.
-func (w *way) stages(s shape, r role, x, y int, busiest float64) []chosen {
+func (w *way) stages(r role, x, y int, busiest float64) []chosen {
 	n := x + y
 	limit := busiest * (1 + 1e-12)
 	k := len(w.engines)

@@ -39,7 +39,7 @@ func judge(p Problem, want optimum, exact bool) (*Plan, error) {
 	plan, err := Place(p, Options{SkipLosses: true})
 	if math.IsInf(want.value, 1) {
 		if _, ok := errors.AsType[*InfeasibleError](err); !ok {
-			return nil, fmt.Errorf("plan %v, error %v; no plan exists", plan, err)
+			return nil, fmt.Errorf("plan %v, error %w; no plan exists", plan, err)
 		}
 		return nil, nil
 	}

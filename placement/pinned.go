@@ -86,7 +86,7 @@ func (f *field) cutParts(cuts []cut, m mode) ([]part, *Stage) {
 				list = nil
 				break
 			}
-			for _, st := range f.ways(c.node, f.model.widest())[options[k].way].stages(s, roles[i], x, y, options[k].x) {
+			for _, st := range f.ways(c.node, f.model.widest())[options[k].way].stages(roles[i], x, y, options[k].x) {
 				list = append(list, part{st.engine, st.x, st.y})
 			}
 		}

@@ -65,11 +65,6 @@ func (s *solver) without(node int) *solver {
 	return s.narrowed(func(f *field) *field { return f.without(node) })
 }
 
-// among is the solver with these nodes alone.
-func (s *solver) among(nodes []int) *solver {
-	return s.narrowed(func(f *field) *field { return f.among(nodes) })
-}
-
 func (s *solver) narrowed(change func(*field) *field) *solver {
 	out := &solver{problem: s.problem, nodes: s.nodes, batches: map[int]*field{}}
 	for size, f := range s.batches {
@@ -188,7 +183,7 @@ func (s *solver) overall() (*candidate, error) {
 	if one == nil || limit == 1 || s.problem.Objective.kind() == ObjectiveLatency {
 		return one, nil
 	}
-	many, bound, err := s.several(one)
+	many, bound, err := s.several()
 	if err != nil {
 		return nil, err
 	}
@@ -340,7 +335,7 @@ func (s *solver) aloneIn(m mode, numerics string, best *Single) {
 				continue
 			}
 			*best = Single{Fits: true, Node: f.nodes[i].ID, Name: f.nodes[i].Label(), StepSeconds: v}
-			for _, st := range t.ways[o.way].stages(shape, first|last, shape.n1, shape.n2, o.x) {
+			for _, st := range t.ways[o.way].stages(first|last, shape.n1, shape.n2, o.x) {
 				best.Peak = max(best.Peak, st.cost.peak)
 			}
 		}

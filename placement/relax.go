@@ -3,7 +3,10 @@
 
 package placement
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // relaxation bounds what a search can still find. It keeps the number of blocks and every hop exact and forgets which
 // run a block is of: a host that takes k blocks takes the cheapest mixture, where a block of region 1 is worth price (a
@@ -36,7 +39,7 @@ func (q *search) relax(price float64) *relaxation {
 		}
 	}
 	r.ahead[tables-1][0] = 0
-	for i := len(q.steps) - 1; i >= 0; i-- {
+	for i := range slices.Backward(q.steps) {
 		q.look(r, i)
 	}
 	root := math.Inf(1)

@@ -145,7 +145,7 @@ func (l *lane) laid(node, from, to int, o option) []part {
 		r |= last
 	}
 	var out []part
-	for _, st := range w.stages(s, r, x, y, o.x) {
+	for _, st := range w.stages(r, x, y, o.x) {
 		out = append(out, part{st.engine, st.x, st.y})
 	}
 	return out
@@ -176,9 +176,9 @@ func (l *lane) best(order []int) ([]part, float64) {
 	return list, value
 }
 
-// improve looks for a better pipeline than one found on a star, which may be nil: on other orders of its nodes, and with
+// improve looks for a better pipeline than one found on a star, which may be nil, until it meets the bound: on other orders of its nodes, and with
 // one more. A pipeline over an island as a whole stays as it is.
-func (f *field) improve(list []part, m mode) []part {
+func (f *field) improve(list []part, m mode, bound float64) []part {
 	if slices.ContainsFunc(list, func(p part) bool { return len(p.engine.nodes) > 0 }) {
 		return list
 	}
@@ -201,6 +201,9 @@ func (f *field) improve(list []part, m mode) []part {
 	usable := f.usable()
 	if len(usable) <= fewOrders {
 		for order := range permutations(usable) {
+			if value <= bound*(1+proof) {
+				break
+			}
 			try(order)
 		}
 		return list
@@ -211,7 +214,7 @@ func (f *field) improve(list []part, m mode) []part {
 		}
 		return list
 	}
-	for moved := true; moved && l.rounds > 0; {
+	for moved := true; moved && l.rounds > 0 && value > bound*(1+proof); {
 		moved = f.step(nodesOf(list), usable, l, try)
 	}
 	return list

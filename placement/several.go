@@ -21,7 +21,7 @@ const (
 )
 
 // several is the best plan of two or more pipelines, nil when none was found, and a lower bound on any such plan.
-func (s *solver) several(one *candidate) (*candidate, float64, error) {
+func (s *solver) several() (*candidate, float64, error) {
 	s = s.narrowed(func(f *field) *field { return f.withoutRemote() })
 	nodes := s.field.usable()
 	if len(nodes) < 2 {
@@ -34,7 +34,7 @@ func (s *solver) several(one *candidate) (*candidate, float64, error) {
 	if len(nodes) <= fewNodes && shares<<len(nodes) <= fewSolves {
 		return s.everyPartition(nodes, shares)
 	}
-	bound, err := s.severalBound(one)
+	bound, err := s.severalBound()
 	if err != nil {
 		return nil, 0, err
 	}
@@ -181,7 +181,7 @@ func (s *solver) valueSets(table [][]outcome, chosen []int, shares int) (*candid
 
 // severalBound is what no plan of several pipelines goes below: each is as slow as the best alone, and all together do
 // not work faster than every node does on its own.
-func (s *solver) severalBound(one *candidate) (float64, error) {
+func (s *solver) severalBound() (float64, error) {
 	f := s.field
 	low, _ := f.model.boundaryRange()
 	q, err := newSearch(shapeOf(f.model), f.auto, f.units(view{low, func(i int) float64 { return 0 }, true}), 0)

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // way is one way in which a place runs its part of the pipeline: a sequence of engines, one stage each.
@@ -226,14 +227,14 @@ func (f *field) pipes(i int, devices []*Device, boundary Bytes) []way {
 	if len(devices) <= fewDevices {
 		seen := map[string]bool{}
 		for _, seq := range sequences(devices) {
-			key := ""
+			var key strings.Builder
 			for _, d := range seq {
-				key += fmt.Sprint(int64(d.available(c)), d.figures(), ";")
+				fmt.Fprint(&key, int64(d.available(c)), d.figures(), ";")
 			}
-			if seen[key] {
+			if seen[key.String()] {
 				continue
 			}
-			seen[key] = true
+			seen[key.String()] = true
 			shared := map[string]*engine{}
 			engines := make([]*engine, len(seq))
 			for k, d := range seq {

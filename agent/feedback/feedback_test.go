@@ -74,7 +74,7 @@ func TestMeasured(t *testing.T) {
 		t.Errorf("factor %g after %d more events", s.Factor(), len(events))
 	}
 	// What the device is found to be off now is told against its new base.
-	s, events = steps(State{}, 1.5, 5*Steps)
+	s, _ = steps(State{}, 1.5, 5*Steps)
 	s, events = steps(Measured(s, 1), 1.5, 5*Steps)
 	if len(events) != 0 || math.Abs(s.Factor()-1.5) > 1e-9 {
 		t.Errorf("factor %g after %d more events", s.Factor(), len(events))

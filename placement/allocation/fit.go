@@ -143,8 +143,8 @@ func (e *Expr) changes(devices []Device, blocks Blocks) []change {
 			list = append(list, change{x.Value.Span, amount(kept, kept)})
 		}
 	}
-	for i := len(e.Entries) - 1; i >= 0; i-- {
-		if x := e.Entries[i]; x.Value.Kind != Rest {
+	for _, x := range slices.Backward(e.Entries) {
+		if x.Value.Kind != Rest {
 			list = append(list, change{x.Value.Span, "*"})
 		}
 	}

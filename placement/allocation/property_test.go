@@ -144,8 +144,7 @@ func TestGenerate(t *testing.T) {
 			checkFits(t, text, Default, devices, blocks)
 			return
 		}
-		var short *FitError
-		if !errors.As(err, &short) {
+		if _, ok := errors.AsType[*FitError](err); !ok {
 			t.Fatalf("%v", err)
 		}
 		compute := devices[min(1, len(devices)-1)].ID
@@ -180,8 +179,7 @@ func TestGenerateDistorch2(t *testing.T) {
 			checkFits(t, text, Distorch2, devices, blocks)
 			return
 		}
-		var short *FitError
-		if !errors.As(err, &short) {
+		if _, ok := errors.AsType[*FitError](err); !ok {
 			t.Fatalf("%v", err)
 		}
 		room, fixedFits, mps := 0, true, false

@@ -126,8 +126,7 @@ func nodesText(names []string) string {
 
 // refused is the row of a scenario that does not fit.
 func refused(err error) Row {
-	var nowhere *placement.InfeasibleError
-	if errors.As(err, &nowhere) {
+	if nowhere, ok := errors.AsType[*placement.InfeasibleError](err); ok {
 		why := nowhere.Why
 		if nowhere.Short > 0 && nowhere.ShortNode != "" {
 			why = nowhere.Short.String() + " short"
