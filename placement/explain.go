@@ -69,7 +69,7 @@ func (p *Plan) Summary() string {
 		fmt.Fprintf(&b, "two forwards in flight: %s, held up by %s (%s)\n", perStep(p.Pair.StepSeconds), p.Pair.Where, duration(p.Pair.Bottleneck))
 	}
 	if p.LoadSeconds > 0 {
-		fmt.Fprintf(&b, "load: %s\n", duration(p.LoadSeconds))
+		fmt.Fprintf(&b, "load: %s (%s to %s)\n", duration(p.LoadSeconds), duration(p.Bands.Load.Low), duration(p.Bands.Load.High))
 	}
 	fmt.Fprintf(&b, "one host: %s\n", p.single())
 	return b.String()
@@ -232,6 +232,8 @@ func (p *Plan) CertificateText() string { return p.certificate() }
 
 func (p *Plan) certificate() string {
 	switch {
+	case p.ByHand:
+		return "as allocated by hand"
 	case p.Forced:
 		return "forced by pins"
 	case p.Certificate.Optimal:

@@ -17,6 +17,9 @@ type priced struct {
 	s, x       float64
 	where      string
 	low, high  float64 // of s
+	least      Parts   // the parts at their lowest
+	most       Parts   // and highest
+	spread     float64 // the largest of its devices
 	load       float64
 	known      bool // load rates
 	classes    []string
@@ -97,9 +100,12 @@ func (f *field) price(list []part) (*priced, *Stage) {
 			out.x, out.where, out.bottleneck, out.xLow, out.xHi = t, where, what, t/(1+spread), t*(1+spread)
 		}
 	}
-	add := func(t, spread float64) {
+	add := func(p Parts, spread float64) {
+		t := p.Total()
 		out.low += t / (1 + spread)
 		out.high += t * (1 + spread)
+		out.least = out.least.plus(p.scaled(1 / (1 + spread)))
+		out.most = out.most.plus(p.scaled(1 + spread))
 	}
 	at := 0
 	for i, p := range list {
@@ -113,20 +119,21 @@ func (f *field) price(list []part) (*priced, *Stage) {
 			return nil, &s
 		}
 		at += s.Blocks
-		add(cost.total(), p.engine.spread)
+		add(Parts{Compute: cost.compute, Streaming: cost.expansion + cost.stall}, p.engine.spread)
+		out.spread = max(out.spread, p.engine.spread)
 		if i == 0 {
 			t, u := f.edge(p.engine, f.model.Input)
 			out.parts.Hops += t
-			add(t, u)
+			add(Parts{Hops: t}, u)
 		}
 		if i == len(list)-1 {
 			t, u := f.edge(p.engine, f.model.Output)
 			s.Hop = t
-			add(t, u)
+			add(Parts{Hops: t}, u)
 		} else {
 			t, u := f.hop(p.engine, list[i+1].engine, f.model.behind(at-1))
 			s.Hop = t
-			add(t, u)
+			add(Parts{Hops: t}, u)
 			from, to := f.label(p.engine), f.label(list[i+1].engine)
 			if from == to {
 				from, to = from+"/"+p.engine.devices[0], to+"/"+list[i+1].engine.devices[0]
@@ -227,9 +234,33 @@ func (f *field) compose(pipes []*priced, v worth) *Plan {
 	if !known {
 		plan.LoadSeconds = 0
 	}
+	plan.Bands = bandsOf(plan, pipes)
 	p := pipes[0]
 	plan.Pair = Pair{StepSeconds: p.s + p.x, Bottleneck: p.x, Where: p.where, Parts: p.parts}
 	plan.Pair.Parts.Waiting = p.x
 	plan.Pair.StepSeconds = plan.Pair.Parts.Total()
 	return plan
+}
+
+// bandsOf gives each part the range that the same part has over all pipelines.
+func bandsOf(plan *Plan, pipes []*priced) PartBands {
+	var all, least, most Parts
+	var x, low, high, spread float64
+	for _, p := range pipes {
+		all, least, most = all.plus(p.parts), least.plus(p.least), most.plus(p.most)
+		x, low, high, spread = x+p.x, low+p.xLow, high+p.xHi, max(spread, p.spread)
+	}
+	of := func(t, all, least, most float64) Band {
+		if all == 0 {
+			return Band{t, t}
+		}
+		return Band{t * least / all, t * most / all}
+	}
+	return PartBands{
+		Compute:   of(plan.Parts.Compute, all.Compute, least.Compute, most.Compute),
+		Streaming: of(plan.Parts.Streaming, all.Streaming, least.Streaming, most.Streaming),
+		Hops:      of(plan.Parts.Hops, all.Hops, least.Hops, most.Hops),
+		Waiting:   of(plan.Parts.Waiting, x, low, high),
+		Load:      Band{plan.LoadSeconds / (1 + spread), plan.LoadSeconds * (1 + spread)},
+	}
 }

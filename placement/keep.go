@@ -151,6 +151,13 @@ func Reprice(p Problem, stages []Stage) (*Plan, error) {
 		return nil, err
 	}
 	s := newSolver(p)
+	if p.Constraints.Allocation != nil {
+		plan, err := s.allocated()
+		if err == nil {
+			plan.InputDigest = p.Digest()
+		}
+		return plan, err
+	}
 	pipes := map[int][]Stage{}
 	for _, st := range stages {
 		pipes[st.Pipeline] = append(pipes[st.Pipeline], st)

@@ -144,6 +144,10 @@ func worthShares(pipes []*priced, shares []int) worth {
 	return v
 }
 
+func (p Parts) plus(o Parts) Parts {
+	return Parts{p.Compute + o.Compute, p.Streaming + o.Streaming, p.Hops + o.Hops, p.Waiting + o.Waiting}
+}
+
 func (p Parts) scaled(k float64) Parts {
 	return Parts{p.Compute * k, p.Streaming * k, p.Hops * k, p.Waiting * k}
 }

@@ -139,10 +139,20 @@ func (s *solver) allocated() (*Plan, error) {
 	if err := a.check(s.nodes[i], s.problem.Model); err != nil {
 		return nil, err
 	}
-	return s.forced(func(f *field, _ mode) ([]part, *Stage) {
+	if h := s.field.handmade(i, a).hand; h.fault != "" {
+		return nil, &ConstraintError{fmt.Sprintf("allocation: nothing can be copied from %s to %s of node %s (no rate is known); say another device, or give its host_to_device or peer rate", h.fault, a.Compute, s.nodes[i].Label())}
+	} else if h.full != "" {
+		return nil, &ConstraintError{fmt.Sprintf("allocation: %s of node %s would hold %s and has %s; give it fewer blocks", h.full, s.nodes[i].Label(), h.need, h.has)}
+	}
+	plan, err := s.forced(func(f *field, _ mode) ([]part, *Stage) {
 		shape := shapeOf(f.model)
 		return []part{{f.handmade(i, a), shape.n1, shape.n2}}, nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	plan.ByHand = true
+	return plan, nil
 }
 
 // check says what of an allocation does not belong to its node or model.

@@ -355,6 +355,9 @@ func (s *solver) unused(plan *Plan) []Unused {
 		case r.Kind != "":
 		case plan.Forced:
 			r = Reason{ReasonPinned, "the pins give it no blocks"}
+			if plan.ByHand {
+				r.Detail = "the allocation keeps to another node"
+			}
 		case s.limited:
 			r = Reason{ReasonMaxNodes, fmt.Sprintf("with more than %d nodes it could be faster", s.problem.Constraints.MaxNodes)}
 		case s.problem.Constraints.Numerics == NumericsOne && !s.hasClass(i, plan):
@@ -404,6 +407,9 @@ func (s *solver) losses(plan *Plan) ([]Loss, error) {
 		l := Loss{Node: id, Name: s.nodes[at].Label()}
 		if plan.Forced {
 			l.Why = plan.heldBy(id) + " pinned to it"
+			if plan.ByHand {
+				l.Why = "the allocation names it"
+			}
 			out = append(out, l)
 			continue
 		}

@@ -18,6 +18,7 @@ type Plan struct {
 	StepSeconds float64     `json:"step_seconds"` // what the objective makes small; S for the latency of one forward
 	Parts       Parts       `json:"parts"`        // sum to StepSeconds
 	Band        Band        `json:"band"`         // of StepSeconds
+	Bands       PartBands   `json:"bands"`        // of Parts and LoadSeconds
 	Pair        Pair        `json:"pair"`         // two forwards in flight, as cond and uncond
 	LoadSeconds float64     `json:"load_seconds"` // until the slowest stage has read its bytes; 0 when a rate is unknown
 	Certificate Certificate `json:"certificate"`
@@ -25,8 +26,9 @@ type Plan struct {
 	Unused      []Unused    `json:"unused,omitempty"`
 	IfLost      []Loss      `json:"if_lost,omitempty"`
 	Notes       []string    `json:"notes,omitempty"`
-	InputDigest string      `json:"input_digest"`     // of the problem that it answers; see [Problem.Digest]
-	Forced      bool        `json:"forced,omitempty"` // by pins
+	InputDigest string      `json:"input_digest"`      // of the problem that it answers; see [Problem.Digest]
+	Forced      bool        `json:"forced,omitempty"`  // by pins or an allocation
+	ByHand      bool        `json:"by_hand,omitempty"` // forced by an allocation
 }
 
 // Pipeline is a whole copy of the model cut into stages: the only one of a plan, a replica, or one branch of a pair.
@@ -45,6 +47,15 @@ type Pipeline struct {
 type Band struct {
 	Low  float64 `json:"low_seconds"`
 	High float64 `json:"high_seconds"`
+}
+
+// PartBands are the ranges of a forecast's parts.
+type PartBands struct {
+	Compute   Band `json:"compute"`
+	Streaming Band `json:"streaming"`
+	Hops      Band `json:"hops"`
+	Waiting   Band `json:"waiting"`
+	Load      Band `json:"load"`
 }
 
 // TierKind is where blocks rest.

@@ -19,7 +19,8 @@ type lane struct {
 	blocks int
 	limit  float64 // on stages and links
 	priced map[laneKey][]option
-	rounds int // cuts that may still be made
+	ways   map[int][]way // per node
+	rounds int           // cuts that may still be made
 }
 
 type laneKey struct {
@@ -133,7 +134,10 @@ func (l *lane) laid(node, from, to int, o option) []part {
 	f := l.f
 	s := shapeOf(f.model)
 	x, y := s.region(f.model.split(from, to-from))
-	w := f.ways(node, f.model.widest())[o.way]
+	if l.ways[node] == nil {
+		l.ways[node] = f.ways(node, f.model.widest())
+	}
+	w := l.ways[node][o.way]
 	if f.model.unfolded != nil {
 		return []part{{w.engines[0], x, y}}
 	}
@@ -182,7 +186,7 @@ func (f *field) improve(list []part, m mode, bound float64) []part {
 	if slices.ContainsFunc(list, func(p part) bool { return len(p.engine.nodes) > 0 }) {
 		return list
 	}
-	l := &lane{f: f, mode: m, blocks: f.model.Blocks(), priced: map[laneKey][]option{}, rounds: laneRounds}
+	l := &lane{f: f, mode: m, blocks: f.model.Blocks(), priced: map[laneKey][]option{}, ways: map[int][]way{}, rounds: laneRounds}
 	limit := f.problem.Constraints.MaxNodes
 	value := math.Inf(1)
 	if list != nil {

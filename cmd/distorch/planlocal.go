@@ -44,6 +44,7 @@ func (f *planFormat) Type() string { return strings.Join(choices("plan "+outputN
 // live nodes say of themselves; without, by the coordinator.
 type planFlags struct {
 	cluster, objective, stored, numerics, fit, reserve string
+	allocation, compat                                 string
 	changes                                            []string
 	explain                                            bool
 	maxNodes, maxPipelines, maxDegree                  int
@@ -61,6 +62,8 @@ func (f *planFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.maxNodes, "max-nodes", 0, "use at most so many nodes (default: no limit)")
 	flags.IntVar(&f.maxPipelines, "max-pipelines", 0, "at most so many replicas or branches; 1 forbids them (default: as many as help)")
 	flags.IntVar(&f.maxDegree, "max-degree", 0, "tensor parallelism over at most so many devices; 1 forbids it (default: no limit)")
+	flags.StringVar(&f.allocation, "allocation", "", "place by hand: an allocation string, its devices as cuda:0 or NODE/cuda:0")
+	flags.StringVar(&f.compat, "compat", "", "distorch2: read the allocation string by ComfyUI-MultiGPU's rules")
 	flags.BoolVar(&f.explain, "explain", false, "say why: runner-up plans, other programs' rules, lost nodes, what would help most")
 	flags.StringArrayVar(&f.changes, "what-if", nil, "compare with a change, such as 'nic a=10gbps' or 'add b/cuda:0=rtx4090'; may be given again")
 	f.format = planFormat(output.Table)
@@ -69,7 +72,7 @@ func (f *planFlags) add(cmd *cobra.Command) {
 
 // local reports whether the plan is made here.
 func (f *planFlags) local(cmd *cobra.Command) bool {
-	for _, name := range []string{"cluster", "objective", "stored", "numerics", "fit", "reserve", "max-nodes", "max-pipelines", "max-degree", "explain", "what-if"} {
+	for _, name := range []string{"cluster", "objective", "stored", "numerics", "fit", "reserve", "max-nodes", "max-pipelines", "max-degree", "allocation", "compat", "explain", "what-if"} {
 		if cmd.Flags().Changed(name) {
 			return true
 		}
@@ -129,8 +132,10 @@ func (f *planFlags) scenario(cmd *cobra.Command, spec *specFlags, source modelSo
 	if p.Model, p.Batches, err = tables(source, s.Tables); err != nil {
 		return s, err
 	}
-	_, p.Constraints.InFlight, err = source.table(s.Tables, 1)
-	return s, err
+	if _, p.Constraints.InFlight, err = source.table(s.Tables, 1); err != nil {
+		return s, err
+	}
+	return s, f.allocate(p)
 }
 
 // knownNodes fails for an exclude that names no node.
