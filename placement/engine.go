@@ -174,6 +174,10 @@ func (e *engine) streamed(c stageCost, x, y int) (stageCost, bool) {
 	}
 	best, ok := c, false
 	for ring := 2; ring >= 1; ring-- {
+		// One slot streams at least what is too much, and hides nothing.
+		if ok && c.total()+e.streamSeconds(c.peak-e.available) >= best.total() {
+			break
+		}
 		k1, k2, fits := e.fewest(c.peak-e.available, ring, x, y)
 		if !fits {
 			continue
@@ -192,9 +196,6 @@ func (e *engine) streamed(c stageCost, x, y int) (stageCost, bool) {
 		}
 		if !ok || t.total() < best.total() {
 			best, ok = t, true
-		}
-		if t.stall == 0 {
-			break
 		}
 	}
 	return best, ok

@@ -69,13 +69,23 @@ func insert(list []option, start int, o option) []option {
 
 // solo is the frontier of one engine: one option where the part fits.
 func (e *engine) solo(s shape) *frontier {
-	return newFrontier(s, 1, func(r role, x, y int, out []option) []option {
-		if c, ok := e.price(x, y, r); ok {
-			t := c.total()
-			out = append(out, option{s: t, x: t})
+	f := &frontier{stages: 1}
+	for r := range role(roles) {
+		from, list := make([]int32, 1, s.cells()+1), make([]option, 0, s.cells())
+		for x := 0; x <= s.n1; x++ {
+			for y := 0; y <= s.n2; y++ {
+				if x+y > 0 {
+					if c, ok := e.price(x, y, r); ok {
+						t := c.total()
+						list = append(list, option{s: t, x: t})
+					}
+				}
+				from = append(from, int32(len(list)))
+			}
 		}
-		return out
-	})
+		f.from[r], f.list[r] = from, list
+	}
+	return f
 }
 
 // chain joins two frontiers by a link: every cut of a part into one part for each.

@@ -29,15 +29,7 @@ func (q *search) relax(price float64) *relaxation {
 		c.mix(q.shape, price)
 	}
 	tables := len(q.steps) + 1
-	flat := make([]float64, 2*tables*(n+1))
-	r.ahead, r.behind = make([][]float64, tables), make([][]float64, tables)
-	for i := range tables {
-		r.ahead[i], flat = flat[:n+1], flat[n+1:]
-		r.behind[i], flat = flat[:n+1], flat[n+1:]
-		for m := range r.ahead[i] {
-			r.ahead[i][m], r.behind[i][m] = math.Inf(1), math.Inf(1)
-		}
-	}
+	r.ahead = unreached(tables, n+1)
 	r.ahead[tables-1][0] = 0
 	for i := range slices.Backward(q.steps) {
 		q.look(r, i)
@@ -96,8 +88,22 @@ func (q *search) opens(i int) bool {
 // wholeOf is the turn of the whole island that turn i's host is a member of, or -1.
 func (q *search) wholeOf(i int) int { return q.wholes[q.steps[i].after] }
 
-// tally fills in what the hosts before each table can do. Only the best relaxation needs it.
+// unreached is a table of infinities.
+func unreached(rows, columns int) [][]float64 {
+	flat := make([]float64, rows*columns)
+	for i := range flat {
+		flat[i] = math.Inf(1)
+	}
+	out := make([][]float64, rows)
+	for i := range out {
+		out[i], flat = flat[:columns], flat[columns:]
+	}
+	return out
+}
+
+// tally fills in what the hosts before each table can do, at the price for which parts were mixed last.
 func (q *search) tally(r *relaxation) {
+	r.behind = unreached(len(q.steps)+1, q.shape.n1+q.shape.n2+1)
 	r.behind[0][0] = 0
 	for _, st := range q.steps {
 		stay := st.from
@@ -174,8 +180,13 @@ func (q *search) ends() (head, tail float64) {
 	return max(head, 0), max(tail, 0)
 }
 
-// tighten looks for the price with the best value, near the last one that was good; the value is concave in it.
-func (q *search) tighten() *relaxation {
+// tuned is the relaxation at the price with the best value that a few steps find; the value is concave in it. What was
+// found for a limit is kept.
+func (q *search) tuned() *relaxation {
+	if price, ok := q.prices[q.busiest]; ok {
+		q.price = price
+		return q.relax(price)
+	}
 	best := q.relax(q.price)
 	if q.shape.n1 > 0 && !math.IsInf(best.value, 1) {
 		step := q.stride
@@ -183,29 +194,22 @@ func (q *search) tighten() *relaxation {
 			step = 0.25 * best.value / float64(q.shape.n1+q.shape.n2)
 		}
 		for range 12 {
-			up := q.relax(best.price + step)
-			if up.value > best.value {
+			if up := q.relax(best.price + step); up.value > best.value {
 				best = up
 				step *= 1.6
 				continue
 			}
-			down := q.relax(best.price - step)
-			if down.value > best.value {
+			if down := q.relax(best.price - step); down.value > best.value {
 				best = down
 				step *= 1.6
 				continue
 			}
-			step /= 4
-			if step*float64(q.shape.n1) < 6e-3*math.Abs(best.value) {
+			if step /= 4; step*float64(q.shape.n1) < 6e-3*math.Abs(best.value) {
 				break
 			}
 		}
 		q.stride = step
-		q.price = best.price
-		for _, c := range q.classes {
-			c.mix(q.shape, best.price)
-		}
 	}
-	q.tally(best)
+	q.price, q.prices[q.busiest] = best.price, best.price
 	return best
 }

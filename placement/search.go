@@ -36,7 +36,7 @@ type search struct {
 	now     []float64             // values of the listed states of the present turn
 	stamp   []int32               // the turn in which a state was last listed
 	turn    int32
-	passes  int // searches made, for the record
+	prices  map[float64]float64 // good ones, by limit
 }
 
 // layerStep is one host's turn: it extends table from into table to. Where a unit has a whole island, join merges the
@@ -68,7 +68,7 @@ func (e *TooLargeError) Error() string {
 }
 
 func newSearch(s shape, auto *automaton, units []unit, most int) (*search, error) {
-	q := &search{shape: s, auto: auto, units: units, most: most, layers: 1, busiest: math.NaN()}
+	q := &search{shape: s, auto: auto, units: units, most: most, layers: 1, busiest: math.NaN(), prices: map[float64]float64{}}
 	sortUnits(units)
 	seen := map[*class]bool{}
 	hosts := 0
@@ -135,7 +135,7 @@ func (q *search) limit(busiest float64, whole bool) {
 // lower is a lower bound on the sum of any pipeline within a limit.
 func (q *search) lower(busiest float64) float64 {
 	q.limit(busiest, false)
-	return q.tighten().value
+	return q.tuned().value
 }
 
 // below finds the cheapest pipeline with a sum under bound within the limit; nil when there is none.
@@ -144,7 +144,8 @@ func (q *search) below(busiest, bound float64) (float64, []choice) {
 		return math.Inf(1), nil
 	}
 	q.limit(busiest, true)
-	q.relaxed = q.tighten()
+	q.relaxed = q.relax(q.price)
+	q.tally(q.relaxed)
 	lower := q.relaxed.value
 	if lower > bound {
 		return math.Inf(1), nil
@@ -172,7 +173,6 @@ type state struct {
 
 // pass is one dynamic programme over the hosts that keeps the states which may still end at most at bound.
 func (q *search) pass(bound float64) (float64, []choice) {
-	q.passes++
 	q.bound = bound + 1e-11*math.Abs(bound)
 	if q.live == nil {
 		size := q.layers * len(q.auto.sets) * q.shape.cells()
