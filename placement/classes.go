@@ -13,9 +13,10 @@ import (
 // not known.
 func (p *Plan) Numerics() string {
 	type span struct {
-		class    string
-		pipeline int
-		from, to int
+		class     string
+		pipeline  int
+		from, to  int
+		pipelines int // that have the same span, from this one on
 	}
 	var spans []span
 	var classes []string
@@ -33,8 +34,19 @@ func (p *Plan) Numerics() string {
 			spans[last].to = s.First + s.Blocks - 1
 			continue
 		}
-		spans = append(spans, span{s.Class, s.Pipeline, s.First, s.First + s.Blocks - 1})
+		spans = append(spans, span{s.Class, s.Pipeline, s.First, s.First + s.Blocks - 1, 1})
 	}
+	// Neighbouring pipelines that are whole in one class count together.
+	joined := spans[:0]
+	for _, s := range spans {
+		if n := len(joined); n > 0 && joined[n-1].pipeline+joined[n-1].pipelines == s.pipeline &&
+			joined[n-1].class == s.class && joined[n-1].from == s.from && joined[n-1].to == s.to {
+			joined[n-1].pipelines++
+			continue
+		}
+		joined = append(joined, s)
+	}
+	spans = joined
 	switch len(classes) {
 	case 0:
 		return ""
@@ -50,6 +62,9 @@ func (p *Plan) Numerics() string {
 		where := ""
 		if len(p.Pipelines) > 1 {
 			where = " of pipeline " + PipelineName(s.pipeline)
+			if s.pipelines > 1 {
+				where = fmt.Sprintf(" of pipelines %s to %s", PipelineName(s.pipeline), PipelineName(s.pipeline+s.pipelines-1))
+			}
 		}
 		blocks := fmt.Sprintf("blocks %d-%d", s.from, s.to)
 		if s.from == s.to {

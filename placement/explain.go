@@ -40,8 +40,8 @@ func duration(s float64) string {
 func (p *Plan) Explain() string {
 	var b strings.Builder
 	b.WriteString(p.Summary())
-	for _, l := range p.IfLost {
-		fmt.Fprintf(&b, "if %s is lost: %s\n", l.Name, l)
+	for _, line := range p.lossLines() {
+		fmt.Fprintf(&b, "if %s\n", line)
 	}
 	for _, line := range p.unusedLines() {
 		fmt.Fprintf(&b, "not used: %s\n", line)
@@ -62,8 +62,13 @@ func (p *Plan) Summary() string {
 	p.stageTable(&b)
 	fmt.Fprintf(&b, "step: compute %s, expansion and streaming %s, hops %s, waiting %s\n", duration(p.Parts.Compute), duration(p.Parts.Streaming), duration(p.Parts.Hops), duration(p.Parts.Waiting))
 	if len(p.Pipelines) > 1 {
-		for i, r := range p.Pipelines {
-			fmt.Fprintf(&b, "pipeline %s: %s\n", PipelineName(i), r.describe())
+		for i, alike := range p.alike() {
+			if len(alike) > 0 {
+				fmt.Fprintf(&b, "pipeline %s: %s\n", PipelineName(i), p.Pipelines[i].describe())
+			}
+			if len(alike) > 1 {
+				fmt.Fprintf(&b, "  and %s like it: %s\n", plural(len(alike)-1, "pipeline"), p.named(alike[1:]))
+			}
 		}
 	} else if p.Pair.StepSeconds > 0 && (p.Objective == "" || p.Objective == string(ObjectiveLatency)) {
 		fmt.Fprintf(&b, "two forwards in flight: %s, held up by %s (%s)\n", perStep(p.Pair.StepSeconds), p.Pair.Where, duration(p.Pair.Bottleneck))
@@ -118,15 +123,105 @@ func (p *Plan) stageTable(b *strings.Builder) {
 	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { _, _ = w.Write([]byte("  " + strings.Join(cells, "\t") + "\n")) }
 	row("STAGE", "NODE", "DEVICES", "BLOCKS", "WEIGHTS", "PEAK", "OF", "COMPUTE", "STREAMING", "HOP")
+	alike := p.alike()
 	for i, s := range p.Stages {
 		name := fmt.Sprint(i)
 		if len(p.Pipelines) > 1 {
 			r := max(0, min(s.Pipeline, len(p.Pipelines)-1))
+			if len(alike[r]) == 0 {
+				continue
+			}
 			name = fmt.Sprintf("%s%d", PipelineName(r), i-p.Pipelines[r].First)
+			if r >= 26 {
+				name = fmt.Sprintf("%s.%d", PipelineName(r), i-p.Pipelines[r].First)
+			}
 		}
 		row(name, s.Name, s.devices(), s.span(), s.weights(), s.Peak.String(), s.Available.String(), duration(s.Compute), duration(s.Expansion+s.Stall), duration(s.Hop))
 	}
 	_ = w.Flush()
+}
+
+// manyPipelines is from how many on those that differ only in their nodes are shown once.
+const manyPipelines = 5
+
+// alike lists for each pipeline itself and the later ones that are like it but for their nodes; nothing for those that
+// are like an earlier one.
+func (p *Plan) alike() [][]int {
+	out := make([][]int, len(p.Pipelines))
+	first := map[string]int{}
+	for i, r := range p.Pipelines {
+		key := fmt.Sprint(i)
+		if len(p.Pipelines) >= manyPipelines {
+			key = p.shapeOf(r)
+		}
+		at, ok := first[key]
+		if !ok {
+			at = i
+			first[key] = i
+		}
+		out[at] = append(out[at], i)
+	}
+	return out
+}
+
+// shapeOf is everything that is shown of a pipeline but its nodes.
+func (p *Plan) shapeOf(r Pipeline) string {
+	var b strings.Builder
+	fmt.Fprint(&b, duration(r.Forward), duration(r.Bottleneck), r.Share, perStep(r.StepSeconds))
+	for _, s := range p.Stages[r.First : r.First+r.Stages] {
+		fmt.Fprint(&b, "|", s.devices(), s.span(), s.weights(), s.Peak, s.Available, duration(s.Compute), duration(s.Expansion+s.Stall), duration(s.Hop))
+	}
+	return b.String()
+}
+
+// named is "H on lab-08, I on lab-09 and lab-10, 3 more".
+func (p *Plan) named(pipelines []int) string {
+	var out []string
+	for k, i := range pipelines {
+		if k == maxNamed {
+			out = append(out, fmt.Sprintf("%d more", len(pipelines)-k))
+			break
+		}
+		var nodes []string
+		r := p.Pipelines[i]
+		for _, s := range p.Stages[r.First : r.First+r.Stages] {
+			if !slices.Contains(nodes, s.Name) {
+				nodes = append(nodes, s.Name)
+			}
+		}
+		out = append(out, fmt.Sprintf("%s on %s", PipelineName(i), strings.Join(nodes, " and ")))
+	}
+	return strings.Join(out, ", ")
+}
+
+// lossLines is one line per node, or where there are many one per consequence.
+func (p *Plan) lossLines() []string {
+	var lines, texts []string
+	names := map[string][]string{}
+	for _, l := range p.IfLost {
+		text := l.String()
+		if names[text] == nil {
+			texts = append(texts, text)
+		}
+		names[text] = append(names[text], l.Name)
+		lines = append(lines, fmt.Sprintf("%s is lost: %s", l.Name, text))
+	}
+	if len(lines) <= maxNamed {
+		return lines
+	}
+	lines = lines[:0]
+	for _, text := range texts {
+		who := names[text]
+		if len(who) == 1 {
+			lines = append(lines, fmt.Sprintf("%s is lost: %s", who[0], text))
+			continue
+		}
+		if len(who) > maxNamed {
+			who = append(slices.Clone(who[:maxNamed]), fmt.Sprintf("%d more", len(who)-maxNamed))
+		}
+		lines = append(lines, fmt.Sprintf("one of %s is lost: %s", strings.Join(who, ", "), text))
+	}
+	return lines
 }
 
 // devices is "cuda:0" or "cuda:0,cuda:1 as one".

@@ -4,6 +4,7 @@
 package placement
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -88,5 +89,29 @@ func TestExplainSingle(t *testing.T) {
 	p.Single = Single{Fits: true, Node: "a", Name: "a", StepSeconds: 4.25}
 	if got := p.Explain(); !strings.Contains(got, "one host: this plan; no split is faster\n") {
 		t.Error(got)
+	}
+}
+
+// TestExplainManyPipelines: what is alike but for its node is shown once.
+func TestExplainManyPipelines(t *testing.T) {
+	p := Problem{Model: fluxModel(), Nodes: fluxCluster(1, 1, 64), Objective: Objective{Kind: ObjectiveThroughput}}
+	for i := range 11 {
+		n := p.Nodes[0]
+		n.ID = NodeID(fmt.Sprintf("m%02d", i))
+		p.Nodes = append(p.Nodes, n)
+	}
+	plan, err := Place(p, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := plan.Explain()
+	for want, times := range map[string]int{
+		"on 12 nodes in 12 pipelines": 1, "head 0-56": 1, "pipeline A: ": 1,
+		"  and 11 pipelines like it: B on m01, C on m02, D on m03, E on m04, F on m05, G on m06, H on m07, I on m08, 3 more\n": 1,
+		"if one of m00, m01, m02, m03, m04, m05, m06, m07, 4 more is lost: continues at ":                                      1,
+	} {
+		if got := strings.Count(text, want); got != times {
+			t.Errorf("%q %d times, want %d, in\n%s", want, got, times, text)
+		}
 	}
 }

@@ -111,11 +111,7 @@ func page(t *testing.T, base, title, about string, c cluster.Cluster) string {
 		fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
 	}
 	for _, q := range requests() {
-		// On many machines alike, reasons for each of them take long to find and say the same.
-		line := fmt.Sprintf("plan %s --cluster examples/clusters/%s.yaml", q.flags, base)
-		if len(c.Nodes) <= 16 {
-			line += " --explain"
-		}
+		line := fmt.Sprintf("plan %s --cluster examples/clusters/%s.yaml --explain", q.flags, base)
 		var out, problem bytes.Buffer
 		code := (&app{stdin: strings.NewReader(""), stdout: &out, stderr: &problem}).run(t.Context(), strings.Fields(line))
 		if code != exitOK && code != exitInfeasible {
