@@ -12,9 +12,9 @@ import (
 
 	"github.com/distorch/distorch/agent/catalog"
 	"github.com/distorch/distorch/agent/stage"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/graph/wire"
-	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
@@ -42,18 +42,22 @@ func (a *Agent) load(ctx context.Context, h *held) error {
 	if err := unchanged(entry); err != nil {
 		return err
 	}
-	file, err := safetensors.Open(entry.Path)
+	file, err := checkpoint.Open(entry.Path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
+	known, err := catalog.Recognise(file)
+	if err != nil {
+		return fmt.Errorf("%s: %w", entry.Path, err)
+	}
 	report, stop := a.progress(ctx, p)
 	defer stop()
 	defer a.serve.Occupy()()
 	for _, index := range mine(p, a.ID(), a.node.Incarnation()) {
 		s := p.Stages[index]
 		st, err := stage.Load(ctx, stage.Config{
-			Session: a.session, Checkpoint: stage.Checkpoint{File: file, Prefix: entry.Record.Prefix}, Program: program,
+			Session: a.session, Checkpoint: stage.Checkpoint{File: file, Source: known.Source}, Program: program,
 			FirstBlock: int(s.FirstBlock), Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail,
 			Stored: s.Stored, Slots: int(s.Slots), InFlight: int(p.Workload.GetInFlight()),
 			Progress: report,

@@ -16,6 +16,7 @@ import (
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
@@ -76,7 +77,7 @@ func openChain(ctx context.Context, f *safetensors.File, p *graph.Program, threa
 		}
 		c.sessions = append(c.sessions, session)
 		st, err := stage.Load(ctx, stage.Config{
-			Session: session, Checkpoint: stage.Checkpoint{File: f}, Program: p,
+			Session: session, Checkpoint: stage.Checkpoint{File: checkpoint.Safetensors(f)}, Program: p,
 			FirstBlock: first, Blocks: end - first, Head: i == 0, Tail: i == len(cuts), InFlight: 1,
 		})
 		if err != nil {

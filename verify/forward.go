@@ -13,22 +13,22 @@ import (
 
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
-	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
 )
 
-// checkpoint is a model file and what it was recognised as.
-type checkpoint struct {
+// modelFile is a model file and what it was recognised as.
+type modelFile struct {
 	stage.Checkpoint
 	params arch.Params
 }
 
 // openModel recognises a checkpoint; the caller closes its file.
-func openModel(path string) (checkpoint, *arch.Recognised, error) {
-	f, err := safetensors.Open(path)
+func openModel(path string) (modelFile, *arch.Recognised, error) {
+	f, err := checkpoint.Open(path)
 	if err != nil {
-		return checkpoint{}, nil, err
+		return modelFile{}, nil, err
 	}
 	tensors := map[string]arch.Tensor{}
 	for _, t := range f.Tensors() {
@@ -36,16 +36,16 @@ func openModel(path string) (checkpoint, *arch.Recognised, error) {
 	}
 	r, err := arch.Recognise(tensors, f.Metadata())
 	if err != nil {
-		return checkpoint{}, nil, errors.Join(fmt.Errorf("%s: %w", filepath.Base(path), err), f.Close())
+		return modelFile{}, nil, errors.Join(fmt.Errorf("%s: %w", filepath.Base(path), err), f.Close())
 	}
-	return checkpoint{stage.Checkpoint{File: f, Prefix: r.Prefix}, r.Params}, r, nil
+	return modelFile{stage.Checkpoint{File: f, Source: r.Source}, r.Params}, r, nil
 }
 
 // model opens the case's model and builds its graph for the inputs given, with
 // the guidance embedding where it has one and guidance says so.
-func (c *goldenCase) model(guidance bool, given []string) (checkpoint, *graph.Model, error) {
+func (c *goldenCase) model(guidance bool, given []string) (modelFile, *graph.Model, error) {
 	if ext := filepath.Ext(c.Model); ext != ".safetensors" {
-		return checkpoint{}, nil, fmt.Errorf("not supported: this build does not read %s files", ext)
+		return modelFile{}, nil, fmt.Errorf("not supported: this build does not read %s files", ext)
 	}
 	cp, _, err := openModel(filepath.Join(c.dir, filepath.FromSlash(c.Model)))
 	if err != nil {
@@ -143,7 +143,7 @@ func (c *goldenCase) unknownOutputs(known []pass) error {
 
 // pass computes an output twice: as an agent does, which is what is judged, and
 // with every inner value kept, which must give the same bytes.
-func (v *verifier) pass(c *goldenCase, cp checkpoint, m *graph.Model, at graph.Dims, in Tensors, p pass) error {
+func (v *verifier) pass(c *goldenCase, cp modelFile, m *graph.Model, at graph.Dims, in Tensors, p pass) error {
 	out, err := v.once(graph.Specialise, cp, m, at, in, p.compute, nil)
 	if err != nil {
 		return err
@@ -180,7 +180,7 @@ func (v *verifier) pass(c *goldenCase, cp checkpoint, m *graph.Model, at graph.D
 
 type specialise func(*graph.Model, graph.Dims, tensor.DType) (*graph.Program, error)
 
-func (v *verifier) once(s specialise, cp checkpoint, m *graph.Model, at graph.Dims, in Tensors, compute tensor.DType, tap Tap) (out []byte, err error) {
+func (v *verifier) once(s specialise, cp modelFile, m *graph.Model, at graph.Dims, in Tensors, compute tensor.DType, tap Tap) (out []byte, err error) {
 	p, err := s(m, at, compute)
 	if err != nil {
 		return nil, err

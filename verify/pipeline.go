@@ -130,7 +130,7 @@ func (pl *Pipeline) Forward(ctx context.Context, dims graph.Dims, in Tensors, ta
 		return nil, err
 	}
 	given := graph.ConditioningLayout(p)
-	if conditioning, err = pl.sessions[0].Buffer(given.Bytes); err != nil {
+	if conditioning, err = pl.sessions[0].HostBuffer(given.Bytes); err != nil {
 		return nil, err
 	}
 	if err := fill(conditioning.Host(), given, in); err != nil {

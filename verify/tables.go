@@ -235,13 +235,18 @@ func (v *verifier) embed(s engine.Session, x float32, table []float32) ([]float3
 	}
 	at := map[string]tensor.Bytes{"v": 0, "f": graph.Align, "out": graph.Align + tensor.Bytes(4*n)}
 	end := at["out"] + tensor.Bytes(8*n)
+	host, err := s.HostBuffer(end)
+	if err != nil {
+		return nil, err
+	}
+	defer host.Free()
 	b, err := s.Buffer(end)
 	if err != nil {
 		return nil, err
 	}
 	defer b.Free()
-	tensor.PutF32(b.Host(), []float32{x})
-	tensor.PutF32(b.Host()[at["f"]:], table)
+	tensor.PutF32(host.Host(), []float32{x})
+	tensor.PutF32(host.Host()[at["f"]:], table)
 	var bindings []engine.Binding
 	for _, name := range []string{"v", "f", "out"} {
 		bindings = append(bindings, engine.Binding{Name: name, Buffer: b, Offset: at[name]})
@@ -251,10 +256,11 @@ func (v *verifier) embed(s engine.Session, x float32, table []float32) ([]float3
 		return nil, err
 	}
 	defer scratch.Free()
-	if err := s.Wait(v.ctx, s.Run(p, nil, 0, scratch, bindings)); err != nil {
+	e := s.Run(p, nil, 0, scratch, bindings, s.Copy(b, 0, host, 0, at["out"]))
+	if err := s.Wait(v.ctx, s.Copy(host, 0, b, 0, end, e)); err != nil {
 		return nil, err
 	}
-	return floats(b.Host()[at["out"]:end])
+	return floats(host.Host()[at["out"]:end])
 }
 
 // noise compares randn.safetensors: tensors seed<S>.<anything>.

@@ -19,6 +19,7 @@ import (
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
@@ -166,7 +167,7 @@ func pipeline(t *testing.T, l verify.Layout, dir string, compute tensor.DType) (
 	if err != nil {
 		t.Fatal(err)
 	}
-	pl, err := verify.NewPipeline(t.Context(), l, stage.Checkpoint{File: model, Prefix: r.Prefix}, p)
+	pl, err := verify.NewPipeline(t.Context(), l, stage.Checkpoint{File: checkpoint.Safetensors(model), Source: r.Source}, p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,8 +20,8 @@ import (
 	"time"
 
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph/wire"
-	"github.com/distorch/distorch/model/safetensors"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
@@ -125,7 +125,7 @@ func files(dir string) ([]string, error) {
 // Describe is the record of one file. The error of a file that is no model
 // this build can run is an *arch.Refusal or a *safetensors.FormatError.
 func Describe(path string) (*pb.ModelRecord, error) {
-	f, err := safetensors.Open(path)
+	f, err := checkpoint.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func Describe(path string) (*pb.ModelRecord, error) {
 }
 
 // Recognise is arch.Recognise on a file's header.
-func Recognise(f *safetensors.File) (*arch.Recognised, error) {
+func Recognise(f checkpoint.File) (*arch.Recognised, error) {
 	tensors := map[string]arch.Tensor{}
 	for _, t := range f.Tensors() {
 		tensors[t.Name] = arch.Tensor{Shape: t.Shape, DType: t.DType}

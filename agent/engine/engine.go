@@ -29,8 +29,13 @@ type Device struct {
 	Memory  tensor.Bytes // total
 	Threads int
 	ISA     string
-	DTypes  []tensor.DType            // compute dtypes
-	Class   func(tensor.DType) string `json:"-"` // numerics class of a compute dtype, "native/1/bf16"
+	Kind    string // "cpu", "cuda", "rocm", "xpu", "mps", "sim"
+	// Unified says that the device computes in the host's memory: Buffer and
+	// HostBuffer are of one account, and every buffer's Host is there.
+	Unified   bool
+	Simulated bool                      // made of host memory and rates from the configuration
+	DTypes    []tensor.DType            // compute dtypes
+	Class     func(tensor.DType) string `json:"-"` // numerics class of a compute dtype, "native/1/bf16"
 }
 
 // Engine opens sessions on devices.
@@ -39,11 +44,12 @@ type Engine interface {
 	Open(ctx context.Context, id DeviceID) (Session, error)
 }
 
-// Event is a point on a queue; the zero Event has passed.
+// Event is a point on one of a session's queues; the zero Event has passed.
 type Event uint64
 
-// Buffer is memory of the device's account. Host returns its bytes where the
-// host can see them (always, on a CPU), nil otherwise.
+// Buffer is memory of the device's account, or of the host's that the device
+// copies from. Host returns its bytes where the host can see them (always, of a
+// HostBuffer and on a Unified device), nil otherwise.
 type Buffer interface {
 	Bytes() tensor.Bytes
 	Host() []byte
@@ -56,6 +62,9 @@ type Weight struct {
 	DType  tensor.DType
 	Shape  tensor.Shape
 	Offset tensor.Bytes // in the source buffer, row-major little-endian
+	// Scale multiplies every value in float32 before it is rounded to the
+	// compute dtype; 0 is 1.
+	Scale float32
 }
 
 // Program is a compiled segment. It states what it needs before anything is
@@ -75,24 +84,36 @@ type Binding struct {
 	Offset tensor.Bytes
 }
 
-// Session is one open device.
+// Session is one open device: a compute queue and a copy queue. Each runs its
+// work in the order in which it was issued; the two run beside each other, and
+// work waits for the events in after, of either queue of this session. Work
+// that comes after failed work fails with its error.
 type Session interface {
+	// Device is what was opened.
+	Device() Device
 	// Compile checks the segment against the op set and states its needs.
 	Compile(ctx context.Context, s *graph.Segment) (Program, error)
 	// Buffer takes n bytes from the device's account; ErrNoMemory names what
 	// was asked, used and allowed.
 	Buffer(n tensor.Bytes) (Buffer, error)
+	// HostBuffer takes n bytes that host and device share (pinned where the
+	// device copies from it), from the host's account.
+	HostBuffer(n tensor.Bytes) (Buffer, error)
 	// Pack lays the weights of one block out for the program, expanding stored
-	// dtypes exactly: src holds weights as in the file, dst PackedBytes.
+	// dtypes exactly: src holds weights as in the file, dst PackedBytes. Copy queue.
 	Pack(p Program, dst Buffer, dstOffset tensor.Bytes, src Buffer, weights []Weight, after ...Event) Event
-	// Copy moves bytes; equal sizes are the caller's duty.
+	// Fetch moves bytes between buffers of any sessions of this engine. Copy queue.
+	Fetch(dst Buffer, dstOffset tensor.Bytes, src Buffer, srcOffset, n tensor.Bytes, after ...Event) Event
+	// Copy moves bytes between buffers of this session. Compute queue.
 	Copy(dst Buffer, dstOffset tensor.Bytes, src Buffer, srcOffset, n tensor.Bytes, after ...Event) Event
 	// Run executes the program once on the compute queue. Weights is the packed
-	// block, scratch at least Scratch() bytes.
+	// block, scratch at least Scratch() bytes; bindings are device memory.
 	Run(p Program, weights Buffer, weightsOffset tensor.Bytes, scratch Buffer, bindings []Binding, after ...Event) Event
 	// Wait returns when the event has passed; every error surfaces here.
 	Wait(ctx context.Context, e Event) error
-	// Account says what is in use and the peak since Open.
+	// Account says what is in use of the device and the peak since Open,
+	// HostAccount the same of the host's memory.
 	Account() (used, peak, limit tensor.Bytes)
+	HostAccount() (used, peak, limit tensor.Bytes)
 	Close() error
 }

@@ -164,19 +164,18 @@ func (b *bench) run(ctx context.Context, seg *graph.Segment) (timing, error) {
 			h.Free()
 		}
 	}()
-	take := func(n tensor.Bytes) (engine.Buffer, error) {
-		buf, err := b.session.Buffer(n)
+	take := func(n tensor.Bytes, d tensor.DType) (engine.Buffer, error) {
+		buf, err := b.filled(ctx, n, d)
 		if err == nil {
 			held = append(held, buf)
-			fill(buf.Host(), b.dtype)
 		}
 		return buf, err
 	}
-	weights, err := take(p.PackedBytes())
+	weights, err := take(p.PackedBytes(), b.dtype)
 	if err != nil {
 		return timing{}, err
 	}
-	scratch, err := take(p.Scratch())
+	scratch, err := take(p.Scratch(), b.dtype)
 	if err != nil {
 		return timing{}, err
 	}
@@ -184,17 +183,38 @@ func (b *bench) run(ctx context.Context, seg *graph.Segment) (timing, error) {
 	for _, ids := range [][]graph.ValueID{seg.Inputs, seg.Constants, seg.Outputs} {
 		for _, id := range ids {
 			v := &seg.Values[id]
-			buf, err := take(v.Bytes)
+			buf, err := take(v.Bytes, v.DType)
 			if err != nil {
 				return timing{}, err
-			}
-			if v.DType == tensor.F32 {
-				fill(buf.Host(), tensor.F32)
 			}
 			bindings = append(bindings, engine.Binding{Name: v.Name, Buffer: buf})
 		}
 	}
 	return b.time(ctx, func() engine.Event { return b.session.Run(p, weights, 0, scratch, bindings) })
+}
+
+// filled is memory of the device that holds small ordinary numbers.
+func (b *bench) filled(ctx context.Context, n tensor.Bytes, d tensor.DType) (engine.Buffer, error) {
+	buf, err := b.session.Buffer(n)
+	if err != nil {
+		return nil, err
+	}
+	if h := buf.Host(); h != nil {
+		fill(h, d)
+		return buf, nil
+	}
+	host, err := b.session.HostBuffer(n)
+	if err != nil {
+		buf.Free()
+		return nil, err
+	}
+	defer host.Free()
+	fill(host.Host(), d)
+	if err := b.session.Wait(context.WithoutCancel(ctx), b.session.Copy(buf, 0, host, 0, n)); err != nil {
+		buf.Free()
+		return nil, err
+	}
+	return buf, nil
 }
 
 func (b *bench) time(ctx context.Context, issue func() engine.Event) (timing, error) {

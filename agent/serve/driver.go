@@ -376,7 +376,7 @@ func (d *driver) putConditioning(req *pb.PutConditioningRequest) (string, error)
 }
 
 func (h *Hosted) conditioningBuffer(l graph.Layout, tensors []*pb.Tensor) (engine.Buffer, error) {
-	b, err := h.session.Buffer(l.Bytes)
+	b, err := h.session.HostBuffer(l.Bytes)
 	if err != nil {
 		return nil, fmt.Errorf("memory for the conditioning: %w", err)
 	}

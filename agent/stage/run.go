@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -82,14 +83,38 @@ func (r *Run) makeConstants(s *graph.Segment) error {
 		if err != nil {
 			return err
 		}
-		b, err := r.stage.session.Buffer(tensor.Bytes(4 * len(values)))
+		b, err := r.stage.upload(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values)))
 		if err != nil {
 			return fmt.Errorf("memory for constant %s: %w", name, err)
 		}
 		r.constants[name] = b
-		copy(b.Host(), unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values)))
 	}
 	return nil
+}
+
+// upload is a new buffer of the device that holds bytes.
+func (st *Stage) upload(from []byte) (engine.Buffer, error) {
+	n := tensor.Bytes(len(from))
+	b, err := st.session.Buffer(n)
+	if err != nil {
+		return nil, err
+	}
+	if h := b.Host(); h != nil {
+		copy(h, from)
+		return b, nil
+	}
+	host, err := st.session.HostBuffer(n)
+	if err != nil {
+		b.Free()
+		return nil, err
+	}
+	defer host.Free()
+	copy(host.Host(), from)
+	if err := st.session.Wait(context.Background(), st.session.Copy(b, 0, host, 0, n)); err != nil {
+		b.Free()
+		return nil, err
+	}
+	return b, nil
 }
 
 // Close gives the run's memory back. A segment that a cancelled forward left
@@ -117,8 +142,8 @@ func (r *Run) Output() graph.Layout { return r.output }
 // Forward is one execution of the stage.
 type Forward struct {
 	Slot int
-	// Conditioning is the first stage's, laid out as graph.ConditioningLayout. It
-	// is read until Do returns without an error, or until the next Do or Close.
+	// Conditioning is the first stage's in host memory, laid out as
+	// graph.ConditioningLayout. It is read until Do returns without an error, or until the next Do or Close.
 	Conditioning engine.Buffer
 	// Stop is asked before each segment; true ends the forward with ErrStopped.
 	Stop func() bool
@@ -143,8 +168,8 @@ type Result struct {
 func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
 	var res Result
 	began := time.Now()
+	last := r.bringIn(f)
 	env := r.environment(f)
-	var last engine.Event
 	for i := range r.launches {
 		if f.Stop != nil && f.Stop() {
 			return res, ErrStopped
@@ -152,7 +177,7 @@ func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
 		if ctx.Err() != nil {
 			return res, context.Cause(ctx)
 		}
-		e, bound, err := r.issue(i, env)
+		e, bound, err := r.issue(i, env, last)
 		if err != nil {
 			return res, err
 		}
@@ -161,7 +186,7 @@ func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
 		}
 		last = e
 		if f.Tap != nil {
-			if err := f.Tap(r.launches[i], r.values(r.launches[i].Segment, bound)); err != nil {
+			if err := r.tap(ctx, f, i, bound); err != nil {
 				return res, err
 			}
 		}
@@ -186,14 +211,33 @@ func (r *Run) environment(f Forward) environment {
 			env[v.Name] = engine.Binding{Name: v.Name, Buffer: b, Offset: v.Place.Offset}
 		}
 	}
-	put(r.input, r.stage.Inputs[f.Slot])
+	input, conditioning, output := r.stage.Inputs[f.Slot], f.Conditioning, r.stage.Outputs[f.Slot]
+	if n := r.stage.near; n != nil {
+		input, conditioning, output = n.input, n.conditioning, n.output
+	}
+	put(r.input, input)
 	if r.stage.cfg.Head {
-		put(graph.ConditioningLayout(r.program), f.Conditioning)
+		put(graph.ConditioningLayout(r.program), conditioning)
 	}
 	for name, b := range r.constants {
 		env[name] = engine.Binding{Name: name, Buffer: b}
 	}
-	return env.withOutput(r.stage.Outputs[f.Slot])
+	return env.withOutput(output)
+}
+
+// bringIn copies what a forward reads to a device of its own memory.
+func (r *Run) bringIn(f Forward) (e engine.Event) {
+	st := r.stage
+	if st.near == nil {
+		return 0
+	}
+	e = st.session.Copy(st.near.input, 0, st.Inputs[f.Slot], 0, r.input.Bytes)
+	r.note(e)
+	if st.cfg.Head && f.Conditioning != nil {
+		e = st.session.Copy(st.near.conditioning, 0, f.Conditioning, 0, graph.ConditioningLayout(r.program).Bytes, e)
+		r.note(e)
+	}
+	return e
 }
 
 // outputKey is where the environment keeps the output region; no value has
@@ -205,10 +249,11 @@ func (e environment) withOutput(b engine.Buffer) environment {
 	return e
 }
 
-// values finds a segment's values by what was bound for it: inputs, constants
-// and outputs in this order.
-func (r *Run) values(seg *graph.Segment, bound []engine.Binding) Value {
-	return func(id graph.ValueID) []byte {
+// tap shows the values of launch i, brought to the host where it cannot see them.
+func (r *Run) tap(ctx context.Context, f Forward, i int, bound []engine.Binding) error {
+	seg := r.launches[i].Segment
+	var failed error
+	err := f.Tap(r.launches[i], func(id graph.ValueID) []byte {
 		at := seg.Values[id].Place
 		from := engine.Binding{Buffer: r.stage.scratch}
 		switch at.Space {
@@ -219,16 +264,47 @@ func (r *Run) values(seg *graph.Segment, bound []engine.Binding) Value {
 		case graph.SpaceOutput:
 			from = bound[len(seg.Inputs)+len(seg.Constants)+at.Index]
 		}
-		host := from.Buffer.Host()
-		if host == nil {
-			return nil
+		if host := from.Buffer.Host(); host != nil {
+			return host[from.Offset+at.Offset:]
 		}
-		return host[from.Offset+at.Offset:]
+		host, err := r.stage.download(ctx, from.Buffer, from.Offset+at.Offset, extent(&seg.Values[id]))
+		failed = errors.Join(failed, err)
+		return host
+	})
+	return errors.Join(err, failed)
+}
+
+// extent is the bytes from a value's first element to the end of its last.
+func extent(v *graph.Tensor) tensor.Bytes {
+	last := int64(0)
+	for d, n := range v.Shape {
+		if n == 0 {
+			return 0
+		}
+		stride := int64(1)
+		if d < len(v.Place.Strides) {
+			stride = v.Place.Strides[d]
+		}
+		last += (n - 1) * stride
 	}
+	return tensor.Bytes((last + 1) * int64(v.DType.Size()))
+}
+
+// download is a copy of the device's bytes.
+func (st *Stage) download(ctx context.Context, from engine.Buffer, at, n tensor.Bytes) ([]byte, error) {
+	host, err := st.session.HostBuffer(n)
+	if err != nil {
+		return nil, err
+	}
+	defer host.Free()
+	if err := st.session.Wait(context.WithoutCancel(ctx), st.session.Copy(host, 0, from, at, n)); err != nil {
+		return nil, err
+	}
+	return slices.Clone(host.Host()), nil
 }
 
 // issue starts launch i, records where its outputs lie and says what it bound.
-func (r *Run) issue(i int, env environment) (engine.Event, []engine.Binding, error) {
+func (r *Run) issue(i int, env environment, before engine.Event) (engine.Event, []engine.Binding, error) {
 	st, l, own := r.stage, r.launches[i], &r.stage.launches[i]
 	seg := l.Segment
 	var bindings []engine.Binding
@@ -246,7 +322,7 @@ func (r *Run) issue(i int, env environment) (engine.Event, []engine.Binding, err
 		bindings = append(bindings, engine.Binding{Name: seg.Values[id].Name, Buffer: made[k].Buffer, Offset: made[k].Offset})
 	}
 	weights := own.resident
-	var after []engine.Event
+	after := []engine.Event{before}
 	slot := -1
 	if st.cfg.Stored && len(seg.Weights) > 0 {
 		slot = st.nextSlot
@@ -298,24 +374,29 @@ func (r *Run) outputs(i int, env environment) []engine.Binding {
 	return out
 }
 
-// passOn copies the travelling values behind the state that leaves.
+// passOn copies the travelling values behind the state that leaves, and all of
+// it to the host.
 func (r *Run) passOn(ctx context.Context, f Forward, env environment, after engine.Event) error {
-	if r.stage.cfg.Tail {
-		return nil
-	}
+	st, out := r.stage, env[outputKey].Buffer
 	travel := map[string]bool{}
-	for _, v := range r.program.Travel {
-		travel[v.Name] = true
+	if !st.cfg.Tail {
+		for _, v := range r.program.Travel {
+			travel[v.Name] = true
+		}
 	}
 	for _, v := range r.output.Values {
 		from := env[v.Name]
-		if !travel[v.Name] || from.Buffer == r.stage.Outputs[f.Slot] {
+		if !travel[v.Name] || from.Buffer == out {
 			continue
 		}
-		after = r.stage.session.Copy(r.stage.Outputs[f.Slot], v.Place.Offset, from.Buffer, from.Offset, v.Bytes, after)
+		after = st.session.Copy(out, v.Place.Offset, from.Buffer, from.Offset, v.Bytes, after)
 		r.note(after)
 	}
-	return r.stage.session.Wait(ctx, after)
+	if st.near != nil {
+		after = st.session.Copy(st.Outputs[f.Slot], 0, out, 0, r.output.Bytes, after)
+		r.note(after)
+	}
+	return st.session.Wait(ctx, after)
 }
 
 // Program is the model at the workload that the stage is made for.

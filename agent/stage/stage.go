@@ -5,21 +5,22 @@ package stage
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
-	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
 )
 
-// Checkpoint is the file that a stage loads from. Names in the file are Prefix
-// and the graph's weight names.
+// Checkpoint is the file that a stage loads from.
 type Checkpoint struct {
-	File   *safetensors.File
-	Prefix string
+	File checkpoint.File
+	// Source says where a weight of the graph comes from; nil: from the tensor of
+	// its name.
+	Source func(weight string) arch.Source
 }
 
 // Config of a Stage.
@@ -49,13 +50,19 @@ type Stage struct {
 	scratch  engine.Buffer
 	state    [2]engine.Buffer
 	travel   engine.Buffer
-	Inputs   []engine.Buffer // one per slot in flight: what arrives
-	Outputs  []engine.Buffer // one per slot in flight: what leaves
+	Inputs   []engine.Buffer // one per slot in flight: what arrives, in host memory
+	Outputs  []engine.Buffer // one per slot in flight: what leaves, in host memory
+	// near are the device's own copies of a forward's input, conditioning and
+	// output; nil on a device that computes in host memory.
+	near     *near
 	all      []engine.Buffer
 	programs map[*graph.Segment]engine.Program
 	nextSlot int
 	issued   atomic.Uint64 // the last event on the queue
 }
+
+// near is what a forward reads and writes on a device of its own memory.
+type near struct{ input, conditioning, output engine.Buffer }
 
 // launch is one execution of a segment with its weights.
 type launch struct {
@@ -118,6 +125,16 @@ func (st *Stage) buffer(n tensor.Bytes) (engine.Buffer, error) {
 	return b, nil
 }
 
+// hostBuffer takes host memory that Close gives back.
+func (st *Stage) hostBuffer(n tensor.Bytes) (engine.Buffer, error) {
+	b, err := st.session.HostBuffer(n)
+	if err != nil {
+		return nil, err
+	}
+	st.all = append(st.all, b)
+	return b, nil
+}
+
 // allocate takes everything that forwards need at the workload's dimensions.
 func (st *Stage) allocate() error {
 	var scratch, slot tensor.Bytes
@@ -155,17 +172,32 @@ func (st *Stage) allocate() error {
 		st.slotUse = make([]engine.Event, len(st.slots))
 	}
 	for range st.cfg.InFlight {
-		a, err := st.buffer(in.Bytes)
+		a, err := st.hostBuffer(in.Bytes)
 		if err != nil {
 			return err
 		}
-		b, err := st.buffer(out.Bytes)
+		b, err := st.hostBuffer(out.Bytes)
 		if err != nil {
 			return err
 		}
 		st.Inputs, st.Outputs = append(st.Inputs, a), append(st.Outputs, b)
 	}
-	return nil
+	return st.allocateNear(in.Bytes, out.Bytes)
+}
+
+func (st *Stage) allocateNear(in, out tensor.Bytes) (err error) {
+	if st.session.Device().Unified {
+		return nil
+	}
+	st.near = &near{}
+	if st.near.input, err = st.buffer(in); err != nil {
+		return err
+	}
+	if st.near.output, err = st.buffer(out); err != nil || !st.cfg.Head {
+		return err
+	}
+	st.near.conditioning, err = st.buffer(graph.ConditioningLayout(st.cfg.Program).Bytes)
+	return err
 }
 
 // Close gives all memory back. No forward may be begun any more; a segment that
@@ -218,103 +250,4 @@ func stateBytes(p *graph.Program) tensor.Bytes {
 		n = max(n, layoutOf(r.State).Bytes)
 	}
 	return n
-}
-
-// loadWeights fills every launch's resident buffer.
-func (st *Stage) loadWeights(ctx context.Context) error {
-	plans := make([][]safetensors.Placement, len(st.launches))
-	sizes := make([]tensor.Bytes, len(st.launches))
-	var total, largest tensor.Bytes
-	for i := range st.launches {
-		l := &st.launches[i]
-		var err error
-		if plans[i], sizes[i], err = st.place(l); err != nil {
-			return err
-		}
-		total += sizes[i]
-		largest = max(largest, sizes[i])
-	}
-	var raw engine.Buffer
-	if !st.cfg.Stored && largest > 0 {
-		var err error
-		if raw, err = st.session.Buffer(largest); err != nil {
-			return fmt.Errorf("memory to read one block: %w", err)
-		}
-		defer raw.Free()
-	}
-	var done tensor.Bytes
-	for i := range st.launches {
-		if len(plans[i]) == 0 {
-			continue
-		}
-		if err := st.loadOne(ctx, &st.launches[i], plans[i], sizes[i], raw); err != nil {
-			return err
-		}
-		if done += sizes[i]; st.cfg.Progress != nil {
-			st.cfg.Progress(done, total)
-		}
-	}
-	return nil
-}
-
-// place finds a launch's tensors in the file and gives them places in a buffer.
-func (st *Stage) place(l *launch) ([]safetensors.Placement, tensor.Bytes, error) {
-	c := st.cfg.Checkpoint
-	found := make([]safetensors.Tensor, 0, len(l.Segment.Weights))
-	for _, w := range l.Segment.Weights {
-		name := c.Prefix + graph.Resolve(w.Name, l.Index)
-		t, ok := c.File.Lookup(name)
-		if !ok {
-			return nil, 0, fmt.Errorf("%s: tensor %q is missing; the file is not the model that was placed", c.File.Path(), name)
-		}
-		if !t.Shape.Equal(w.Shape) {
-			return nil, 0, fmt.Errorf("%s: tensor %q is %v, the graph takes %v; the file is not the model that was placed", c.File.Path(), name, t.Shape, w.Shape)
-		}
-		found = append(found, t)
-	}
-	placed, size := safetensors.Pack(found, int64(graph.Align))
-	at := map[string]int64{}
-	for _, p := range placed {
-		at[p.Tensor.Name] = p.At
-	}
-	for i, w := range l.Segment.Weights {
-		t := found[i]
-		l.weights = append(l.weights, engine.Weight{
-			Name: graph.Resolve(w.Name, l.Index), DType: t.DType, Shape: t.Shape, Offset: tensor.Bytes(at[t.Name]),
-		})
-	}
-	return placed, size, nil
-}
-
-func (st *Stage) loadOne(ctx context.Context, l *launch, plan []safetensors.Placement, size tensor.Bytes, raw engine.Buffer) error {
-	var err error
-	if st.cfg.Stored {
-		if l.resident, err = st.buffer(size); err != nil {
-			return fmt.Errorf("memory for %s: %w", l.name(), err)
-		}
-		raw = l.resident
-	}
-	host := raw.Host()
-	if host == nil {
-		return errors.New("the engine has no host-visible memory to read weights into")
-	}
-	if err := st.cfg.Checkpoint.File.ReadArena(ctx, host[:size], plan, st.cfg.ReadWorkers); err != nil {
-		return fmt.Errorf("load %s: %w", l.name(), err)
-	}
-	if st.cfg.Stored {
-		return nil
-	}
-	p := st.programs[l.Segment]
-	if l.resident, err = st.buffer(p.PackedBytes()); err != nil {
-		return fmt.Errorf("memory for %s: %w", l.name(), err)
-	}
-	// The read buffer is used again: packing has to end whatever ctx says.
-	return st.session.Wait(context.WithoutCancel(ctx), st.session.Pack(p, l.resident, 0, raw, l.weights))
-}
-
-func (l *launch) name() string {
-	if l.Run < 0 {
-		return l.Segment.Name
-	}
-	return fmt.Sprintf("%s %d", l.Segment.Name, l.Index)
 }

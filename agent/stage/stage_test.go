@@ -21,6 +21,7 @@ import (
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
@@ -122,7 +123,7 @@ func used(s engine.Session) tensor.Bytes {
 // part is a stage's range of blocks.
 func part(s engine.Session, f *safetensors.File, p *graph.Program, first, blocks int) stage.Config {
 	return stage.Config{
-		Session: s, Checkpoint: stage.Checkpoint{File: f}, Program: p, FirstBlock: first, Blocks: blocks,
+		Session: s, Checkpoint: stage.Checkpoint{File: checkpoint.Safetensors(f)}, Program: p, FirstBlock: first, Blocks: blocks,
 		Head: first == 0, Tail: first+blocks == p.Model.Blocks(),
 	}
 }
@@ -233,7 +234,7 @@ func TestMemoryLimit(t *testing.T) {
 		limit := 1 + (peak-2)*share/19 // up to a byte less than is needed
 		s := session(t, limit)
 		_, err := stage.Load(t.Context(), part(s, parse(t, newSource(m.raw)), m.program, 0, 5))
-		if !errors.Is(err, native.ErrNoMemory) || !strings.Contains(err.Error(), limit.String()) {
+		if !errors.Is(err, engine.ErrNoMemory) || !strings.Contains(err.Error(), limit.String()) {
 			t.Errorf("limit %v: %v", limit, err)
 		}
 		if used(s) != 0 {
@@ -245,7 +246,7 @@ func TestMemoryLimit(t *testing.T) {
 		t.Fatalf("limit of exactly the peak %v: %v", peak, err)
 	}
 	defer st.Close()
-	if _, err := st.NewRun(t.Context(), workload()); !errors.Is(err, native.ErrNoMemory) {
+	if _, err := st.NewRun(t.Context(), workload()); !errors.Is(err, engine.ErrNoMemory) {
 		t.Logf("constants still fit: %v", err)
 	}
 }

@@ -12,21 +12,22 @@ import (
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/coordinator/reconcile"
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
 )
 
 const (
-	checkpoint = "../../demo/demo.safetensors"
-	inFlight   = 2
-	tolerance  = 0.05
+	modelPath = "../../demo/demo.safetensors"
+	inFlight  = 2
+	tolerance = 0.05
 )
 
-// TestStageFootprint loads stages of the demo checkpoint, opens a run and holds
+// TestStageFootprint loads stages of the demo modelPath, opens a run and holds
 // the account against the forecast.
 func TestStageFootprint(t *testing.T) {
-	file, err := safetensors.Open(checkpoint)
+	file, err := safetensors.Open(modelPath)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,7 @@ func TestStageFootprint(t *testing.T) {
 					First: cut[0], Blocks: cut[1], Head: cut[0] == 0, Tail: cut[0]+cut[1] == all, Stored: stored, Slots: 1, InFlight: inFlight,
 				}
 				t.Run(fmt.Sprintf("%v/%d+%d/stored=%v", dtype, cut[0], cut[1], stored), func(t *testing.T) {
-					compare(t, p, stage.Checkpoint{File: file, Prefix: model.Prefix}, model.Stored, dims, s)
+					compare(t, p, stage.Checkpoint{File: checkpoint.Safetensors(file), Source: model.Source}, model.Stored, dims, s)
 				})
 			}
 		}

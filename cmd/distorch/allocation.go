@@ -12,8 +12,8 @@ import (
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
-	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/placement/allocation"
 )
 
@@ -186,7 +186,7 @@ func (f *allocationFlags) input() (devices []allocation.Device, blocks allocatio
 
 // storedBlocks are a checkpoint's blocks with the bytes that they have in the file.
 func storedBlocks(path string) (b allocation.Blocks, err error) {
-	f, err := safetensors.Open(path)
+	f, err := checkpoint.Open(path)
 	if err != nil {
 		return b, err
 	}

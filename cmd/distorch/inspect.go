@@ -15,8 +15,8 @@ import (
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
-	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
 )
 
@@ -85,7 +85,7 @@ A file that this build does not run ends with exit code 4 and the reason.`,
 
 // recognise is arch.Recognise on a file's header. The error of a file that is
 // sound but not for this build is infeasible.
-func recognise(f *safetensors.File) (*arch.Recognised, error) {
+func recognise(f checkpoint.File) (*arch.Recognised, error) {
 	tensors := map[string]arch.Tensor{}
 	for _, t := range f.Tensors() {
 		tensors[t.Name] = arch.Tensor{Shape: t.Shape, DType: t.DType}
@@ -98,7 +98,7 @@ func recognise(f *safetensors.File) (*arch.Recognised, error) {
 }
 
 func inspect(path string, words map[string]int64, dtypeName string) (*inspectView, error) {
-	f, err := safetensors.Open(path)
+	f, err := checkpoint.Open(path)
 	if err != nil {
 		return nil, err
 	}

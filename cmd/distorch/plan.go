@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/distorch/distorch/cmd/internal/output"
-	"github.com/distorch/distorch/model/safetensors"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/report"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
@@ -83,7 +83,7 @@ var partOfID = regexp.MustCompile(`^[0-9a-f]{6,63}$`)
 // id. Everything else the coordinator resolves.
 func resolveModel(cmd *cobra.Command, o *operator, ref string) (string, error) {
 	if info, err := os.Stat(ref); err == nil && info.Mode().IsRegular() {
-		f, err := safetensors.Open(ref)
+		f, err := checkpoint.Open(ref)
 		if err != nil {
 			return "", err
 		}

@@ -17,9 +17,9 @@ import (
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/coordinator/reconcile"
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/graph/wire"
-	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/blocktable"
@@ -118,7 +118,7 @@ type headerModel struct {
 }
 
 func openHeader(path string) (*headerModel, error) {
-	f, err := safetensors.Open(path)
+	f, err := checkpoint.Open(path)
 	if err != nil {
 		return nil, err
 	}

@@ -73,6 +73,34 @@ type Recognised struct {
 	// they are not used. Foreign are the file's tensors beside a prefixed model.
 	Unknown []string
 	Foreign []string
+	// Sources are the weights that are not one tensor of the file of the same
+	// name, by name without Prefix; see Source.
+	Sources map[string]Source
+}
+
+// Source says how a weight of the graph is made from tensors of the file: the
+// rows of the slices one after another, all of one dtype, times Scale.
+type Source struct {
+	Slices []Slice
+	// Scale names a tensor of one element that multiplies every value in
+	// float32; "" for none.
+	Scale string
+}
+
+// Slice is rows of a tensor of the file, under its name there. Rows 0 are all
+// from First on.
+type Slice struct {
+	Tensor      string
+	First, Rows int64
+}
+
+// Source is where the weight of that name (of the graph, without Prefix) comes
+// from.
+func (r *Recognised) Source(name string) Source {
+	if s, ok := r.Sources[name]; ok {
+		return s
+	}
+	return Source{Slices: []Slice{{Tensor: r.Prefix + name}}}
 }
 
 // ComputeDType is the family's default.

@@ -111,6 +111,14 @@ func (f *File) ReadAt(dst []byte, t Tensor, offset int64) error {
 	return nil
 }
 
+// ReadRange fills dst from a position in the file.
+func (f *File) ReadRange(dst []byte, offset int64) error {
+	if offset < 0 || offset > f.src.Size() || int64(len(dst)) > f.src.Size()-offset {
+		return fmt.Errorf("read bytes %d to %d: the file had %d", offset, offset+int64(len(dst)), f.src.Size())
+	}
+	return readFull(f.src, dst, offset)
+}
+
 // Read is the whole of a tensor in new memory.
 func (f *File) Read(name string) ([]byte, Tensor, error) {
 	t, ok := f.Lookup(name)

@@ -30,7 +30,8 @@ const CPU engine.DeviceID = "cpu"
 // Config of an Engine.
 type Config struct {
 	ISA     isa.ISA
-	Threads int          // 0: all
+	Threads int          // of the compute queue; 0: all
+	Copiers int          // of the copy queue; 0: as many
 	Memory  tensor.Bytes // what sessions may take; 0: no limit
 }
 
@@ -59,6 +60,9 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Threads <= 0 {
 		cfg.Threads = runtime.GOMAXPROCS(0)
 	}
+	if cfg.Copiers <= 0 {
+		cfg.Copiers = cfg.Threads
+	}
 	m, err := matmul.New(cfg.ISA)
 	if err != nil {
 		return nil, err
@@ -79,10 +83,14 @@ func New(cfg Config) (*Engine, error) {
 
 // Devices is the CPU.
 func (e *Engine) Devices(context.Context) ([]engine.Device, error) {
-	return []engine.Device{{
-		ID: CPU, UUID: "cpu", Model: runtime.GOARCH, Memory: e.cfg.Memory, Threads: e.cfg.Threads,
-		ISA: e.cfg.ISA.String(), DTypes: []tensor.DType{tensor.F32, tensor.BF16}, Class: Class,
-	}}, nil
+	return []engine.Device{e.device()}, nil
+}
+
+func (e *Engine) device() engine.Device {
+	return engine.Device{
+		ID: CPU, UUID: "cpu", Model: runtime.GOARCH, Memory: e.cfg.Memory, Threads: e.cfg.Threads, ISA: e.cfg.ISA.String(),
+		Kind: "cpu", Unified: true, DTypes: []tensor.DType{tensor.F32, tensor.BF16}, Class: Class,
+	}
 }
 
 // Open starts a session's workers.

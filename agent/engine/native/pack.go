@@ -33,7 +33,7 @@ func (p *program) expandBytes() tensor.Bytes {
 }
 
 // grow makes room for n bytes per worker; mu is held.
-func (x *expansion) grow(a *account, workers int, n tensor.Bytes) error {
+func (x *expansion) grow(a *engine.Account, workers int, n tensor.Bytes) error {
 	if len(x.perWork) == 0 {
 		x.perWork = make([]*buffer, workers)
 	}
@@ -78,7 +78,7 @@ func (x *expansion) release() {
 // Pack lays one block's weights out. Stored dtypes are expanded exactly, or
 // rounded once where the compute dtype is narrower.
 func (s *session) Pack(ep engine.Program, dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buffer, weights []engine.Weight, after ...engine.Event) engine.Event {
-	return s.issue(after, func() error {
+	return s.issue(copying, after, func() error {
 		p, ok := ep.(*program)
 		if !ok || p.session != s {
 			return fmt.Errorf("pack: the program was compiled by another session")
@@ -119,14 +119,14 @@ func (s *session) packOne(p *program, w *packedWeight, to []byte, src engine.Buf
 	}
 	direct := in.DType == tensor.F32 && p.dtype == matmul.F32 || in.DType == tensor.BF16 && p.dtype == matmul.BF16
 	if !direct {
-		if err := s.expand.grow(&s.account, s.pool.Workers(), p.expandBytes()); err != nil {
+		if err := s.expand.grow(s.account, s.copiers.Workers(), p.expandBytes()); err != nil {
 			return err
 		}
 	}
 	panels := (w.n + matmul.PanelColumns - 1) / matmul.PanelColumns
-	errs := make([]error, s.pool.Workers())
+	errs := make([]error, s.copiers.Workers())
 	stored := w.k * in.DType.Size()
-	s.pool.Do(panels, func(worker, i int) {
+	s.copiers.Do(panels, func(worker, i int) {
 		first := i * matmul.PanelColumns
 		last := min(first+matmul.PanelColumns, w.n)
 		rows := from[first*stored : last*stored]

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/distorch/distorch/agent/engine"
@@ -16,27 +17,39 @@ import (
 // errClosed is the error of work on a closed session.
 var errClosed = errors.New("the session is closed")
 
-// task is one piece of work on the queue.
+// queue is one of a session's two.
+type queue int
+
+// The queues. The lowest bit of an event is its queue.
+const (
+	computing queue = iota
+	copying
+	queues
+)
+
+func queueOf(e engine.Event) queue { return queue(e) & 1 }
+
+// task is one piece of work on a queue.
 type task struct {
 	event engine.Event
 	after []engine.Event
 	do    func() error
 }
 
-// session runs its work strictly in the order in which it was issued: on a
-// CPU a copy has no engine of its own, so one queue serves both.
+// session runs each queue's work strictly in the order in which it was issued.
 type session struct {
 	engine  *Engine
-	account account
-	pool    *pool
+	account *engine.Account
+	pool    *pool // of the compute queue
+	copiers *pool // of the copy queue
 	expand  expansion
 
 	mu       sync.Mutex
 	cond     *sync.Cond
-	queue    []task
-	issued   engine.Event
-	accepted engine.Event // the last one queued; more are issued on a closed session
-	passed   engine.Event
+	waiting  [queues][]task
+	issued   uint64
+	accepted [queues]engine.Event // the last one queued; more are issued on a closed session
+	passed   [queues]engine.Event
 	errs     map[engine.Event]error
 	closed   bool
 	wg       sync.WaitGroup
@@ -46,32 +59,24 @@ var _ engine.Session = (*session)(nil)
 
 func newSession(e *Engine) *session {
 	s := &session{
-		engine: e, account: account{limit: e.cfg.Memory}, pool: newPool(e.cfg.Threads),
+		engine: e, account: engine.NewAccount(e.cfg.Memory, "raise agent.memory or place fewer blocks here"),
 		errs: map[engine.Event]error{},
 	}
 	s.cond = sync.NewCond(&s.mu)
-	s.wg.Go(s.work)
+	s.pool, s.copiers = newPool(e.cfg.Threads), newPool(e.cfg.Copiers)
+	for q := range queues {
+		s.wg.Go(func() { s.work(q) })
+	}
 	return s
 }
 
-// work is the queue's goroutine.
-func (s *session) work() {
+// work is a queue's goroutine.
+func (s *session) work(q queue) {
 	for {
-		s.mu.Lock()
-		for len(s.queue) == 0 && !s.closed {
-			s.cond.Wait()
-		}
-		if len(s.queue) == 0 {
-			s.mu.Unlock()
+		t, ok, err := s.next(q)
+		if !ok {
 			return
 		}
-		t := s.queue[0]
-		s.queue = s.queue[1:]
-		err := s.failedBefore(t)
-		if s.closed {
-			err = errClosed
-		}
-		s.mu.Unlock()
 		if err == nil {
 			err = t.do()
 		}
@@ -79,44 +84,63 @@ func (s *session) work() {
 		if err != nil {
 			s.errs[t.event] = err
 		}
-		s.passed = t.event
+		s.passed[q] = t.event
 		s.cond.Broadcast()
 		s.mu.Unlock()
 	}
 }
 
-// failedBefore is the error of an event that t depends on. The queue is in
-// order, so waiting is not needed.
-func (s *session) failedBefore(t task) error {
+// next waits for a task and for what it comes after; err is why it is not done.
+func (s *session) next(q queue) (t task, ok bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.waiting[q]) == 0 && !s.closed {
+		s.cond.Wait()
+	}
+	if len(s.waiting[q]) == 0 {
+		return t, false, nil
+	}
+	t = s.waiting[q][0]
+	s.waiting[q] = s.waiting[q][1:]
 	for _, e := range t.after {
+		for !s.hasPassed(e) && !s.closed {
+			s.cond.Wait()
+		}
 		if err := s.errs[e]; err != nil {
-			return err
+			return t, true, err
 		}
 	}
-	return nil
+	if s.closed {
+		return t, true, errClosed
+	}
+	return t, true, nil
 }
+
+// hasPassed needs s.mu.
+func (s *session) hasPassed(e engine.Event) bool { return e == 0 || s.passed[queueOf(e)] >= e }
 
 // maxErrors bounds the errors kept for events that nobody waits for.
 const maxErrors = 1024
 
-func (s *session) issue(after []engine.Event, do func() error) engine.Event {
+func (s *session) issue(q queue, after []engine.Event, do func() error) engine.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.issued++
+	e := engine.Event(s.issued<<1) | engine.Event(q)
 	if len(s.errs) > maxErrors {
-		for e := range s.errs {
-			if e+maxErrors < s.issued {
-				delete(s.errs, e)
+		for old := range s.errs {
+			if old+2*maxErrors < e {
+				delete(s.errs, old)
 			}
 		}
 	}
 	if s.closed { // nobody works on the queue any more
-		return s.issued
+		return e
 	}
-	s.accepted = s.issued
-	s.queue = append(s.queue, task{event: s.issued, after: after, do: do})
+	s.accepted[q] = e
+	s.waiting[q] = append(s.waiting[q], task{event: e, after: slices.Clone(after), do: do})
 	s.cond.Broadcast()
-	return s.issued
+	return e
 }
 
 // Wait returns when e has passed, with its error. A cancelled caller is
@@ -130,13 +154,13 @@ func (s *session) Wait(ctx context.Context, e engine.Event) error {
 	defer stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.passed < e && ctx.Err() == nil {
-		if s.closed && e > s.accepted {
+	for !s.hasPassed(e) && ctx.Err() == nil {
+		if s.closed && e > s.accepted[queueOf(e)] {
 			return errClosed
 		}
 		s.cond.Wait()
 	}
-	if s.passed < e {
+	if !s.hasPassed(e) {
 		return context.Cause(ctx)
 	}
 	return s.errs[e]
@@ -144,7 +168,7 @@ func (s *session) Wait(ctx context.Context, e engine.Event) error {
 
 // Buffer takes memory from the account; its content is zero.
 func (s *session) Buffer(n tensor.Bytes) (engine.Buffer, error) {
-	b, err := newBuffer(&s.account, n)
+	b, err := newBuffer(s.account, n)
 	if err != nil {
 		return nil, err
 	}
@@ -153,12 +177,17 @@ func (s *session) Buffer(n tensor.Bytes) (engine.Buffer, error) {
 	return b, nil
 }
 
+// Device is the CPU.
+func (s *session) Device() engine.Device { return s.engine.device() }
+
+// HostBuffer is a Buffer: the device computes in the host's memory.
+func (s *session) HostBuffer(n tensor.Bytes) (engine.Buffer, error) { return s.Buffer(n) }
+
 // Account says what the session has handed out.
-func (s *session) Account() (used, peak, limit tensor.Bytes) {
-	s.account.mu.Lock()
-	defer s.account.mu.Unlock()
-	return s.account.used, s.account.peak, s.account.limit
-}
+func (s *session) Account() (used, peak, limit tensor.Bytes) { return s.account.Use() }
+
+// HostAccount is Account: there is one memory.
+func (s *session) HostAccount() (used, peak, limit tensor.Bytes) { return s.account.Use() }
 
 // window is n bytes of b from offset on, or an error that names what is short.
 func window(b engine.Buffer, offset, n tensor.Bytes, what string) ([]byte, error) {
@@ -172,9 +201,18 @@ func window(b engine.Buffer, offset, n tensor.Bytes, what string) ([]byte, error
 	return h[offset : offset+n : offset+n], nil
 }
 
-// Copy moves bytes between buffers.
+// Copy moves bytes between buffers on the compute queue.
 func (s *session) Copy(dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buffer, srcOffset, n tensor.Bytes, after ...engine.Event) engine.Event {
-	return s.issue(after, func() error {
+	return s.move(computing, dst, dstOffset, src, srcOffset, n, after)
+}
+
+// Fetch moves bytes between buffers on the copy queue.
+func (s *session) Fetch(dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buffer, srcOffset, n tensor.Bytes, after ...engine.Event) engine.Event {
+	return s.move(copying, dst, dstOffset, src, srcOffset, n, after)
+}
+
+func (s *session) move(q queue, dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buffer, srcOffset, n tensor.Bytes, after []engine.Event) engine.Event {
+	return s.issue(q, after, func() error {
 		to, err := window(dst, dstOffset, n, "copy to")
 		if err != nil {
 			return err
@@ -188,7 +226,7 @@ func (s *session) Copy(dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buf
 	})
 }
 
-// Close ends the queue after what is running and joins the workers. Buffers
+// Close ends the queues after what is running and joins the workers. Buffers
 // that were handed out stay valid until freed.
 func (s *session) Close() error {
 	s.mu.Lock()
@@ -201,5 +239,6 @@ func (s *session) Close() error {
 	s.mu.Unlock()
 	s.wg.Wait()
 	s.pool.close()
+	s.copiers.close()
 	return nil
 }

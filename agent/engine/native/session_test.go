@@ -69,7 +69,7 @@ func TestAccount(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(6<<20+1000, 6<<20+1000)
-	if _, err := s.Buffer(4 << 20); !errors.Is(err, native.ErrNoMemory) || !strings.Contains(err.Error(), tensor.Bytes(4<<20).String()) {
+	if _, err := s.Buffer(4 << 20); !errors.Is(err, engine.ErrNoMemory) || !strings.Contains(err.Error(), tensor.Bytes(4<<20).String()) {
 		t.Errorf("beyond the limit: %v", err)
 	}
 	if _, err := s.Buffer(-1); err == nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/distorch/distorch/agent/serve"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/coordinator/endpoint"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/demo"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/graph/wire"
@@ -200,7 +201,7 @@ func (r *rig) load(i int) {
 	}
 	s := r.plan.Stages[i]
 	st, err := stage.Load(r.t.Context(), stage.Config{
-		Session: r.agents[i].session, Checkpoint: stage.Checkpoint{File: f}, Program: p, FirstBlock: int(s.FirstBlock),
+		Session: r.agents[i].session, Checkpoint: stage.Checkpoint{File: checkpoint.Safetensors(f)}, Program: p, FirstBlock: int(s.FirstBlock),
 		Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail, InFlight: int(r.plan.Workload.InFlight),
 	})
 	if err != nil {
