@@ -203,7 +203,7 @@ func (p *headerParser) dtype(t *Tensor) error {
 		return jsonError(t.Name, err)
 	}
 	s := tok.String()
-	if t.DType, err = tensor.ParseDType(s); err != nil {
+	if t.DType, err = tensor.ParseDType(s); err != nil || t.DType.Blocked() {
 		return refuse(DTypeUnknown, t.Name, "%q", shorten(s))
 	}
 	return nil

@@ -81,18 +81,24 @@ func checkLengths(n int, src []byte, d DType) error {
 	if !d.Float() {
 		return fmt.Errorf("convert %v: not a float dtype this build expands", d)
 	}
-	if len(src)%d.Size() != 0 || len(src)/d.Size() != n {
-		return fmt.Errorf("convert %v: %d bytes do not hold %d elements of %d", d, len(src), n, d.Size())
+	elements, bytes := d.Block()
+	if n%elements != 0 || len(src)%bytes != 0 || len(src)/bytes != n/elements {
+		return fmt.Errorf("convert %v: %d bytes do not hold %d elements, %d in %d bytes", d, len(src), n, elements, bytes)
 	}
 	return nil
 }
 
 // ToF32 expands the little-endian elements of src, of any float dtype, into
 // dst, which must have exactly their number. All are exact but F64, which is
-// rounded to nearest even.
+// rounded to nearest even, and the types in blocks: scale·code is exact and a
+// minimum is taken away in one rounding (block.go).
 func ToF32(dst []float32, src []byte, d DType) error {
 	if err := checkLengths(len(dst), src, d); err != nil {
 		return err
+	}
+	if d.Blocked() {
+		blocksToF32(dst, src, d)
+		return nil
 	}
 	switch d {
 	case F32:
@@ -136,10 +142,15 @@ func bf16BytesToF32(dst []float32, src []byte) {
 
 // ToBF16 rounds the little-endian elements of src, of any float dtype, to
 // bfloat16 once (nearest even) into dst, which must have exactly their number.
-// BF16 is copied bit for bit.
+// BF16 is copied bit for bit; types in blocks are rounded from their float32
+// values.
 func ToBF16(dst []uint16, src []byte, d DType) error {
 	if err := checkLengths(len(dst), src, d); err != nil {
 		return err
+	}
+	if d.Blocked() {
+		blocksToBF16(dst, src, d)
+		return nil
 	}
 	switch d {
 	case F32:

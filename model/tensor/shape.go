@@ -55,7 +55,8 @@ func checkNonNegative(s Shape) error {
 }
 
 // Bytes is the size of a contiguous tensor of this shape and dtype. Packed
-// elements (F4, F6) must fill whole bytes, as the safetensors format asks.
+// elements (F4, F6) must fill whole bytes, as the safetensors format asks;
+// blocks must fill rows, so the last dimension is a multiple of DType.Block.
 func (s Shape) Bytes(d DType) (Bytes, error) {
 	n, err := s.Elements()
 	if err != nil {
@@ -63,6 +64,9 @@ func (s Shape) Bytes(d DType) (Bytes, error) {
 	}
 	if !d.Valid() {
 		return 0, fmt.Errorf("shape %v: %v is not a dtype", s, d)
+	}
+	if d.Blocked() {
+		return s.blocks(n, d)
 	}
 	hi, lo := bits.Mul64(uint64(n), uint64(d.Bits()))
 	if hi >= 4 {
@@ -72,6 +76,19 @@ func (s Shape) Bytes(d DType) (Bytes, error) {
 		return 0, fmt.Errorf("shape %v of %v: %d bits do not fill whole bytes", s, d, lo)
 	}
 	return Bytes(hi<<61 | lo>>3), nil
+}
+
+// blocks is Bytes of n elements in blocks.
+func (s Shape) blocks(n int64, d DType) (Bytes, error) {
+	elements, size := d.Block()
+	if last := len(s) - 1; last < 0 || s[last]%int64(elements) != 0 {
+		return 0, fmt.Errorf("shape %v of %v: rows are not made of whole blocks of %d elements", s, d, elements)
+	}
+	hi, lo := bits.Mul64(uint64(n)/uint64(elements), uint64(size))
+	if hi != 0 || lo > math.MaxInt64 {
+		return 0, fmt.Errorf("shape %v of %v: byte count overflows 64 bits", s, d)
+	}
+	return Bytes(lo), nil
 }
 
 // Equal says whether both have the same dimensions.

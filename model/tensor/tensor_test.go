@@ -17,6 +17,9 @@ func TestDTypeNames(t *testing.T) {
 		"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 		"F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "C64": 8, "F4": 0, "F6_E2M3": 0, "F6_E3M2": 0,
 	}
+	for _, d := range blockDTypes() {
+		sizes[d.String()] = 0
+	}
 	if len(sizes) != int(numDTypes)-1 {
 		t.Fatalf("%d names for %d dtypes", len(sizes), numDTypes-1)
 	}
@@ -31,7 +34,7 @@ func TestDTypeNames(t *testing.T) {
 			t.Errorf("%s: text %q read as %v, %v", name, text, back, err)
 		}
 	}
-	for _, bad := range []string{"", "F31", "bf16", "invalid"} {
+	for _, bad := range []string{"", "F31", "bf16", "invalid", "q4_k"} {
 		if d, err := ParseDType(bad); err == nil {
 			t.Errorf("%q parsed as %v", bad, d)
 		}
