@@ -42,6 +42,7 @@ func families() []family {
 		{"a T5 text encoder", []string{"encoder.block.0.", "shared.weight"}, false},
 		{"a CLIP text encoder", []string{"text_model."}, false},
 		{"a language model", []string{"model.layers."}, false},
+		{"a language model or text encoder under llama.cpp's names", []string{"token_embd.weight"}, true},
 		{"a VAE", []string{"decoder.conv_in.weight"}, false},
 	}
 }

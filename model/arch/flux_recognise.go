@@ -67,10 +67,8 @@ func recogniseFlux(own map[string]Tensor, metadata map[string]string) (*Recognis
 		if !t.Shape.Equal(want[name]) {
 			return nil, malformed("tensor-shape", "tensor %s is %v, must be %v", name, t.Shape, want[name])
 		}
-		switch t.DType {
-		case tensor.F32, tensor.BF16, tensor.F16, tensor.F8E4M3, tensor.F8E5M2:
-		default:
-			return nil, unsupported("dtype", "tensor %s is stored as %v: must be F32, BF16, F16, F8_E4M3 or F8_E5M2", name, t.DType)
+		if err := readable(name, t); err != nil {
+			return nil, err
 		}
 		r.Stored[name] = t.DType
 	}

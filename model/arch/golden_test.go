@@ -54,8 +54,31 @@ func recognise(t *testing.T, path string) checkpoint {
 }
 
 func (c checkpoint) weight(name string) ([]float32, error) {
-	v, _, err := c.Float32s(c.Prefix + name)
-	return v, err
+	src := c.Source(name)
+	var out []float32
+	for _, s := range src.Slices {
+		v, shape, err := c.Float32s(s.Tensor)
+		if err != nil {
+			return nil, err
+		}
+		row := int64(len(v)) / shape[0]
+		rows := s.Rows
+		if rows == 0 {
+			rows = shape[0] - s.First
+		}
+		out = append(out, v[s.First*row:(s.First+rows)*row]...)
+	}
+	if src.Scale == "" {
+		return out, nil
+	}
+	by, _, err := c.Float32s(src.Scale)
+	if err != nil {
+		return nil, err
+	}
+	for i := range out {
+		out[i] *= by[0]
+	}
+	return out, nil
 }
 
 type goldenCase struct {

@@ -126,7 +126,8 @@ func Recognise(tensors map[string]Tensor, metadata map[string]string) (*Recognis
 		return nil, malformed("size", "the file has %d tensors, more than %d", len(tensors), maxTensors)
 	}
 	own, foreign, prefix := strip(tensors)
-	if err := refuseStorage(own, metadata); err != nil {
+	own, scales, err := takeScales(own, metadata)
+	if err != nil {
 		return nil, err
 	}
 	if !looksLikeFlux(own) {
@@ -137,6 +138,9 @@ func Recognise(tensors map[string]Tensor, metadata map[string]string) (*Recognis
 		return nil, err
 	}
 	r.Prefix, r.Foreign = prefix, foreign
+	if err := r.scale(scales); err != nil {
+		return nil, err
+	}
 	if err := graph.Validate(r.Params.Build(Options{})); err != nil {
 		return nil, malformed("size", "%v", err)
 	}
@@ -158,22 +162,6 @@ func strip(tensors map[string]Tensor) (own map[string]Tensor, foreign []string, 
 	}
 	slices.Sort(foreign)
 	return own, foreign, diffusionPrefix
-}
-
-// refuseStorage names the ways to store weights that need more than a dtype.
-func refuseStorage(own map[string]Tensor, metadata map[string]string) error {
-	if _, ok := own["scaled_fp8"]; ok {
-		return unsupported("fp8-scaled", "fp8-scaled file (tensor scaled_fp8): use a plain fp8 or bf16 file of the same model")
-	}
-	if _, ok := metadata["_quantization_metadata"]; ok {
-		return unsupported("fp8-scaled", "quantised file (metadata _quantization_metadata): use a plain fp8 or bf16 file of the same model")
-	}
-	for _, name := range sortedKeys(own) {
-		if strings.HasSuffix(name, ".scale_weight") || strings.HasSuffix(name, ".weight_scale") {
-			return unsupported("fp8-scaled", "fp8-scaled file (tensor %s): use a plain fp8 or bf16 file of the same model", quote(name))
-		}
-	}
-	return nil
 }
 
 func sortedKeys[V any](m map[string]V) []string {

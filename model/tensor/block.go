@@ -17,22 +17,52 @@ func f16(b []byte) float32 { return F32FromF16(binary.LittleEndian.Uint16(b)) }
 
 func blocksToF32(dst []float32, src []byte, d DType) {
 	elements, bytes := d.Block()
-	expand := dtypes[d].f32
 	for len(dst) > 0 {
-		expand(dst[:elements:elements], src[:bytes:bytes])
+		expandBlock(dst[:elements:elements], src[:bytes:bytes], d)
 		dst, src = dst[elements:], src[bytes:]
 	}
 }
 
 func blocksToBF16(dst []uint16, src []byte, d DType) {
 	elements, bytes := d.Block()
-	expand := dtypes[d].f32
 	var buf [256]float32
 	for len(dst) > 0 {
 		block := buf[:elements:elements]
-		expand(block, src[:bytes:bytes])
+		expandBlock(block, src[:bytes:bytes], d)
 		BF16FromF32s(dst[:elements], block)
 		dst, src = dst[elements:], src[bytes:]
+	}
+}
+
+// expandBlock expands one block. Direct calls keep the buffers on the stack.
+func expandBlock(dst []float32, src []byte, d DType) {
+	switch d {
+	case Q8_0:
+		expandQ8_0(dst, src)
+	case Q5_0:
+		expandQ5_0(dst, src)
+	case Q5_1:
+		expandQ5_1(dst, src)
+	case Q4_0:
+		expandQ4_0(dst, src)
+	case Q4_1:
+		expandQ4_1(dst, src)
+	case Q2_K:
+		expandQ2_K(dst, src)
+	case Q3_K:
+		expandQ3_K(dst, src)
+	case Q4_K:
+		expandQ4_K(dst, src)
+	case Q5_K:
+		expandQ5_K(dst, src)
+	case Q6_K:
+		expandQ6_K(dst, src)
+	case IQ4_NL:
+		expandIQ4_NL(dst, src)
+	case IQ4_XS:
+		expandIQ4_XS(dst, src)
+	case F8E4M3B64:
+		expandF8E4M3B64(dst, src)
 	}
 }
 

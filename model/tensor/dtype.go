@@ -63,7 +63,6 @@ type dtypeFacts struct {
 	bits int // of one element; 0 where blocks of elements share scales
 	// block is how many elements share scales, and bytes their size.
 	block, bytes int
-	f32          func(dst []float32, src []byte) // expands one block
 }
 
 var dtypes = [numDTypes]dtypeFacts{
@@ -91,19 +90,19 @@ var dtypes = [numDTypes]dtypeFacts{
 	I64:        {name: "I64", bits: 64},
 	U64:        {name: "U64", bits: 64},
 
-	Q8_0:      {name: "Q8_0", block: 32, bytes: 34, f32: expandQ8_0},
-	Q5_0:      {name: "Q5_0", block: 32, bytes: 22, f32: expandQ5_0},
-	Q5_1:      {name: "Q5_1", block: 32, bytes: 24, f32: expandQ5_1},
-	Q4_0:      {name: "Q4_0", block: 32, bytes: 18, f32: expandQ4_0},
-	Q4_1:      {name: "Q4_1", block: 32, bytes: 20, f32: expandQ4_1},
-	Q2_K:      {name: "Q2_K", block: 256, bytes: 84, f32: expandQ2_K},
-	Q3_K:      {name: "Q3_K", block: 256, bytes: 110, f32: expandQ3_K},
-	Q4_K:      {name: "Q4_K", block: 256, bytes: 144, f32: expandQ4_K},
-	Q5_K:      {name: "Q5_K", block: 256, bytes: 176, f32: expandQ5_K},
-	Q6_K:      {name: "Q6_K", block: 256, bytes: 210, f32: expandQ6_K},
-	IQ4_NL:    {name: "IQ4_NL", block: 32, bytes: 18, f32: expandIQ4_NL},
-	IQ4_XS:    {name: "IQ4_XS", block: 256, bytes: 136, f32: expandIQ4_XS},
-	F8E4M3B64: {name: "F8_E4M3_B64", block: 64, bytes: 68, f32: expandF8E4M3B64},
+	Q8_0:      {name: "Q8_0", block: 32, bytes: 34},
+	Q5_0:      {name: "Q5_0", block: 32, bytes: 22},
+	Q5_1:      {name: "Q5_1", block: 32, bytes: 24},
+	Q4_0:      {name: "Q4_0", block: 32, bytes: 18},
+	Q4_1:      {name: "Q4_1", block: 32, bytes: 20},
+	Q2_K:      {name: "Q2_K", block: 256, bytes: 84},
+	Q3_K:      {name: "Q3_K", block: 256, bytes: 110},
+	Q4_K:      {name: "Q4_K", block: 256, bytes: 144},
+	Q5_K:      {name: "Q5_K", block: 256, bytes: 176},
+	Q6_K:      {name: "Q6_K", block: 256, bytes: 210},
+	IQ4_NL:    {name: "IQ4_NL", block: 32, bytes: 18},
+	IQ4_XS:    {name: "IQ4_XS", block: 256, bytes: 136},
+	F8E4M3B64: {name: "F8_E4M3_B64", block: 64, bytes: 68},
 }
 
 // ParseDType is the DType of a name such as "BF16", "F8_E4M3" or "Q4_K".
