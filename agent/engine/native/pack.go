@@ -21,7 +21,8 @@ type expansion struct {
 	holders int // buffers handed out
 }
 
-// expandBytes is what Pack of p needs per worker: its widest panel.
+// expandBytes is what Pack of p needs per worker: its widest panel, and in front
+// of it float32 values on their way to a narrower dtype.
 func (p *program) expandBytes() tensor.Bytes {
 	widest := 0
 	for i := range p.weights {
@@ -29,7 +30,7 @@ func (p *program) expandBytes() tensor.Bytes {
 			widest = max(widest, matmul.PanelColumns*w.k)
 		}
 	}
-	return tensor.Bytes(widest * p.dtype.Size())
+	return pieceBytes + tensor.Bytes(widest*p.dtype.Size())
 }
 
 // grow makes room for n bytes per worker; mu is held.
@@ -114,25 +115,29 @@ func (s *session) packOne(p *program, w *packedWeight, to []byte, src engine.Buf
 		return err
 	}
 	dst := to[w.offset : w.offset+w.bytes]
-	if !w.panels {
-		return s.expandTo(p.dtype, dst, from, in.DType)
-	}
-	direct := in.DType == tensor.F32 && p.dtype == matmul.F32 || in.DType == tensor.BF16 && p.dtype == matmul.BF16
+	direct := plain(in) && (in.DType == tensor.F32 && p.dtype == matmul.F32 || in.DType == tensor.BF16 && p.dtype == matmul.BF16)
 	if !direct {
 		if err := s.expand.grow(s.account, s.copiers.Workers(), p.expandBytes()); err != nil {
 			return err
 		}
 	}
+	if !w.panels {
+		var piece []float32
+		if !direct {
+			piece = s.piece(0)
+		}
+		return s.expandTo(p.dtype, dst, from, in, piece)
+	}
 	panels := (w.n + matmul.PanelColumns - 1) / matmul.PanelColumns
 	errs := make([]error, s.copiers.Workers())
-	stored := w.k * in.DType.Size()
+	stored := int(in.DType.RowBytes(int64(w.k)))
 	s.copiers.Do(panels, func(worker, i int) {
 		first := i * matmul.PanelColumns
 		last := min(first+matmul.PanelColumns, w.n)
 		rows := from[first*stored : last*stored]
 		if !direct {
-			b := s.expand.perWork[worker].Host()[:(last-first)*w.k*p.dtype.Size()]
-			if err := s.expandTo(p.dtype, b, rows, in.DType); err != nil {
+			b := s.expand.perWork[worker].Host()[pieceBytes:][:(last-first)*w.k*p.dtype.Size()]
+			if err := s.expandTo(p.dtype, b, rows, in, s.piece(worker)); err != nil {
 				errs[worker] = err
 				return
 			}
@@ -146,45 +151,6 @@ func (s *session) packOne(p *program, w *packedWeight, to []byte, src engine.Buf
 		if err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// expandTo writes stored elements in the compute dtype.
-func (s *session) expandTo(d matmul.DType, dst, src []byte, stored tensor.DType) error {
-	k := s.engine.vector
-	if d == matmul.F32 {
-		out := elements[float32](dst)
-		switch stored {
-		case tensor.F32:
-			copy(dst, src)
-		case tensor.BF16:
-			k.BF16ToF32(out, elements[uint16](src))
-		case tensor.F16:
-			k.F16ToF32(out, elements[uint16](src))
-		case tensor.F8E4M3:
-			k.F8E4M3ToF32(out, src)
-		case tensor.F8E5M2:
-			k.F8E5M2ToF32(out, src)
-		default:
-			return tensor.ToF32(out, src, stored)
-		}
-		return nil
-	}
-	out := elements[uint16](dst)
-	switch stored {
-	case tensor.BF16:
-		copy(dst, src)
-	case tensor.F32:
-		k.F32ToBF16(out, elements[float32](src))
-	case tensor.F16:
-		k.F16ToBF16(out, elements[uint16](src))
-	case tensor.F8E4M3:
-		k.F8E4M3ToBF16(out, src)
-	case tensor.F8E5M2:
-		k.F8E5M2ToBF16(out, src)
-	default:
-		return tensor.ToBF16(out, src, stored)
 	}
 	return nil
 }
