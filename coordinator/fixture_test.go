@@ -58,7 +58,7 @@ func modelRecord(id, name string, f arch.Flux, stored tensor.DType) *pb.ModelRec
 
 func nodeRecord(name string, memory float64) *pb.NodeRecord {
 	return &pb.NodeRecord{
-		Id: "n-" + name, Name: name, Incarnation: name + "1", Address: name + ":7800", ProtocolMin: 1, ProtocolMax: 1, OpSet: 1,
+		Id: "n-" + name, Name: name, Incarnation: name + "1", Address: name + ":7800", ProtocolMin: 1, ProtocolMax: 1, OpSet: graph.OpSet,
 		LoadBytesPerSecond: 1e9, Devices: []*pb.Device{{
 			Name: "cpu", MemoryAllocatableBytes: uint64(memory), NumericsClasses: []string{"native/1/f32", "native/1/bf16"},
 			Rates: []*pb.Rates{

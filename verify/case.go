@@ -128,8 +128,8 @@ func (v *verifier) dispatch(c *goldenCase) error {
 		return errors.New("case.json has no tolerances")
 	case len(c.LoRA) > 0:
 		return errors.New("not supported: this build does not apply LoRA files")
-	case len(c.Options) > 0:
-		return fmt.Errorf("not supported: option %s of the case", sorted(c.Options)[0])
+	case c.unknownOption() != "":
+		return fmt.Errorf("not supported: option %s of the case", c.unknownOption())
 	case c.Model == "" && len(c.Shift) > 0:
 		return v.schedules(c)
 	case c.Model == "":

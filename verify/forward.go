@@ -68,29 +68,6 @@ func (c *goldenCase) model(guidance bool, given []string) (modelFile, *graph.Mod
 	return cp, m, nil
 }
 
-// dims finds the free dimensions in the shapes of a request's inputs.
-func dims(m *graph.Model, shapes map[string]tensor.Shape) (graph.Dims, error) {
-	out := graph.Dims{}
-	for _, v := range m.Inputs {
-		s, ok := shapes[v.Name]
-		if !ok {
-			return nil, fmt.Errorf("input %s is missing", v.Name)
-		}
-		if len(s) != len(v.Shape) {
-			return nil, fmt.Errorf("input %s has shape %v; %d dimensions are taken", v.Name, s, len(v.Shape))
-		}
-		for i, e := range v.Shape {
-			switch {
-			case e.Kind == graph.ExprInt && e.Value != s[i], e.Kind == graph.ExprDim && out[e.Name] != 0 && out[e.Name] != s[i]:
-				return nil, fmt.Errorf("input %s has shape %v, which does not fit the model or the other inputs", v.Name, s)
-			case e.Kind == graph.ExprDim:
-				out[e.Name] = s[i]
-			}
-		}
-	}
-	return out, nil
-}
-
 // pass is one forward of a case: which output it makes, in which dtype, and
 // under which prefix its inner values are.
 type pass struct {
@@ -99,19 +76,13 @@ type pass struct {
 }
 
 func (v *verifier) forward(c *goldenCase) error {
-	given := c.names("in.")
+	given := c.given()
 	cp, m, err := c.model(slices.Contains(given, "guidance"), given)
 	if err != nil {
 		return err
 	}
 	defer cp.File.Close() //nolint:errcheck // was only read
-	in, shapes := Tensors{}, map[string]tensor.Shape{}
-	for _, name := range given {
-		if in[name], shapes[name], err = c.io.Float32s("in." + name); err != nil {
-			return err
-		}
-	}
-	at, err := dims(m, shapes)
+	in, at, err := c.inputs(m, given)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/stage"
@@ -160,7 +161,7 @@ func (pl *Pipeline) Forward(ctx context.Context, dims graph.Dims, in Tensors, ta
 func fill(dst []byte, l graph.Layout, in Tensors) error {
 	for _, v := range l.Values {
 		values, ok := in[v.Name]
-		if !ok {
+		if !ok && v.Bytes > 0 {
 			return fmt.Errorf("input %s is missing", v.Name)
 		}
 		n, err := v.Shape.Elements()
@@ -212,6 +213,9 @@ func gather(data []byte, shape tensor.Shape, strides []int64, size int) []byte {
 	last := len(shape) - 1
 	row := int(shape[last]) * size
 	var out []byte
+	if slices.Contains(shape, 0) {
+		return nil
+	}
 	index := make([]int64, last)
 	for {
 		at := int64(0)

@@ -78,6 +78,7 @@ func TestGoldenCases(t *testing.T) {
 		"flux/dev": 24, "flux/dev-bf16": 35, "flux/dev-no-guidance": 16, "flux/schnell": 13,
 		"flux/head128": 27, "flux/head128-fp8": 12, "flux/prefixed": 14, "flux/fp8-e4m3": 15, "flux/fp8-e5m2": 15,
 		"flux/sampling": 40, "flux/sampling-bf16": 20, "flux/schedules": 52, "tables": 28,
+		"flux/kontext-offset": 15, "flux/kontext-index": 15, "flux/kontext-uxo": 15, "flux/fill": 14, "flux/control": 14, "flux/masked": 14,
 		"bad/model": 12, "testdata": 25,
 	}
 	if !maps.Equal(outputs, want) {
@@ -89,7 +90,7 @@ func TestGoldenCases(t *testing.T) {
 // the same bytes.
 func TestSameBits(t *testing.T) {
 	var dirs []string
-	for _, name := range []string{"dev-bf16", "schnell", "fp8-e4m3"} {
+	for _, name := range []string{"dev-bf16", "schnell", "fp8-e4m3", "kontext-index", "control", "masked"} {
 		dirs = append(dirs, filepath.Join(fluxRoot, name))
 	}
 	digests := func(l verify.Layout) map[string]string {

@@ -381,7 +381,7 @@ func (h *Hosted) conditioningBuffer(l graph.Layout, tensors []*pb.Tensor) (engin
 		return nil, fmt.Errorf("memory for the conditioning: %w", err)
 	}
 	for _, v := range l.Values {
-		found := false
+		found := v.Bytes == 0
 		for _, t := range tensors {
 			if t.Name == v.Name && t.Dtype == tensor.F32.String() && tensor.Bytes(len(t.Data)) == v.Bytes {
 				copy(b.Host()[v.Place.Offset:], t.Data)

@@ -57,16 +57,22 @@ func newLengths(d Deployment, words map[string]int64) (lengths, error) {
 	return l, nil
 }
 
-// match checks the tensors of a request against a layout, by name.
+// match checks the tensors of a request against a layout, by name. One that is
+// empty at these dimensions may be left out.
 func match(l graph.Layout, tensors []*pb.Tensor) error {
 	if len(tensors) > maxTensors {
 		return fmt.Errorf("%d tensors, at most %d", len(tensors), maxTensors)
 	}
+	matched := 0
 	for _, v := range l.Values {
 		i := slices.IndexFunc(tensors, func(t *pb.Tensor) bool { return t.Name == v.Name })
+		if i < 0 && v.Bytes == 0 {
+			continue
+		}
 		if i < 0 {
 			return fmt.Errorf("tensor %s is missing: %v F32", v.Name, v.Shape)
 		}
+		matched++
 		t := tensors[i]
 		if t.Dtype != tensor.F32.String() || !slices.Equal(t.Shape, v.Shape) || tensor.Bytes(len(t.Data)) != v.Bytes {
 			return fmt.Errorf("tensor %s is %.10q %v of %d bytes, want F32 %v of %d", v.Name, t.Dtype, t.Shape[:min(len(t.Shape), 8)], len(t.Data), v.Shape, int64(v.Bytes))
@@ -77,7 +83,7 @@ func match(l graph.Layout, tensors []*pb.Tensor) error {
 			return fmt.Errorf("tensor %.40q is not an input of this model at this point", t.Name)
 		}
 	}
-	if len(tensors) != len(l.Values) {
+	if len(tensors) != matched {
 		return errors.New("a tensor is given twice")
 	}
 	return nil

@@ -62,7 +62,7 @@ func newCluster() *cluster {
 func (c *cluster) node(name string, memory uint64) *Node {
 	n := Node{
 		ID: "n-" + name, Name: name, Incarnation: name + "1", Address: name + ":7800",
-		Protocol: Versions{1, 1}, OpSet: 1, Load: 1e9, Link: &Link{BytesPerSecond: 1.18e9, Latency: 1e-4},
+		Protocol: Versions{1, 1}, OpSet: graph.OpSet, Load: 1e9, Link: &Link{BytesPerSecond: 1.18e9, Latency: 1e-4},
 		Devices: []Device{{
 			Name: "cpu", Allocatable: memory, Classes: []string{"native/1/f32", "native/1/bf16"},
 			Rates: []Rates{

@@ -4,6 +4,7 @@
 package arch
 
 import (
+	"fmt"
 	"math"
 
 	"github.com/distorch/distorch/model/graph"
@@ -12,8 +13,24 @@ import (
 // Flux holds the hyper-parameters of a FLUX.1 transformer (BFL src/flux,
 // ComfyUI comfy/ldm/flux): double blocks over two streams, then single blocks
 // over the joined one.
+//
+// A request brings x [B,Channels,h,w] and timestep [B] with every forward and,
+// as conditioning, context [B,S_txt,Context], y [B,Vector], guidance [B] where
+// the model takes one, and, f32 all of them:
+//   - concat [B,Concat,h,w] for models with more input channels than output
+//     ones: what stands behind x on the channel axis (Fill: the image's latent,
+//     then the mask; Control: the control latent);
+//   - ref.0 … ref.3 [B,Channels,h_k,w_k] for models without those: reference
+//     latents, placed as the word ref_method says (FluxRefOffset, FluxRefIndex,
+//     FluxRefUXO);
+//   - attention_mask [B,S,S], if the word attention_mask is 1: added to the
+//     scores of the joint sequence of text, image and reference tokens. It goes
+//     with the state from stage to stage, in the compute dtype.
+//
+// References and mask are empty, and cost nothing, unless a request has them.
 type Flux struct {
-	Channels int64   `json:"channels"`       // of the latent, in and out
+	Channels int64   `json:"channels"`       // of the latent that comes out, and of x
+	Concat   int64   `json:"concat"`         // further channels of the latent that goes in
 	Hidden   int64   `json:"hidden"`         // D
 	Heads    int64   `json:"heads"`          //
 	MLP      int64   `json:"mlp"`            // width of the feed-forward layers
@@ -32,7 +49,19 @@ const (
 	fluxPeriod    = 10000
 	fluxEps       = 1e-6
 	fluxTimeScale = 1000
-	fluxPixels    = 8 // pixels per latent cell and direction
+	fluxPixels    = 8                       // pixels per latent cell and direction
+	fluxMask      = fluxPixels * fluxPixels // channels of Fill's mask, one for each pixel of a cell
+)
+
+// FluxRefs is how many reference latents a request may bring.
+const FluxRefs = 4
+
+// How reference latents are placed (ComfyUI's ref_latents_method): the value of
+// the word ref_method.
+const (
+	FluxRefOffset = iota // index 1, beside or below those before
+	FluxRefIndex         // index 1, 2, …, from row and column 0
+	FluxRefUXO           // index 0, behind the image and those before, diagonally ("uno")
 )
 
 // Arch is "flux".
@@ -44,9 +73,11 @@ func (f Flux) headSize() int64 { return f.Hidden / f.Heads }
 // fluxParts are what the graphs of one model share.
 type fluxParts struct {
 	Flux
-	x, timestep, guidance, context, y graph.Value
-	img, txt, joint, vec              graph.Value
-	cos, sin, freqs                   graph.Constant
+	x, timestep, guidance, context, y, concat graph.Value
+	refs                                      []graph.Value
+	given, mask                               graph.Value // the attention mask as it comes and as blocks take it
+	img, txt, joint, vec                      graph.Value
+	cos, sin, freqs                           graph.Constant
 }
 
 func (f Flux) parts() fluxParts {
@@ -55,14 +86,23 @@ func (f Flux) parts() fluxParts {
 		return graph.Constant{
 			Name: name, Recipe: r, Theta: fluxTheta, Axes: f.Axes, RoundPositions: true,
 			Shape: shape(graph.D("S"), graph.Int(f.headSize()/2)),
-			Positions: []graph.Positions{
+			Positions: append([]graph.Positions{
 				{Grid: shape(graph.D("S_txt")), Axes: []int{-1, -1, -1}},
 				{Grid: shape(graph.D("H2"), graph.D("W2")), Axes: []int{-1, 0, 1}},
-			},
+			}, refPositions(f.references())...),
 		}
+	}
+	joined := shape(graph.Product(b, graph.D("mask")), graph.D("S"), graph.D("S"))
+	var refs []graph.Value
+	for k := range f.references() {
+		refs = append(refs, graph.Value{Name: fmt.Sprintf("ref.%d", k), Shape: shape(b, graph.Int(f.Channels), refDim(k, "h"), refDim(k, "w")), Kind: graph.F32})
 	}
 	return fluxParts{
 		Flux:     f,
+		refs:     refs,
+		concat:   graph.Value{Name: "concat", Shape: shape(b, graph.Int(f.Concat), graph.D("h"), graph.D("w")), Kind: graph.F32},
+		given:    graph.Value{Name: "attention_mask", Shape: joined, Kind: graph.F32},
+		mask:     graph.Value{Name: "mask", Shape: joined, Kind: graph.Compute},
 		x:        graph.Value{Name: "x", Shape: shape(b, graph.Int(f.Channels), graph.D("h"), graph.D("w")), Kind: graph.F32},
 		timestep: graph.Value{Name: "timestep", Shape: shape(b), Kind: graph.F32},
 		guidance: graph.Value{Name: "guidance", Shape: shape(b), Kind: graph.F32},
@@ -89,25 +129,18 @@ func (f Flux) Build(o Options) *graph.Model {
 	if guidance {
 		inputs = append(inputs, p.guidance)
 	}
-	two := graph.Int(fluxPatch)
-	derived := func(name string, e graph.Expr) graph.Dim { return graph.Dim{Name: name, Derived: &e} }
+	if f.Concat > 0 {
+		inputs = append(inputs, p.concat)
+	}
+	inputs = append(append(inputs, p.refs...), p.given)
 	return &graph.Model{
-		Arch:  f.Arch(),
-		OpSet: graph.OpSet,
-		Dims: []graph.Dim{
-			{Name: "B", Min: 1, Max: 16, Request: "batch", Unit: 1},
-			{Name: "S_txt", Min: 1, Max: 8192, Request: "text_tokens", Unit: 1},
-			{Name: "h", Min: fluxPatch, Max: 1024, Request: "height", Unit: fluxPixels},
-			{Name: "w", Min: fluxPatch, Max: 1024, Request: "width", Unit: fluxPixels},
-			derived("H2", graph.CeilDiv(graph.D("h"), two)),
-			derived("W2", graph.CeilDiv(graph.D("w"), two)),
-			derived("S_img", graph.Product(graph.D("H2"), graph.D("W2"))),
-			derived("S", graph.Sum(graph.D("S_txt"), graph.D("S_img"))),
-		},
+		Arch:      f.Arch(),
+		OpSet:     graph.OpSet,
+		Dims:      fluxDims(f.references()),
 		Inputs:    inputs,
 		Output:    graph.Value{Name: "out", Shape: p.x.Shape, Kind: graph.F32},
 		Constants: []graph.Constant{p.cos, p.sin, p.freqs},
-		Travel:    []graph.Value{p.vec},
+		Travel:    []graph.Value{p.vec, p.mask},
 		Head:      p.head(guidance),
 		Runs: []graph.Run{
 			{Name: "double_blocks", Count: f.Double, Block: p.doubleBlock(), State: []graph.Value{p.img, p.txt}},
@@ -148,11 +181,8 @@ func (p fluxParts) head(guidance bool) graph.Graph {
 	}
 	freqs := b.constant(p.freqs)
 	d := p.Hidden
-	features := p.Channels * fluxPatch * fluxPatch
 
-	tokens := b.node(graph.OpPatchify, graph.Attrs{Patch: [2]int64{fluxPatch, fluxPatch}}, "tokens", graph.Compute,
-		shape(graph.D("B"), graph.D("S_img"), graph.Int(features)), b.cast("x.cast", graph.Compute, x))
-	img := b.linear("img", "img_in", d, features, tokens)
+	img := b.linear("img", "img_in", d, (p.Channels+p.Concat)*fluxPatch*fluxPatch, p.tokens(b, x))
 	b.tap("img_in", graph.TapAsIs, img)
 	txt := b.linear("txt", "txt_in", d, p.Context, b.cast("context.cast", graph.Compute, context))
 	b.tap("txt_in", graph.TapAsIs, txt)
@@ -165,8 +195,32 @@ func (p fluxParts) head(guidance bool) graph.Graph {
 	pooled := b.embed("vector_in", p.Vector, d, b.cast("y.cast", graph.Compute, y))
 	vec = b.like(graph.OpAdd, graph.Attrs{}, "vec", vec, pooled)
 	b.tap("vec", graph.TapAsIs, vec)
-	b.output(img, txt, vec)
+	mask := b.cast("mask", graph.Compute, b.input(p.given))
+	b.output(img, txt, vec, mask)
 	return b.g
+}
+
+// tokens are the patches of x, with what is to stand behind its channels, and
+// behind them those of the references, each of which is padded by itself.
+func (p fluxParts) tokens(b *builder, x val) val {
+	channels := p.Channels + p.Concat
+	patches := func(name string, n graph.Expr, x val) val {
+		return b.node(graph.OpPatchify, graph.Attrs{Patch: [2]int64{fluxPatch, fluxPatch}}, name, graph.Compute,
+			shape(graph.D("B"), n, graph.Int(channels*fluxPatch*fluxPatch)), x)
+	}
+	x = b.cast("x.cast", graph.Compute, x)
+	if p.Concat > 0 {
+		x = b.concat("x.all", 1, graph.Int(channels), x, b.cast("concat.cast", graph.Compute, b.input(p.concat)))
+	}
+	if len(p.refs) == 0 {
+		return patches("tokens", graph.D("S_img"), x)
+	}
+	all := []val{patches("x.tokens", graph.D("S_x"), x)}
+	for k, r := range p.refs {
+		ref := b.cast(r.Name+".cast", graph.Compute, b.input(r))
+		all = append(all, patches(r.Name+".tokens", refTokens(k), ref))
+	}
+	return b.concat("tokens", 1, graph.D("S_img"), all...)
 }
 
 // modulation is chunks·D wide: Linear(silu(vec)), cut into chunks named after
@@ -209,12 +263,12 @@ func (p fluxParts) heads(b *builder, name, norm string, tokens graph.Expr, u val
 	return q, k, v, tail
 }
 
-// attend rotates q and k and gives softmax(q·kᵀ/√d)·v as [B,S,D].
-func (p fluxParts) attend(b *builder, q, k, v, cos, sin val) val {
+// attend rotates q and k and gives softmax(q·kᵀ/√d + mask)·v as [B,S,D].
+func (p fluxParts) attend(b *builder, q, k, v, mask, cos, sin val) val {
 	q = b.like(graph.OpRoPE, graph.Attrs{}, "q.rotated", q, cos, sin)
 	k = b.like(graph.OpRoPE, graph.Attrs{}, "k.rotated", k, cos, sin)
 	scale := 1 / math.Sqrt(float64(p.headSize()))
-	o := b.like(graph.OpAttention, graph.Attrs{Scale: scale}, "attn.heads", q, k, v)
+	o := b.like(graph.OpAttention, graph.Attrs{Scale: scale}, "attn.heads", q, k, v, mask)
 	return b.reshape("attn", shape(graph.D("B"), graph.D("S"), graph.Int(p.Hidden)), o)
 }
 
@@ -229,7 +283,7 @@ type fluxStream struct {
 
 func (p fluxParts) doubleBlock() graph.Graph {
 	b := &builder{}
-	img, txt, vec := b.input(p.img), b.input(p.txt), b.input(p.vec)
+	img, txt, vec, mask := b.input(p.img), b.input(p.txt), b.input(p.vec), b.input(p.mask)
 	cos, sin := b.constant(p.cos), b.constant(p.sin)
 	b.tap("rope", graph.TapRotation, cos, sin)
 	silu := b.like(graph.OpSiLU, graph.Attrs{}, "vec.silu", vec)
@@ -251,7 +305,7 @@ func (p fluxParts) doubleBlock() graph.Graph {
 	q := b.concat("q", 1, all, t.q, i.q)
 	k := b.concat("k", 1, all, t.k, i.k)
 	v := b.concat("v", 1, all, t.v, i.v)
-	o := b.split(p.attend(b, q, k, v, cos, sin), 1, []string{"txt_attn.attn", "img_attn.attn"}, t.tokens, i.tokens)
+	o := b.split(p.attend(b, q, k, v, mask, cos, sin), 1, []string{"txt_attn.attn", "img_attn.attn"}, t.tokens, i.tokens)
 	b.tap("double.{i}.img_attn.attn", graph.TapAsIs, o[1])
 	txtOut := p.feedForward(b, t, o[0])
 	imgOut := p.feedForward(b, i, o[1])
@@ -284,7 +338,7 @@ func (p fluxParts) join() *graph.Graph {
 
 func (p fluxParts) singleBlock() graph.Graph {
 	b := &builder{}
-	x, vec := b.input(p.joint), b.input(p.vec)
+	x, vec, mask := b.input(p.joint), b.input(p.vec), b.input(p.mask)
 	cos, sin := b.constant(p.cos), b.constant(p.sin)
 	silu := b.like(graph.OpSiLU, graph.Attrs{}, "vec.silu", vec)
 	const weights = "single_blocks.{i}."
@@ -292,7 +346,7 @@ func (p fluxParts) singleBlock() graph.Graph {
 	u := b.linear("linear1", weights+"linear1", 3*p.Hidden+p.MLP, p.Hidden, b.modulated("joint_mod", x, mod[1], mod[0]))
 	b.tap("single.{i}.inner.linear1", graph.TapAsIs, u)
 	q, k, v, mlp := p.heads(b, "attn", weights+"norm", graph.D("S"), u, p.MLP)
-	o := p.attend(b, q, k, v, cos, sin)
+	o := p.attend(b, q, k, v, mask, cos, sin)
 	mlp = b.like(graph.OpGELUTanh, graph.Attrs{}, "mlp.gelu", mlp)
 	both := b.concat("linear2_in", 2, graph.Int(p.Hidden+p.MLP), o, mlp)
 	b.tap("single.{i}.inner.linear2_in", graph.TapAsIs, both)
@@ -303,7 +357,8 @@ func (p fluxParts) singleBlock() graph.Graph {
 	return b.g
 }
 
-// tail takes the image tokens through final_layer and back to the latent.
+// tail takes the image tokens through final_layer, leaves the references'
+// behind and goes back to the latent.
 func (p fluxParts) tail() graph.Graph {
 	b := &builder{}
 	x, vec := b.input(p.joint), b.input(p.vec)
@@ -313,6 +368,13 @@ func (p fluxParts) tail() graph.Graph {
 	mod := b.modulation("adaLN", "final_layer.adaLN_modulation.1", p.Hidden, silu, "shift", "scale")
 	tokens := b.linear("final_layer", "final_layer.linear", features, p.Hidden, b.modulated("img_mod", img, mod[1], mod[0]))
 	b.tap("final_layer", graph.TapAsIs, tokens)
+	if len(p.refs) > 0 {
+		names, extents := []string{"x.tokens"}, shape(graph.D("S_x"))
+		for k, r := range p.refs {
+			names, extents = append(names, r.Name), append(extents, refTokens(k))
+		}
+		tokens = b.split(tokens, 1, names, extents...)[0]
+	}
 	out := b.node(graph.OpUnpatchify, graph.Attrs{Patch: [2]int64{fluxPatch, fluxPatch}}, "out.compute", graph.Compute, p.x.Shape, tokens)
 	out = b.cast("out", graph.F32, out)
 	b.output(out)

@@ -42,10 +42,7 @@ func recogniseFlux(own map[string]Tensor, metadata map[string]string) (*Recognis
 	if err != nil {
 		return nil, err
 	}
-	r := &Recognised{Arch: f.Arch(), Variant: "FLUX.1 schnell", Params: f}
-	if f.Guidance {
-		r.Variant = "FLUX.1 dev"
-	}
+	r := &Recognised{Arch: f.Arch(), Variant: f.variant(), Params: f}
 	want := f.weights()
 	var missing []string
 	for _, name := range sortedKeys(want) {
@@ -143,23 +140,34 @@ func fluxParams(own map[string]Tensor, metadata map[string]string) (Flux, error)
 	return f, err
 }
 
-// channels derives the latent's channels and names the variants with more of
-// them on the way in.
+// variant is the published model that has these shapes. Kontext and Krea have
+// those of dev.
+func (f Flux) variant() string {
+	switch {
+	case f.Concat == f.Channels+fluxMask:
+		return "FLUX.1 Fill"
+	case f.Concat == f.Channels:
+		return "FLUX.1 Control (Canny, Depth)"
+	case f.Guidance:
+		return "FLUX.1 dev"
+	}
+	return "FLUX.1 schnell"
+}
+
+// channels derives the latent's channels and those that stand behind them on
+// the way in.
 func (f *Flux) channels(in, out int64) error {
 	const patch = fluxPatch * fluxPatch
 	if in%patch != 0 || out%patch != 0 {
 		return malformed("tensor-shape", "img_in takes %d and final_layer gives %d features, must be multiples of %d", in, out, patch)
 	}
 	f.Channels = out / patch
-	switch {
-	case in == out:
+	f.Concat = (in - out) / patch
+	switch f.Concat {
+	case 0, f.Channels, f.Channels + fluxMask:
 		return nil
-	case in == 384 && out == 64:
-		return unsupported("variant", "FLUX.1 Fill (img_in takes 384 features instead of 64): inpainting inputs; use FLUX.1 dev, schnell or Kontext")
-	case in == 128 && out == 64:
-		return unsupported("variant", "FLUX.1 Control, Canny or Depth (img_in takes 128 features instead of 64): a control image as input; use FLUX.1 dev, schnell or Kontext")
 	}
-	return unsupported("variant", "a FLUX.1 variant whose img_in takes %d features and whose final_layer gives %d; FLUX.1 dev and schnell have the same number of both", in, out)
+	return unsupported("variant", "a FLUX.1 variant whose img_in takes %d features and whose final_layer gives %d: must be as many (dev, schnell, Kontext), %d (Control) or %d (Fill)", in, out, 2*out, 2*out+fluxMask*patch)
 }
 
 // countBlocks counts the numbers behind prefix and wants them without a gap.

@@ -87,6 +87,9 @@ type goldenCase struct {
 	Hyper     struct {
 		Axes []int64 `json:"axes_dim"`
 	} `json:"hyper_parameters"`
+	Options struct {
+		RefMethod string `json:"ref_latents_method"`
+	}
 }
 
 // tolerance is that of the longest prefix that names the tensor.
@@ -123,7 +126,10 @@ func worst(got, want []float32) float64 {
 
 func TestGoldenForwards(t *testing.T) {
 	dirs := []string{}
-	for _, name := range []string{"dev", "dev-no-guidance", "schnell", "dev-bf16", "fp8-e5m2"} {
+	for _, name := range []string{
+		"dev", "dev-no-guidance", "schnell", "dev-bf16", "fp8-e5m2",
+		"kontext-offset", "kontext-index", "kontext-uxo", "fill", "control", "masked",
+	} {
 		dirs = append(dirs, filepath.Join("testdata", "golden", "flux", name))
 	}
 	if *goldenDirs != "" {
@@ -178,7 +184,10 @@ func runGolden(t *testing.T, dir string) {
 // many tensors it compared.
 func forward(t *testing.T, c goldenCase, model checkpoint, io *safetensors.File, name, taps string, compute tensor.DType) int {
 	t.Helper()
-	in, dims := inputs(t, io)
+	in, dims := inputs(t, io, model.Params.(arch.Flux))
+	if m := c.Options.RefMethod; m != "" {
+		dims["ref_method"] = int64(slices.Index([]string{"offset", "index", "uxo"}, m))
+	}
 	_, guided := in["guidance"]
 	m := model.Params.Build(arch.Options{OmitGuidance: !guided})
 	if err := graph.Validate(m); err != nil {
@@ -224,7 +233,7 @@ func forward(t *testing.T, c goldenCase, model checkpoint, io *safetensors.File,
 	return len(seen)
 }
 
-func inputs(t *testing.T, io *safetensors.File) (refexec.Values, graph.Dims) {
+func inputs(t *testing.T, io *safetensors.File, f arch.Flux) (refexec.Values, graph.Dims) {
 	t.Helper()
 	in, dims := refexec.Values{}, graph.Dims{}
 	for _, x := range io.Tensors() {
@@ -240,8 +249,20 @@ func inputs(t *testing.T, io *safetensors.File) (refexec.Values, graph.Dims) {
 		switch name {
 		case "x":
 			dims["B"], dims["h"], dims["w"] = x.Shape[0], x.Shape[2], x.Shape[3]
+			if per := int(x.Shape[1] * x.Shape[2] * x.Shape[3]); f.Concat > 0 {
+				in["x"], in["concat"] = nil, nil
+				own := per / int(x.Shape[1]) * int(f.Channels)
+				for ; len(v) > 0; v = v[per:] {
+					in["x"], in["concat"] = append(in["x"], v[:own]...), append(in["concat"], v[own:per]...)
+				}
+			}
 		case "context":
 			dims["S_txt"] = x.Shape[1]
+		case "attention_mask":
+			dims["mask"] = 1
+		case "ref.0", "ref.1":
+			k := name[len("ref."):]
+			dims["ref"+k+"_h"], dims["ref"+k+"_w"] = x.Shape[2], x.Shape[3]
 		}
 	}
 	return in, dims
@@ -257,7 +278,7 @@ func TestWithinWorkloadSameBits(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { io.Close() })
-	in, dims := inputs(t, io)
+	in, dims := inputs(t, io, model.Params.(arch.Flux))
 	m := model.Params.Build(arch.Options{})
 	direct, err := graph.Specialise(m, dims, tensor.BF16)
 	if err != nil {

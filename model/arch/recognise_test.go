@@ -104,6 +104,24 @@ func TestRecognisesPublishedFiles(t *testing.T) {
 	}
 }
 
+func TestRecognisesFillAndControl(t *testing.T) {
+	for variant, features := range map[string]int64{"FLUX.1 Fill": 384, "FLUX.1 Control (Canny, Depth)": 128} {
+		want := fluxDev()
+		want.Concat = features/4 - 16
+		tensors := published(want, tensor.BF16)
+		if s := tensors["img_in.weight"].Shape; s[1] != features {
+			t.Errorf("img_in takes %d features, want %d", s[1], features)
+		}
+		r, err := arch.Recognise(tensors, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fmt.Sprint(r.Params) != fmt.Sprint(want) || r.Variant != variant {
+			t.Errorf("%s %v, want %s %v", r.Variant, r.Params, variant, want)
+		}
+	}
+}
+
 func TestRecognisesPrefixedFiles(t *testing.T) {
 	tensors := map[string]arch.Tensor{
 		"vae.decoder.conv_in.bias":            {Shape: tensor.Shape{8}, DType: tensor.F32},
@@ -144,9 +162,8 @@ func TestRefusesVariantsByName(t *testing.T) {
 		reason   string
 		message  string
 	}{
-		{"fill", with(one("img_in.weight", 3072, 384)), nil, "variant", "FLUX.1 Fill"},
-		{"control", with(one("img_in.weight", 3072, 128)), nil, "variant", "FLUX.1 Control"},
-		{"other channels", with(one("img_in.weight", 3072, 132)), nil, "variant", "takes 132 features"},
+		{"other channels", with(one("img_in.weight", 3072, 132)), nil, "variant", "takes 132 features and whose final_layer gives 64: must be as many (dev, schnell, Kontext), 128 (Control) or 384 (Fill)"},
+		{"fewer channels in than out", with(one("img_in.weight", 3072, 32)), nil, "variant", "takes 32 features"},
 		{"int8", with(map[string]arch.Tensor{"img_in.bias": {Shape: tensor.Shape{3072}, DType: tensor.I8}}), nil, "dtype", "tensor img_in.bias is stored as I8"},
 		{"diffusers", keys("x_embedder.weight", "transformer_blocks.0.attn.to_q.weight", "single_transformer_blocks.0.proj_out.weight"), nil, "family", "FLUX file under diffusers names"},
 		{"chroma", with(one("distilled_guidance_layer.in_proj.weight", 8, 8)), nil, "family", "this is Chroma"},

@@ -34,8 +34,10 @@ func (o Op) arity() (arity, bool) {
 		return arity{1, 1, 1, 1, 0, 2}, true
 	case OpRMSNorm:
 		return arity{1, 1, 1, 1, 0, 1}, true
-	case OpModulate, OpGatedAdd, OpRoPE, OpAttention:
+	case OpModulate, OpGatedAdd, OpRoPE:
 		return arity{3, 3, 1, 1, 0, 0}, true
+	case OpAttention:
+		return arity{3, 4, 1, 1, 0, 0}, true
 	case OpConcat:
 		return arity{2, -1, 1, 1, 0, 0}, true
 	case OpSplit:
@@ -193,7 +195,7 @@ func checkPatches(a Attrs, image, tokens typed) error {
 	}
 	p, q := a.Patch[0], a.Patch[1]
 	rows, cols := (image.shape[2]+p-1)/p, (image.shape[3]+q-1)/q
-	if image.shape[2] < p || image.shape[3] < q {
+	if empty := image.shape[2] == 0 || image.shape[3] == 0; !empty && (image.shape[2] < p || image.shape[3] < q) {
 		return fmt.Errorf("%s %v is smaller than one patch %v", image.name, image.shape, a.Patch)
 	}
 	want := tensor.Shape{image.shape[0], rows * cols, image.shape[1] * p * q}
@@ -281,6 +283,23 @@ func checkAttention(in []typed, out typed) error {
 	}
 	if q.shape[0] != k.shape[0] || q.shape[2] != k.shape[2] || q.shape[3] != k.shape[3] {
 		return mismatch(q, k)
+	}
+	if k.shape[1] == 0 && q.shape[1] != 0 {
+		return fmt.Errorf("%s %v has no keys", k.name, k.shape)
+	}
+	if len(in) > 3 {
+		return checkMask(in[3], q, k)
+	}
+	return nil
+}
+
+func checkMask(mask, q, k typed) error {
+	if err := firstError(rank(mask, 3), kindIs(mask, Compute)); err != nil {
+		return err
+	}
+	m, b := mask.shape[0], q.shape[0]
+	if m != 0 && m != b || mask.shape[1] != q.shape[1] || mask.shape[2] != k.shape[1] {
+		return fmt.Errorf("mask %s is %v, must be [%d,%d,%d], or [0,%[4]d,%[5]d] for none", mask.name, mask.shape, b, q.shape[1], k.shape[1])
 	}
 	return nil
 }

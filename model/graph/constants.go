@@ -6,6 +6,7 @@ package graph
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/distorch/distorch/model/numeric"
 	"github.com/distorch/distorch/model/tensor"
@@ -52,6 +53,9 @@ func (c *Constant) validateRope() error {
 		if len(p.Grid) == 0 || len(p.Grid) > maxAxes || len(p.Axes) != len(c.Axes) {
 			return fmt.Errorf("positions over %d grid dimensions for %d axes do not fit", len(p.Grid), len(p.Axes))
 		}
+		if len(p.Start) != 0 && len(p.Start) != len(c.Axes) {
+			return fmt.Errorf("positions start at %d numbers, must be none or one for each of %d axes", len(p.Start), len(c.Axes))
+		}
 		for _, a := range p.Axes {
 			if a < -1 || a >= len(p.Grid) {
 				return fmt.Errorf("positions use grid dimension %d of %d", a, len(p.Grid))
@@ -80,6 +84,9 @@ func (c *Constant) validateAt(dims Dims) error {
 				return err
 			}
 			tokens += n
+			if _, err := p.starts(dims); err != nil {
+				return err
+			}
 		}
 		for _, d := range c.Axes {
 			half += d / 2
@@ -138,13 +145,20 @@ func (c *Constant) rotation(dims Dims, compute tensor.DType) ([]float32, error) 
 		if err != nil {
 			return nil, err
 		}
+		if slices.Contains(grid, 0) {
+			continue
+		}
+		starts, err := p.starts(dims)
+		if err != nil {
+			return nil, err
+		}
 		tables := make([][]float32, len(c.Axes))
 		for a, d := range c.Axes {
 			extent := int64(1)
 			if p.Axes[a] >= 0 {
 				extent = grid[p.Axes[a]]
 			}
-			tables[a] = c.axisTable(extent, d, compute)
+			tables[a] = c.axisTable(starts[a], extent, d, compute)
 		}
 		index := make([]int64, len(grid))
 		for {
@@ -163,6 +177,19 @@ func (c *Constant) rotation(dims Dims, compute tensor.DType) ([]float32, error) 
 	return out, nil
 }
 
+// starts are the positions along each axis at which a stretch begins.
+func (p *Positions) starts(dims Dims) ([]int64, error) {
+	out := make([]int64, len(p.Axes))
+	for a, e := range p.Start {
+		n, err := e.Eval(dims)
+		if err != nil {
+			return nil, err
+		}
+		out[a] = n
+	}
+	return out, nil
+}
+
 // advance counts index up over grid, last dimension fastest.
 func advance(index []int64, grid tensor.Shape) bool {
 	for i := len(grid) - 1; i >= 0; i-- {
@@ -174,14 +201,16 @@ func advance(index []int64, grid tensor.Shape) bool {
 	return false
 }
 
-// axisTable is [extent, d/2]: the cosine or sine of pos·theta^(-2j/d).
-func (c *Constant) axisTable(extent, d int64, compute tensor.DType) []float32 {
+// axisTable is [extent, d/2]: the cosine or sine of pos·theta^(-2j/d), pos
+// counted from start.
+func (c *Constant) axisTable(start, extent, d int64, compute tensor.DType) []float32 {
 	omega := make([]float64, d/2)
 	for j := range omega {
 		omega[j] = 1 / numeric.Pow(c.Theta, float64(2*j)/float64(d))
 	}
 	t := make([]float32, 0, extent*d/2)
-	for pos := range extent {
+	for i := range extent {
+		pos := start + i
 		at := float64(pos)
 		if c.RoundPositions && compute == tensor.BF16 {
 			at = float64(tensor.F32FromBF16(tensor.BF16FromF32(float32(pos))))

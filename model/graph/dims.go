@@ -41,7 +41,8 @@ func (e *DimError) Is(target error) bool {
 func sortedNames[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // Resolve gives every dimension its value, derived ones included. Free ones
-// that are missing, unknown or out of bounds give a *DimError.
+// that may be 0 are 0 when they are missing; others that are missing, unknown
+// or out of bounds give a *DimError.
 func (m *Model) Resolve(free Dims) (Dims, error) {
 	dims := make(Dims, len(m.Dims))
 	taken := 0
@@ -61,13 +62,15 @@ func (m *Model) Resolve(free Dims) (Dims, error) {
 			continue
 		}
 		v, ok := free[d.Name]
-		if !ok {
+		if !ok && d.Min > 0 {
 			return nil, &DimError{Dim: d.Name, Min: d.Min, Max: d.Max, Missing: true}
 		}
 		if v < d.Min || v > d.Max {
 			return nil, &DimError{Dim: d.Name, Got: v, Min: d.Min, Max: d.Max}
 		}
-		taken++
+		if ok {
+			taken++
+		}
 		dims[d.Name] = v
 	}
 	if taken != len(free) {
@@ -82,7 +85,7 @@ func (m *Model) Resolve(free Dims) (Dims, error) {
 
 // Request turns a workload or request in a user's words (FLUX: width, height in
 // pixels, text_tokens, batch) into free dimensions. Words that are missing are
-// an error, unknown ones too.
+// an error unless 0 is in bounds, which they mean then; unknown ones are one.
 func (m *Model) Request(words map[string]int64) (Dims, error) {
 	dims := Dims{}
 	known := map[string]bool{}
@@ -95,10 +98,10 @@ func (m *Model) Request(words map[string]int64) (Dims, error) {
 		}
 		known[d.Request] = true
 		v, ok := words[d.Request]
-		if !ok {
+		if !ok && d.Min > 0 {
 			return nil, fmt.Errorf("%s needs %s", m.Arch, d.Request)
 		}
-		if v < 1 || v > MaxExtent {
+		if v < min(d.Min, 1) || v > MaxExtent {
 			return nil, &DimError{Dim: d.Request, Got: v, Min: d.Min, Max: satMul(d.Max, d.Unit)}
 		}
 		n := (v + d.Unit - 1) / d.Unit
@@ -122,11 +125,11 @@ func satMul(a, b int64) int64 {
 	return a * b
 }
 
-// Within says whether a request fits a workload: every free dimension at most
-// the workload's. The error is a *DimError that is ErrTooLarge.
+// Within says whether a request fits a workload: every free dimension but a
+// Choice at most the workload's. The error is a *DimError that is ErrTooLarge.
 func (m *Model) Within(request, workload Dims) error {
 	for _, d := range m.Dims {
-		if d.Derived == nil && request[d.Name] > workload[d.Name] {
+		if d.Derived == nil && !d.Choice && request[d.Name] > workload[d.Name] {
 			e := &DimError{Dim: d.Name, Got: request[d.Name], Max: workload[d.Name], Workload: true}
 			if d.Request != "" {
 				e.Dim, e.Got, e.Max = d.Request, satMul(e.Got, d.Unit), satMul(e.Max, d.Unit)

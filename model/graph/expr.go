@@ -15,12 +15,13 @@ type ExprKind uint8
 
 // The forms of an Expr.
 const (
-	ExprInvalid ExprKind = iota
-	ExprInt              // Value
-	ExprDim              // the dimension Name
-	ExprSum              // of Args
-	ExprProduct          // of Args
-	ExprCeilDiv          // Args[0] divided by Args[1], rounded up
+	ExprInvalid   ExprKind = iota
+	ExprInt                // Value
+	ExprDim                // the dimension Name
+	ExprSum                // of Args
+	ExprProduct            // of Args
+	ExprCeilDiv            // Args[0] divided by Args[1], rounded up
+	ExprIfGreater          // Args[2] where Args[0] > Args[1], else Args[3]
 )
 
 // Expr is an integer over named dimensions. The zero Expr is invalid.
@@ -45,6 +46,14 @@ func Product(args ...Expr) Expr { return Expr{Kind: ExprProduct, Args: args} }
 
 // CeilDiv is a/b rounded up.
 func CeilDiv(a, b Expr) Expr { return Expr{Kind: ExprCeilDiv, Args: []Expr{a, b}} }
+
+// IfGreater is then where a > b, else otherwise.
+func IfGreater(a, b, then, otherwise Expr) Expr {
+	return Expr{Kind: ExprIfGreater, Args: []Expr{a, b, then, otherwise}}
+}
+
+// Max is the greater of a and b.
+func Max(a, b Expr) Expr { return IfGreater(a, b, a, b) }
 
 // Dims gives named dimensions their values.
 type Dims map[string]int64
@@ -94,6 +103,12 @@ func (e Expr) eval(dims Dims, depth int) (int64, error) {
 			return 0, fmt.Errorf("%v: division by zero", e)
 		}
 		n = (a + b - 1) / b
+	case ExprIfGreater:
+		v, err := e.choose(dims, depth)
+		if err != nil {
+			return 0, err
+		}
+		n = v
 	default:
 		return 0, fmt.Errorf("expression of unknown form %d", e.Kind)
 	}
@@ -101,6 +116,35 @@ func (e Expr) eval(dims Dims, depth int) (int64, error) {
 		return 0, fmt.Errorf("%v is out of range 0..%d", e, int64(MaxExtent))
 	}
 	return n, nil
+}
+
+// choose evaluates all four arguments, so that none hides a fault.
+func (e Expr) choose(dims Dims, depth int) (int64, error) {
+	if len(e.Args) != 4 {
+		return 0, fmt.Errorf("ifgreater of %d arguments, want 4", len(e.Args))
+	}
+	var v [4]int64
+	for i, a := range e.Args {
+		n, err := a.eval(dims, depth+1)
+		if err != nil {
+			return 0, err
+		}
+		v[i] = n
+	}
+	if v[0] > v[1] {
+		return v[2], nil
+	}
+	return v[3], nil
+}
+
+// names calls f with every dimension that e has a part of.
+func (e Expr) names(f func(string)) {
+	if e.Kind == ExprDim {
+		f(e.Name)
+	}
+	for _, a := range e.Args {
+		a.names(f)
+	}
 }
 
 // fold adds or multiplies the arguments. Each is at most 2^40, and so is every
@@ -162,6 +206,8 @@ func (e Expr) print(b *strings.Builder, depth int) {
 	case ExprProduct:
 		sep, open, shut = "*", "", ""
 	case ExprCeilDiv:
+	case ExprIfGreater:
+		open = "ifgreater("
 	default:
 		b.WriteString("?")
 		return

@@ -96,7 +96,8 @@ type Graph struct {
 }
 
 // Dim is a named dimension: free, between Min and Max, or derived from others
-// before it when Derived is set.
+// before it when Derived is set. A free one whose Min is 0 may be left out of a
+// request, and is 0 then.
 type Dim struct {
 	Name    string
 	Min     int64
@@ -106,6 +107,9 @@ type Dim struct {
 	// ceil(workload[Request] / Unit).
 	Request string
 	Unit    int64
+	// Choice marks a free dimension that is no size but a choice between ways
+	// to compute: no shape depends on it, and a workload does not bound it.
+	Choice bool
 }
 
 // Recipe names how a constant is computed.
@@ -126,10 +130,11 @@ const (
 
 // Positions gives position ids to a stretch of tokens laid out row-major over
 // Grid. Axis a of the rotation takes the index along Grid[Axes[a]], or 0 where
-// Axes[a] is -1.
+// Axes[a] is -1, plus Start[a] where there is a Start. A Grid may be empty.
 type Positions struct {
-	Grid []Expr
-	Axes []int
+	Grid  []Expr
+	Axes  []int
+	Start []Expr
 }
 
 // Constant is a tensor computed once per specialisation and given to every

@@ -171,11 +171,16 @@ func (p *planner) step(i int) {
 		return
 	case p.renames(st):
 		p.rename(st)
+		st.View = st.View || p.empty(st.Out[0])
 		return
 	case st.Op == OpConcat:
+		for j, in := range st.In {
+			st.InPlace[j] = st.InPlace[j] || p.empty(in)
+		}
 		st.View = !slices.Contains(st.InPlace, false)
 		return
 	}
+	st.View = p.empty(st.Out[0])
 	for _, out := range st.Out {
 		if p.store[out] >= 0 {
 			continue
@@ -189,6 +194,8 @@ func (p *planner) step(i int) {
 	}
 }
 
+func (p *planner) empty(id ValueID) bool { return slices.Contains(p.seg.Values[id].Shape, 0) }
+
 func (p *planner) split(st *Step) {
 	s := p.seg
 	in := st.In[0]
@@ -199,7 +206,7 @@ func (p *planner) split(st *Step) {
 		if p.store[out] < 0 {
 			p.share(out, p.store[in], offset, slices.Clone(whole.Strides))
 		} else {
-			st.View = false // an output of the segment: copied
+			st.View = st.View && p.empty(out) // an output of the segment: copied
 		}
 		offset += tensor.Bytes(s.Values[out].Shape[st.Attrs.Axis]*whole.Strides[st.Attrs.Axis]) * tensor.Bytes(s.Values[in].DType.Size())
 	}

@@ -5,7 +5,10 @@ package graph
 
 // OpSet numbers the set of operations and their meaning. A node that lacks the
 // op set of a model is not used for it.
-const OpSet = 1
+//
+//	1  the first
+//	2  attention takes a mask; dimensions, and with them values, may be empty
+const OpSet = 2
 
 // Op names an operation. Every operation computes in float32 inside (linear
 // and attention as the numerics class says) and rounds its result once to the
@@ -13,7 +16,9 @@ const OpSet = 1
 type Op string
 
 // The operations. B, S, H, d are batch, sequence, heads and head size; "..."
-// stands for any leading dimensions.
+// stands for any leading dimensions. A value with an extent of 0 is empty: a
+// Step that makes nothing else is a view, and no Step reads one but an
+// attention its mask.
 const (
 	// OpCast rounds or widens In[0] to the kind of Out[0].
 	OpCast Op = "cast"
@@ -54,7 +59,11 @@ const (
 	// (a,b) → (c·a - s·b, s·a + c·b).
 	OpRoPE Op = "rope"
 	// OpAttention: q [B,S,H,d], k, v [B,T,H,d] → [B,S,H,d],
-	// softmax(Scale·q·kᵀ)·v per head, softmax in f32.
+	// softmax(Scale·q·kᵀ)·v per head, softmax in f32. Optionally In[3] is an
+	// additive mask [M,S,T] of the compute kind, the same for all heads, M being
+	// 0 or B: softmax(Scale·q·kᵀ + mask)·v, the sum in f32. With M = 0 there is
+	// no mask, as without In[3]. -Inf hides a key; a row that hides every key
+	// has no meaning.
 	OpAttention Op = "attention"
 	// OpConcat joins its inputs along Axis.
 	OpConcat Op = "concat"
@@ -67,7 +76,7 @@ const (
 	OpTranspose Op = "transpose"
 	// OpAllReduce sums In[0] over the devices of a tensor-parallel group; valid
 	// only in graphs made by the tensor-parallel rewrite, which no engine of op
-	// set 1 runs.
+	// set so far runs.
 	OpAllReduce Op = "all_reduce"
 )
 

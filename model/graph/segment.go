@@ -44,9 +44,10 @@ type Tensor struct {
 }
 
 // Step is a node to execute. Views (reshape, split, a cast to the same dtype,
-// the parts of a concat made in place) need no work: View is set when nothing
-// is to be done at all, and InPlace[i] when input i of a concat already lies in
-// its output. A split, reshape or cast without View copies.
+// the parts of a concat made in place, anything that makes empty values alone)
+// need no work: View is set when nothing is to be done at all, and InPlace[i]
+// when input i of a concat already lies in its output or is empty. A split,
+// reshape or cast without View copies.
 //
 // The output of an element- or row-wise step (scale, silu, gelu_tanh, norms,
 // modulate, rope: In[0]; add, mul: either; gated_add: In[0] or In[2]) may lie

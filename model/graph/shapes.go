@@ -44,8 +44,8 @@ func evalShape(exprs []Expr, dims Dims) (tensor.Shape, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n == 0 || n > maxElements {
-		return nil, fmt.Errorf("shape %v is empty or has more than %d elements", s, int64(maxElements))
+	if n > maxElements {
+		return nil, fmt.Errorf("shape %v has more than %d elements", s, int64(maxElements))
 	}
 	return s, nil
 }

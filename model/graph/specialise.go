@@ -238,6 +238,15 @@ func (s *Segment) countStep(st *Step, c *Cost) error {
 		if err != nil {
 			return err
 		}
+		if len(st.In) > 3 { // every head reads the mask
+			m, err := product(q.Shape[2], tensor.Shape{int64(s.Values[st.In[3]].Bytes)})
+			if err != nil {
+				return err
+			}
+			if err := addTo(&c.MovedBytes, m); err != nil {
+				return err
+			}
+		}
 		return addTo(&c.AttentionFLOPs, n)
 	}
 	if st.View {

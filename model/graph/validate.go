@@ -20,13 +20,14 @@ const (
 	maxNameBytes = 256
 	maxRank      = 8
 	maxParts     = 64
-	maxElements  = 1 << 42 // of a value at the largest dimensions
+	maxElements  = 1 << 43 // of a value at the largest dimensions
 	maxWeight    = 1 << 36 // elements of one weight
 )
 
 // Validate says whether m is sound: known operations with the right arity,
 // parameters, kinds and shapes (checked at the smallest, the largest and two
-// mixed choices of the free dimensions, and again at each specialisation),
+// mixed choices of the free dimensions, and again at each specialisation), no
+// value empty at the largest dimensions, no shape that depends on a choice,
 // every value made once and before its use, runs that fit together, unique
 // names, bounded sizes. The error names the place and the fault. Nothing is
 // allocated by an announced size.
@@ -46,8 +47,11 @@ func Validate(m *Model) error {
 	if err := m.validateStructure(); err != nil {
 		return err
 	}
-	for _, dims := range m.samplePoints() {
-		if err := m.validateAt(dims); err != nil {
+	if err := m.validateChoices(); err != nil {
+		return err
+	}
+	for i, dims := range m.samplePoints() {
+		if err := m.validateAt(dims, i == largest); err != nil {
 			return err
 		}
 	}
@@ -97,13 +101,13 @@ func (m *Model) validateDims() error {
 			if err != nil {
 				return fmt.Errorf("dimension %q: %w", d.Name, err)
 			}
-			if d.Request != "" || d.Unit != 0 {
+			if d.Request != "" || d.Unit != 0 || d.Choice {
 				return fmt.Errorf("dimension %q is derived and cannot be requested", d.Name)
 			}
 			known[d.Name] = v
 			continue
 		}
-		if d.Min < 1 || d.Max < d.Min || d.Max > MaxExtent {
+		if d.Min < 0 || d.Max < max(d.Min, 1) || d.Max > MaxExtent {
 			return fmt.Errorf("dimension %q has bounds %d..%d", d.Name, d.Min, d.Max)
 		}
 		if len(d.Request) > maxNameBytes || d.Unit < 0 || d.Unit > MaxExtent || (d.Request == "") != (d.Unit == 0) {
@@ -276,6 +280,57 @@ func sameDeclared(a, b Value) bool {
 	return a.Kind == b.Kind && slices.EqualFunc(a.Shape, b.Shape, func(x, y Expr) bool { return x.String() == y.String() })
 }
 
+// validateChoices refuses a shape that a choice, or a dimension derived from
+// one, has a part in.
+func (m *Model) validateChoices() error {
+	chosen := map[string]bool{}
+	depends := func(es []Expr) (found string) {
+		for _, e := range es {
+			e.names(func(n string) {
+				if chosen[n] {
+					found = n
+				}
+			})
+		}
+		return found
+	}
+	for _, d := range m.Dims {
+		chosen[d.Name] = d.Choice || d.Derived != nil && depends([]Expr{*d.Derived}) != ""
+	}
+	check := func(what, name string, shape []Expr) error {
+		if d := depends(shape); d != "" {
+			return fmt.Errorf("the shape of %s %q depends on the choice %s", what, name, d)
+		}
+		return nil
+	}
+	for _, c := range m.Constants {
+		if err := check("constant", c.Name, c.Shape); err != nil {
+			return err
+		}
+		for _, p := range c.Positions {
+			if err := check("constant", c.Name, p.Grid); err != nil {
+				return err
+			}
+		}
+	}
+	for _, v := range slices.Concat(m.Inputs, m.Travel, []Value{m.Output}) {
+		if err := check("value", v.Name, v.Shape); err != nil {
+			return err
+		}
+	}
+	return m.eachGraph(func(p part) error {
+		for _, v := range p.graph.Values {
+			if err := check("value", v.Name, v.Shape); err != nil {
+				return fmt.Errorf("%s: %w", p.name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// largest is the sample point at which nothing may be empty.
+const largest = 1
+
 // samplePoints are choices of the free dimensions: smallest, largest, and two
 // in which no two dimensions agree unless their bounds force them to.
 func (m *Model) samplePoints() []Dims {
@@ -295,7 +350,7 @@ func (m *Model) samplePoints() []Dims {
 }
 
 // validateAt checks every shape at one choice of the free dimensions.
-func (m *Model) validateAt(free Dims) error {
+func (m *Model) validateAt(free Dims, full bool) error {
 	dims, err := m.Resolve(free)
 	if err != nil {
 		return err
@@ -309,6 +364,11 @@ func (m *Model) validateAt(free Dims) error {
 		shapes, err := p.graph.shapes(dims)
 		if err == nil {
 			err = p.graph.checkShapes(shapes)
+		}
+		for i, s := range shapes {
+			if err == nil && full && slices.Contains(s, 0) {
+				err = fmt.Errorf("value %q is %v: empty", p.graph.Values[i].Name, s)
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("%s at %v: %w", p.name, free, err)

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,6 +27,9 @@ func TestValidateRefuses(t *testing.T) {
 			}
 		}
 		panic("no " + op)
+	}
+	dim := func(m *graph.Model, name string) *graph.Dim {
+		return &m.Dims[slices.IndexFunc(m.Dims, func(d graph.Dim) bool { return d.Name == name })]
 	}
 	for _, c := range []struct {
 		want   string
@@ -75,8 +79,8 @@ func TestValidateRefuses(t *testing.T) {
 		{"no entry", func(m *graph.Model) { m.Runs[1].Entry = nil }},
 		{"run double_blocks is defined twice", func(m *graph.Model) { m.Runs[1].Name = "double_blocks" }},
 		{"has 0 blocks", func(m *graph.Model) { m.Runs[1].Count = 0 }},
-		{"unknown dimension \"q\"", func(m *graph.Model) { m.Dims[7].Derived.Args[0] = graph.D("q") }},
-		{"division by zero", func(m *graph.Model) { m.Dims[4].Derived.Args[1] = graph.Int(0) }},
+		{"unknown dimension \"q\"", func(m *graph.Model) { dim(m, "S").Derived.Args[0] = graph.D("q") }},
+		{"division by zero", func(m *graph.Model) { dim(m, "H2").Derived.Args[1] = graph.Int(0) }},
 		{"bounds 5..3", func(m *graph.Model) { m.Dims[0].Min, m.Dims[0].Max = 5, 3 }},
 		{"a name is a letter", func(m *graph.Model) { m.Dims[0].Name = "2" }},
 		{"overflows", func(m *graph.Model) { m.Dims[2].Max, m.Dims[3].Max = 1<<40, 1<<40 }},
@@ -84,6 +88,20 @@ func TestValidateRefuses(t *testing.T) {
 		{"shows value", func(m *graph.Model) { block(m).Taps[0].Values[0] = -2 }},
 		{"must be 2", func(m *graph.Model) { block(m).Taps[0].Values = block(m).Taps[0].Values[:1] }},
 		{"smaller than one patch", func(m *graph.Model) { m.Dims[2].Min = 1 }},
+		{"bounds 0..0", func(m *graph.Model) { dim(m, "mask").Max = 0 }},
+		{"derived and cannot be requested", func(m *graph.Model) { dim(m, "H2").Choice = true }},
+		{"depends on the choice S", func(m *graph.Model) {
+			dim(m, "S").Derived = &graph.Expr{Kind: graph.ExprSum, Args: []graph.Expr{graph.D("S_txt"), graph.D("S_img"), graph.D("ref_method")}}
+		}},
+		{"depends on the choice mask", func(m *graph.Model) { dim(m, "mask").Choice = true }},
+		{"attention_mask\" is [0,532480,532480]: empty", func(m *graph.Model) {
+			none := graph.Int(0)
+			*dim(m, "mask") = graph.Dim{Name: "mask", Derived: &none}
+		}},
+		{"mask txt is [1,1,64], must be [1,2,2], or [0,2,2] for none", func(m *graph.Model) {
+			find(block(m), graph.OpAttention).In[3] = block(m).Inputs[1]
+		}},
+		{"start at 2 numbers", func(m *graph.Model) { p := &m.Constants[0].Positions[2]; p.Start = p.Start[:2] }},
 	} {
 		t.Run(c.want, func(t *testing.T) {
 			m := small().Build(arch.Options{})
@@ -99,10 +117,12 @@ func TestValidateRefuses(t *testing.T) {
 func TestExprBounds(t *testing.T) {
 	dims := graph.Dims{"a": 7, "b": 3}
 	for text, e := range map[string]graph.Expr{
-		"a+b = 10":         graph.Sum(graph.D("a"), graph.D("b")),
-		"a*b = 21":         graph.Product(graph.D("a"), graph.D("b")),
-		"ceildiv(a,b) = 3": graph.CeilDiv(graph.D("a"), graph.D("b")),
-		"b*(a+1) = 24":     graph.Product(graph.D("b"), graph.Sum(graph.D("a"), graph.Int(1))),
+		"a+b = 10":               graph.Sum(graph.D("a"), graph.D("b")),
+		"a*b = 21":               graph.Product(graph.D("a"), graph.D("b")),
+		"ceildiv(a,b) = 3":       graph.CeilDiv(graph.D("a"), graph.D("b")),
+		"ifgreater(a,b,1,0) = 1": graph.IfGreater(graph.D("a"), graph.D("b"), graph.Int(1), graph.Int(0)),
+		"ifgreater(b,a,b,a) = 7": graph.Max(graph.D("b"), graph.D("a")),
+		"b*(a+1) = 24":           graph.Product(graph.D("b"), graph.Sum(graph.D("a"), graph.Int(1))),
 	} {
 		n, err := e.Eval(dims)
 		if got := fmt.Sprintf("%v = %d", e, n); got != text || err != nil {

@@ -252,7 +252,8 @@ func (p *program) linear(st *graph.Step) (func(*frame) error, error) {
 	}, nil
 }
 
-// attention hands strided views of q, k, v [B,S,H,d] to the kernel.
+// attention hands strided views of q, k, v [B,S,H,d] and, unless it is empty,
+// of the mask [B,S,T] to the kernel.
 func (p *program) attention(st *graph.Step) (func(*frame) error, error) {
 	q, k := &p.segment.Values[st.In[0]], &p.segment.Values[st.In[1]]
 	if q.DType != p.segment.Compute {
@@ -273,9 +274,14 @@ func (p *program) attention(st *graph.Step) (func(*frame) error, error) {
 		}
 	}
 	qv, kv, vv, ov := view(st.In[0]), view(st.In[1]), view(st.In[2]), view(st.Out[0])
+	mask := func(*frame) attention.View { return attention.View{} }
+	if len(st.In) > 3 && p.segment.Values[st.In[3]].Bytes > 0 {
+		data, s := p.data(st.In[3]), p.segment.Values[st.In[3]].Place.Strides
+		mask = func(f *frame) attention.View { return attention.View{Data: data(f), Batch: int(s[0]), Row: int(s[1])} }
+	}
 	return func(f *frame) error {
 		a := shape
-		a.Q, a.K, a.V, a.Out = qv(f), kv(f), vv(f), ov(f)
+		a.Q, a.K, a.V, a.Out, a.Mask = qv(f), kv(f), vv(f), ov(f), mask(f)
 		return f.engine.attention.Run(f.pool, &a, f.scratch)
 	}, nil
 }

@@ -78,7 +78,7 @@ func (m *Machine) Run(l graph.Launch, have Values) ([][]float32, error) {
 	}
 	for _, id := range s.Inputs {
 		v, ok := have[s.Values[id].Name]
-		if !ok {
+		if !ok && s.Values[id].Bytes > 0 {
 			return nil, fmt.Errorf("no input %q", s.Values[id].Name)
 		}
 		r.inputs = append(r.inputs, encode(v, s.Values[id].DType))
@@ -216,6 +216,9 @@ func (r *run) memory(p graph.Place) []byte {
 func each(t graph.Tensor, f func(at tensor.Bytes)) {
 	size := tensor.Bytes(t.DType.Size())
 	index := make([]int64, len(t.Shape))
+	if slices.Contains(t.Shape, 0) {
+		return
+	}
 	for {
 		at := int64(0)
 		for i, n := range index {
@@ -558,6 +561,10 @@ func attention(scale float64, s tensor.Shape, keys int64, in [][]float32) []floa
 	heads, d := s[2], s[3]
 	out := make([]float64, len(in[0]))
 	p := make([]float64, keys)
+	var mask []float32
+	if len(in) > 3 && len(in[3]) > 0 {
+		mask = in[3]
+	}
 	row := func(x []float32, b, n, i, h int64) []float32 {
 		at := ((b*n+i)*heads + h) * d
 		return x[at : at+d]
@@ -573,6 +580,9 @@ func attention(scale float64, s tensor.Shape, keys int64, in [][]float32) []floa
 						dot += float64(v) * float64(q[e])
 					}
 					p[j] = dot * scale
+					if mask != nil {
+						p[j] += float64(mask[(b*s[1]+i)*keys+j])
+					}
 					top = max(top, p[j])
 				}
 				for j := range keys {

@@ -115,7 +115,7 @@ func runTo(r graph.Run) *pb.BlockRun {
 }
 
 func dimTo(d graph.Dim) *pb.ModelDim {
-	out := &pb.ModelDim{Name: d.Name, Min: d.Min, Max: d.Max, Request: d.Request, Unit: d.Unit}
+	out := &pb.ModelDim{Name: d.Name, Min: d.Min, Max: d.Max, Request: d.Request, Unit: d.Unit, Choice: d.Choice}
 	if d.Derived != nil {
 		out.Derived = exprTo(*d.Derived)
 	}
@@ -136,6 +136,12 @@ func exprTo(e graph.Expr) *pb.Expr {
 		if len(e.Args) == 2 {
 			return &pb.Expr{Form: &pb.Expr_Ceildiv{Ceildiv: &pb.Expr_CeilDiv{Dividend: exprTo(e.Args[0]), Divisor: exprTo(e.Args[1])}}}
 		}
+	case graph.ExprIfGreater:
+		if len(e.Args) == 4 {
+			return &pb.Expr{Form: &pb.Expr_Ifgreater{Ifgreater: &pb.Expr_IfGreater{
+				Left: exprTo(e.Args[0]), Right: exprTo(e.Args[1]), Then: exprTo(e.Args[2]), Otherwise: exprTo(e.Args[3]),
+			}}}
+		}
 	}
 	return &pb.Expr{}
 }
@@ -149,7 +155,7 @@ func constantTo(c graph.Constant) *pb.ModelConstant {
 		Name: c.Name, Shape: each(c.Shape, exprTo), Recipe: string(c.Recipe),
 		Theta: c.Theta, Axes: c.Axes, RoundPositions: c.RoundPositions, Period: c.Period, Half: c.Half,
 		Positions: each(c.Positions, func(p graph.Positions) *pb.TokenPositions {
-			return &pb.TokenPositions{Grid: each(p.Grid, exprTo), Axes: each(p.Axes, number[int, int32])}
+			return &pb.TokenPositions{Grid: each(p.Grid, exprTo), Axes: each(p.Axes, number[int, int32]), Start: each(p.Start, exprTo)}
 		}),
 	}
 }
@@ -236,7 +242,7 @@ func FromProto(p *pb.Model) (*graph.Model, error) {
 }
 
 func (r *reader) dim(p *pb.ModelDim) graph.Dim {
-	d := graph.Dim{Name: p.GetName(), Min: p.GetMin(), Max: p.GetMax(), Request: p.GetRequest(), Unit: p.GetUnit()}
+	d := graph.Dim{Name: p.GetName(), Min: p.GetMin(), Max: p.GetMax(), Request: p.GetRequest(), Unit: p.GetUnit(), Choice: p.GetChoice()}
 	if p.GetDerived() != nil {
 		e := r.expr(p.GetDerived(), 0)
 		d.Derived = &e
@@ -264,6 +270,10 @@ func (r *reader) expr(p *pb.Expr, depth int) graph.Expr {
 		return graph.Product(r.exprs(f.Product.GetArgs(), depth+1)...)
 	case *pb.Expr_Ceildiv:
 		return graph.CeilDiv(r.expr(f.Ceildiv.GetDividend(), depth+1), r.expr(f.Ceildiv.GetDivisor(), depth+1))
+	case *pb.Expr_Ifgreater:
+		arg := func(e *pb.Expr) graph.Expr { return r.expr(e, depth+1) }
+		g := f.Ifgreater
+		return graph.IfGreater(arg(g.GetLeft()), arg(g.GetRight()), arg(g.GetThen()), arg(g.GetOtherwise()))
 	}
 	r.fail("expression without a form")
 	return graph.Expr{}
@@ -284,7 +294,7 @@ func (r *reader) constant(p *pb.ModelConstant) graph.Constant {
 		Theta: p.GetTheta(), Axes: list(r, p.GetAxes(), number[int64, int64]), RoundPositions: p.GetRoundPositions(),
 		Period: p.GetPeriod(), Half: p.GetHalf(),
 		Positions: list(r, p.GetPositions(), func(t *pb.TokenPositions) graph.Positions {
-			return graph.Positions{Grid: r.exprs(t.GetGrid(), 0), Axes: list(r, t.GetAxes(), number[int32, int])}
+			return graph.Positions{Grid: r.exprs(t.GetGrid(), 0), Axes: list(r, t.GetAxes(), number[int32, int]), Start: r.exprs(t.GetStart(), 0)}
 		}),
 	}
 }

@@ -136,6 +136,7 @@ type Expr struct {
 	//	*Expr_Sum
 	//	*Expr_Product
 	//	*Expr_Ceildiv
+	//	*Expr_Ifgreater
 	Form          isExpr_Form `protobuf_oneof:"form"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -223,6 +224,15 @@ func (x *Expr) GetCeildiv() *Expr_CeilDiv {
 	return nil
 }
 
+func (x *Expr) GetIfgreater() *Expr_IfGreater {
+	if x != nil {
+		if x, ok := x.Form.(*Expr_Ifgreater); ok {
+			return x.Ifgreater
+		}
+	}
+	return nil
+}
+
 type isExpr_Form interface {
 	isExpr_Form()
 }
@@ -247,6 +257,10 @@ type Expr_Ceildiv struct {
 	Ceildiv *Expr_CeilDiv `protobuf:"bytes,5,opt,name=ceildiv,proto3,oneof"`
 }
 
+type Expr_Ifgreater struct {
+	Ifgreater *Expr_IfGreater `protobuf:"bytes,6,opt,name=ifgreater,proto3,oneof"`
+}
+
 func (*Expr_Value) isExpr_Form() {}
 
 func (*Expr_Dim) isExpr_Form() {}
@@ -256,6 +270,8 @@ func (*Expr_Sum) isExpr_Form() {}
 func (*Expr_Product) isExpr_Form() {}
 
 func (*Expr_Ceildiv) isExpr_Form() {}
+
+func (*Expr_Ifgreater) isExpr_Form() {}
 
 type GraphValue struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -699,6 +715,7 @@ type ModelDim struct {
 	Derived       *Expr                  `protobuf:"bytes,4,opt,name=derived,proto3" json:"derived,omitempty"`
 	Request       string                 `protobuf:"bytes,5,opt,name=request,proto3" json:"request,omitempty"` // the workload's word for it
 	Unit          int64                  `protobuf:"varint,6,opt,name=unit,proto3" json:"unit,omitempty"`      // in how many of the workload's units one step of it is
+	Choice        bool                   `protobuf:"varint,7,opt,name=choice,proto3" json:"choice,omitempty"`  // no size: a workload does not bound it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -775,10 +792,18 @@ func (x *ModelDim) GetUnit() int64 {
 	return 0
 }
 
+func (x *ModelDim) GetChoice() bool {
+	if x != nil {
+		return x.Choice
+	}
+	return false
+}
+
 type TokenPositions struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Grid          []*Expr                `protobuf:"bytes,1,rep,name=grid,proto3" json:"grid,omitempty"`
 	Axes          []int32                `protobuf:"varint,2,rep,packed,name=axes,proto3" json:"axes,omitempty"`
+	Start         []*Expr                `protobuf:"bytes,3,rep,name=start,proto3" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -823,6 +848,13 @@ func (x *TokenPositions) GetGrid() []*Expr {
 func (x *TokenPositions) GetAxes() []int32 {
 	if x != nil {
 		return x.Axes
+	}
+	return nil
+}
+
+func (x *TokenPositions) GetStart() []*Expr {
+	if x != nil {
+		return x.Start
 	}
 	return nil
 }
@@ -1223,22 +1255,96 @@ func (x *Expr_CeilDiv) GetDivisor() *Expr {
 	return nil
 }
 
+type Expr_IfGreater struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Left          *Expr                  `protobuf:"bytes,1,opt,name=left,proto3" json:"left,omitempty"`
+	Right         *Expr                  `protobuf:"bytes,2,opt,name=right,proto3" json:"right,omitempty"`
+	Then          *Expr                  `protobuf:"bytes,3,opt,name=then,proto3" json:"then,omitempty"`
+	Otherwise     *Expr                  `protobuf:"bytes,4,opt,name=otherwise,proto3" json:"otherwise,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Expr_IfGreater) Reset() {
+	*x = Expr_IfGreater{}
+	mi := &file_distorch_v1_graph_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Expr_IfGreater) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Expr_IfGreater) ProtoMessage() {}
+
+func (x *Expr_IfGreater) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_graph_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Expr_IfGreater.ProtoReflect.Descriptor instead.
+func (*Expr_IfGreater) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_graph_proto_rawDescGZIP(), []int{0, 2}
+}
+
+func (x *Expr_IfGreater) GetLeft() *Expr {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *Expr_IfGreater) GetRight() *Expr {
+	if x != nil {
+		return x.Right
+	}
+	return nil
+}
+
+func (x *Expr_IfGreater) GetThen() *Expr {
+	if x != nil {
+		return x.Then
+	}
+	return nil
+}
+
+func (x *Expr_IfGreater) GetOtherwise() *Expr {
+	if x != nil {
+		return x.Otherwise
+	}
+	return nil
+}
+
 var File_distorch_v1_graph_proto protoreflect.FileDescriptor
 
 const file_distorch_v1_graph_proto_rawDesc = "" +
 	"\n" +
-	"\x17distorch/v1/graph.proto\x12\vdistorch.v1\"\xe7\x02\n" +
+	"\x17distorch/v1/graph.proto\x12\vdistorch.v1\"\xda\x04\n" +
 	"\x04Expr\x12\x16\n" +
 	"\x05value\x18\x01 \x01(\x03H\x00R\x05value\x12\x12\n" +
 	"\x03dim\x18\x02 \x01(\tH\x00R\x03dim\x12*\n" +
 	"\x03sum\x18\x03 \x01(\v2\x16.distorch.v1.Expr.ListH\x00R\x03sum\x122\n" +
 	"\aproduct\x18\x04 \x01(\v2\x16.distorch.v1.Expr.ListH\x00R\aproduct\x125\n" +
-	"\aceildiv\x18\x05 \x01(\v2\x19.distorch.v1.Expr.CeilDivH\x00R\aceildiv\x1a-\n" +
+	"\aceildiv\x18\x05 \x01(\v2\x19.distorch.v1.Expr.CeilDivH\x00R\aceildiv\x12;\n" +
+	"\tifgreater\x18\x06 \x01(\v2\x1b.distorch.v1.Expr.IfGreaterH\x00R\tifgreater\x1a-\n" +
 	"\x04List\x12%\n" +
 	"\x04args\x18\x01 \x03(\v2\x11.distorch.v1.ExprR\x04args\x1ae\n" +
 	"\aCeilDiv\x12-\n" +
 	"\bdividend\x18\x01 \x01(\v2\x11.distorch.v1.ExprR\bdividend\x12+\n" +
-	"\adivisor\x18\x02 \x01(\v2\x11.distorch.v1.ExprR\adivisorB\x06\n" +
+	"\adivisor\x18\x02 \x01(\v2\x11.distorch.v1.ExprR\adivisor\x1a\xb3\x01\n" +
+	"\tIfGreater\x12%\n" +
+	"\x04left\x18\x01 \x01(\v2\x11.distorch.v1.ExprR\x04left\x12'\n" +
+	"\x05right\x18\x02 \x01(\v2\x11.distorch.v1.ExprR\x05right\x12%\n" +
+	"\x04then\x18\x03 \x01(\v2\x11.distorch.v1.ExprR\x04then\x12/\n" +
+	"\totherwise\x18\x04 \x01(\v2\x11.distorch.v1.ExprR\totherwiseB\x06\n" +
 	"\x04form\"u\n" +
 	"\n" +
 	"GraphValue\x12\x12\n" +
@@ -1274,17 +1380,19 @@ const file_distorch_v1_graph_proto_rawDesc = "" +
 	"\aoutputs\x18\x04 \x03(\x05R\aoutputs\x122\n" +
 	"\aweights\x18\x05 \x03(\v2\x18.distorch.v1.GraphWeightR\aweights\x12,\n" +
 	"\x05nodes\x18\x06 \x03(\v2\x16.distorch.v1.GraphNodeR\x05nodes\x12)\n" +
-	"\x04taps\x18\a \x03(\v2\x15.distorch.v1.GraphTapR\x04taps\"\x9d\x01\n" +
+	"\x04taps\x18\a \x03(\v2\x15.distorch.v1.GraphTapR\x04taps\"\xb5\x01\n" +
 	"\bModelDim\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03min\x18\x02 \x01(\x03R\x03min\x12\x10\n" +
 	"\x03max\x18\x03 \x01(\x03R\x03max\x12+\n" +
 	"\aderived\x18\x04 \x01(\v2\x11.distorch.v1.ExprR\aderived\x12\x18\n" +
 	"\arequest\x18\x05 \x01(\tR\arequest\x12\x12\n" +
-	"\x04unit\x18\x06 \x01(\x03R\x04unit\"K\n" +
+	"\x04unit\x18\x06 \x01(\x03R\x04unit\x12\x16\n" +
+	"\x06choice\x18\a \x01(\bR\x06choice\"t\n" +
 	"\x0eTokenPositions\x12%\n" +
 	"\x04grid\x18\x01 \x03(\v2\x11.distorch.v1.ExprR\x04grid\x12\x12\n" +
-	"\x04axes\x18\x02 \x03(\x05R\x04axes\"\x9e\x02\n" +
+	"\x04axes\x18\x02 \x03(\x05R\x04axes\x12'\n" +
+	"\x05start\x18\x03 \x03(\v2\x11.distorch.v1.ExprR\x05start\"\x9e\x02\n" +
 	"\rModelConstant\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x05shape\x18\x02 \x03(\v2\x11.distorch.v1.ExprR\x05shape\x12\x16\n" +
@@ -1335,7 +1443,7 @@ func file_distorch_v1_graph_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_graph_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_distorch_v1_graph_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_distorch_v1_graph_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_distorch_v1_graph_proto_goTypes = []any{
 	(ValueKind)(0),         // 0: distorch.v1.ValueKind
 	(TapLayout)(0),         // 1: distorch.v1.TapLayout
@@ -1353,42 +1461,49 @@ var file_distorch_v1_graph_proto_goTypes = []any{
 	(*Model)(nil),          // 13: distorch.v1.Model
 	(*Expr_List)(nil),      // 14: distorch.v1.Expr.List
 	(*Expr_CeilDiv)(nil),   // 15: distorch.v1.Expr.CeilDiv
+	(*Expr_IfGreater)(nil), // 16: distorch.v1.Expr.IfGreater
 }
 var file_distorch_v1_graph_proto_depIdxs = []int32{
 	14, // 0: distorch.v1.Expr.sum:type_name -> distorch.v1.Expr.List
 	14, // 1: distorch.v1.Expr.product:type_name -> distorch.v1.Expr.List
 	15, // 2: distorch.v1.Expr.ceildiv:type_name -> distorch.v1.Expr.CeilDiv
-	2,  // 3: distorch.v1.GraphValue.shape:type_name -> distorch.v1.Expr
-	0,  // 4: distorch.v1.GraphValue.kind:type_name -> distorch.v1.ValueKind
-	5,  // 5: distorch.v1.GraphNode.attrs:type_name -> distorch.v1.GraphAttrs
-	1,  // 6: distorch.v1.GraphTap.layout:type_name -> distorch.v1.TapLayout
-	3,  // 7: distorch.v1.Graph.values:type_name -> distorch.v1.GraphValue
-	4,  // 8: distorch.v1.Graph.weights:type_name -> distorch.v1.GraphWeight
-	6,  // 9: distorch.v1.Graph.nodes:type_name -> distorch.v1.GraphNode
-	7,  // 10: distorch.v1.Graph.taps:type_name -> distorch.v1.GraphTap
-	2,  // 11: distorch.v1.ModelDim.derived:type_name -> distorch.v1.Expr
-	2,  // 12: distorch.v1.TokenPositions.grid:type_name -> distorch.v1.Expr
-	2,  // 13: distorch.v1.ModelConstant.shape:type_name -> distorch.v1.Expr
-	10, // 14: distorch.v1.ModelConstant.positions:type_name -> distorch.v1.TokenPositions
-	8,  // 15: distorch.v1.BlockRun.entry:type_name -> distorch.v1.Graph
-	8,  // 16: distorch.v1.BlockRun.block:type_name -> distorch.v1.Graph
-	3,  // 17: distorch.v1.BlockRun.state:type_name -> distorch.v1.GraphValue
-	9,  // 18: distorch.v1.Model.dims:type_name -> distorch.v1.ModelDim
-	3,  // 19: distorch.v1.Model.inputs:type_name -> distorch.v1.GraphValue
-	3,  // 20: distorch.v1.Model.output:type_name -> distorch.v1.GraphValue
-	11, // 21: distorch.v1.Model.constants:type_name -> distorch.v1.ModelConstant
-	3,  // 22: distorch.v1.Model.travel:type_name -> distorch.v1.GraphValue
-	8,  // 23: distorch.v1.Model.head:type_name -> distorch.v1.Graph
-	12, // 24: distorch.v1.Model.runs:type_name -> distorch.v1.BlockRun
-	8,  // 25: distorch.v1.Model.tail:type_name -> distorch.v1.Graph
-	2,  // 26: distorch.v1.Expr.List.args:type_name -> distorch.v1.Expr
-	2,  // 27: distorch.v1.Expr.CeilDiv.dividend:type_name -> distorch.v1.Expr
-	2,  // 28: distorch.v1.Expr.CeilDiv.divisor:type_name -> distorch.v1.Expr
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	16, // 3: distorch.v1.Expr.ifgreater:type_name -> distorch.v1.Expr.IfGreater
+	2,  // 4: distorch.v1.GraphValue.shape:type_name -> distorch.v1.Expr
+	0,  // 5: distorch.v1.GraphValue.kind:type_name -> distorch.v1.ValueKind
+	5,  // 6: distorch.v1.GraphNode.attrs:type_name -> distorch.v1.GraphAttrs
+	1,  // 7: distorch.v1.GraphTap.layout:type_name -> distorch.v1.TapLayout
+	3,  // 8: distorch.v1.Graph.values:type_name -> distorch.v1.GraphValue
+	4,  // 9: distorch.v1.Graph.weights:type_name -> distorch.v1.GraphWeight
+	6,  // 10: distorch.v1.Graph.nodes:type_name -> distorch.v1.GraphNode
+	7,  // 11: distorch.v1.Graph.taps:type_name -> distorch.v1.GraphTap
+	2,  // 12: distorch.v1.ModelDim.derived:type_name -> distorch.v1.Expr
+	2,  // 13: distorch.v1.TokenPositions.grid:type_name -> distorch.v1.Expr
+	2,  // 14: distorch.v1.TokenPositions.start:type_name -> distorch.v1.Expr
+	2,  // 15: distorch.v1.ModelConstant.shape:type_name -> distorch.v1.Expr
+	10, // 16: distorch.v1.ModelConstant.positions:type_name -> distorch.v1.TokenPositions
+	8,  // 17: distorch.v1.BlockRun.entry:type_name -> distorch.v1.Graph
+	8,  // 18: distorch.v1.BlockRun.block:type_name -> distorch.v1.Graph
+	3,  // 19: distorch.v1.BlockRun.state:type_name -> distorch.v1.GraphValue
+	9,  // 20: distorch.v1.Model.dims:type_name -> distorch.v1.ModelDim
+	3,  // 21: distorch.v1.Model.inputs:type_name -> distorch.v1.GraphValue
+	3,  // 22: distorch.v1.Model.output:type_name -> distorch.v1.GraphValue
+	11, // 23: distorch.v1.Model.constants:type_name -> distorch.v1.ModelConstant
+	3,  // 24: distorch.v1.Model.travel:type_name -> distorch.v1.GraphValue
+	8,  // 25: distorch.v1.Model.head:type_name -> distorch.v1.Graph
+	12, // 26: distorch.v1.Model.runs:type_name -> distorch.v1.BlockRun
+	8,  // 27: distorch.v1.Model.tail:type_name -> distorch.v1.Graph
+	2,  // 28: distorch.v1.Expr.List.args:type_name -> distorch.v1.Expr
+	2,  // 29: distorch.v1.Expr.CeilDiv.dividend:type_name -> distorch.v1.Expr
+	2,  // 30: distorch.v1.Expr.CeilDiv.divisor:type_name -> distorch.v1.Expr
+	2,  // 31: distorch.v1.Expr.IfGreater.left:type_name -> distorch.v1.Expr
+	2,  // 32: distorch.v1.Expr.IfGreater.right:type_name -> distorch.v1.Expr
+	2,  // 33: distorch.v1.Expr.IfGreater.then:type_name -> distorch.v1.Expr
+	2,  // 34: distorch.v1.Expr.IfGreater.otherwise:type_name -> distorch.v1.Expr
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_graph_proto_init() }
@@ -1402,6 +1517,7 @@ func file_distorch_v1_graph_proto_init() {
 		(*Expr_Sum)(nil),
 		(*Expr_Product)(nil),
 		(*Expr_Ceildiv)(nil),
+		(*Expr_Ifgreater)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1409,7 +1525,7 @@ func file_distorch_v1_graph_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_graph_proto_rawDesc), len(file_distorch_v1_graph_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,14 +1,15 @@
 // Copyright The distorch authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package attention computes softmax(scale·Q·Kᵀ)·V in the arithmetic of the
+// Package attention computes softmax(scale·Q·Kᵀ + mask)·V in the arithmetic of the
 // numerics class native/1, without ever holding a matrix of all scores, and
 // with the same bits on every instruction set, for any number of threads and
 // any cut of the query rows.
 //
 // Keys are taken in tiles of KeyTile, in order; per query row and tile:
 //   - a score is one chain over the head's elements, by the rule of package
-//     matmul (f32, or bf16 pairs), starting from +0;
+//     matmul (f32, or bf16 pairs), starting from +0; with a mask it becomes
+//     scale·score, rounded to f32, plus the mask's element, rounded to f32;
 //   - maximum, exp and sum are vector.SoftmaxTile's; in bf16 the probabilities
 //     are rounded once, after they were summed;
 //   - from the second tile on, the outputs so far are multiplied by Alpha in
@@ -44,7 +45,7 @@ type View struct {
 	Batch, Row, Head int
 }
 
-// Attention is Out = softmax(Scale·Q·Kᵀ)·V for every batch and head.
+// Attention is Out = softmax(Scale·Q·Kᵀ + Mask)·V for every batch and head.
 type Attention struct {
 	Type         matmul.DType
 	Batch, Heads int
@@ -53,6 +54,9 @@ type Attention struct {
 	Dim          int // of a head
 	Scale        float32
 	Q, K, V, Out View
+	// Mask is [batch, query, key], of Type, the same for all heads (its Head
+	// stride is 0), and added to the scaled scores; none where Data is nil.
+	Mask View
 }
 
 // Kernels are the routines of one instruction set. They hold no state.
@@ -96,6 +100,14 @@ func (a *Attention) check(scratch []byte, workers int) error {
 		need := ((a.Batch-1)*v.Batch + (v.rows-1)*v.Row + (a.Heads-1)*v.Head + a.Dim) * a.Type.Size()
 		if len(v.Data) < need {
 			return fail("%s has %d bytes, %d needed", v.name, len(v.Data), need)
+		}
+	}
+	if m := a.Mask; m.Data != nil {
+		if m.Batch < 0 || m.Row < 0 || m.Head != 0 {
+			return fail("mask has a negative stride, or one over heads")
+		}
+		if need := ((a.Batch-1)*m.Batch + (a.Queries-1)*m.Row + a.Keys) * a.Type.Size(); len(m.Data) < need {
+			return fail("mask has %d bytes, %d needed", len(m.Data), need)
 		}
 	}
 	if need := ScratchLen(a.Type, a.Dim, workers); len(scratch) < need {

@@ -59,8 +59,9 @@ type worker struct {
 	size    int // of an element
 	padded  int // Dim, padded to panels
 	state   vector.Softmax
-	qBytes  int // of a packed row
-	columns int // of this tile of keys
+	qBytes  int   // of a packed row
+	columns int   // of this tile of keys
+	mask    *byte // of the chunk's first row and the tile's first key; nil for none
 }
 
 // Run computes a with scratch of ScratchLen bytes. Out may be Q when their
@@ -109,6 +110,9 @@ func (w *worker) run(batch, head, from, rows int) {
 		w.columns = min(KeyTile, w.Keys-key)
 		w.k.mat.PackRight(w.Type, add(w.base, w.keys), w.at(&w.K, batch, key, head), w.K.Row*w.size, w.columns, w.Dim)
 		w.k.mat.PackRightRows(w.Type, add(w.base, w.values), w.at(&w.V, batch, key, head), w.V.Row*w.size, w.columns, w.Dim)
+		if w.Mask.Data != nil {
+			w.mask = add(w.at(&w.Mask, batch, from, 0), key*w.size)
+		}
 		for row := 0; row < rows; row += blockRows {
 			w.tile(row, min(blockRows, rows-row), key > 0)
 		}
@@ -125,12 +129,17 @@ func (w *worker) tile(row, n int, resume bool) {
 	}
 	st := vector.Softmax{Max: w.state.Max[row:], Sum: w.state.Sum[row:], Alpha: w.state.Alpha[row:]}
 	scores := vector.Rows[float32]{Data: unsafe.Slice(w.floats(w.scores), n*scoreStride), Stride: scoreStride}
+	scale := w.Scale
+	if w.mask != nil {
+		w.addMask(scores, row, n)
+		scale = 1
+	}
 	probs := add(w.base, w.probs)
 	if w.Type == matmul.BF16 {
 		p := vector.Rows[uint16]{Data: unsafe.Slice((*uint16)(unsafe.Pointer(probs)), n*scoreStride), Stride: scoreStride}
-		w.k.vec.BF16.SoftmaxTile(p, scores, w.Scale, st, &w.k.vec.F32, n, w.columns)
+		w.k.vec.BF16.SoftmaxTile(p, scores, scale, st, &w.k.vec.F32, n, w.columns)
 	} else {
-		w.k.vec.F32.SoftmaxTile(scores, scores, w.Scale, st, &w.k.vec.F32, n, w.columns)
+		w.k.vec.F32.SoftmaxTile(scores, scores, scale, st, &w.k.vec.F32, n, w.columns)
 		probs = add(w.base, w.scores)
 	}
 	p := matmul.Left{Base: add(w.base, w.packed), RowBytes: 4 * w.k.mat.LeftWords(w.Type, w.columns)}
@@ -142,6 +151,25 @@ func (w *worker) tile(row, n int, resume bool) {
 	steps := w.Type.Steps(w.columns)
 	for c := 0; c < w.padded; c += panel {
 		w.k.mat.Extend(w.Type, n, steps, p, add(w.base, w.values+c*4*steps), &sums.Data[c], w.padded*4, resume)
+	}
+}
+
+// addMask makes scale·score + mask of the scores of rows row to row+n of the
+// chunk. Where the probabilities will lie, a row of a bf16 mask is widened.
+func (w *worker) addMask(scores vector.Rows[float32], row, n int) {
+	f := &w.k.vec.F32
+	f.Scale(scores, scores, w.Scale, n, w.columns)
+	first := add(w.mask, row*w.Mask.Row*w.size)
+	if w.Type == matmul.F32 {
+		mask := vector.Rows[float32]{Data: unsafe.Slice((*float32)(unsafe.Pointer(first)), (n-1)*w.Mask.Row+w.columns), Stride: w.Mask.Row}
+		f.Add(scores, scores, mask, n, w.columns)
+		return
+	}
+	wide := vector.Rows[float32]{Data: unsafe.Slice(w.floats(w.probs), w.columns), Stride: scoreStride}
+	for i := range n {
+		w.k.vec.BF16ToF32(wide.Data, unsafe.Slice((*uint16)(unsafe.Pointer(add(first, i*w.Mask.Row*w.size))), w.columns))
+		one := vector.Rows[float32]{Data: scores.Data[i*scoreStride:], Stride: scoreStride}
+		f.Add(one, one, wide, 1, w.columns)
 	}
 }
 
