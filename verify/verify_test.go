@@ -290,7 +290,8 @@ func TestWhatCannotRunFailsByName(t *testing.T) {
 		damage func(dir string) error
 		want   string
 	}{
-		"option":       {change: func(c map[string]any) { c["options"] = map[string]any{"ref_latents_method": "index"} }, want: "option ref_latents_method"},
+		"option":       {change: func(c map[string]any) { c["options"] = map[string]any{"steps": 3} }, want: "option steps"},
+		"method":       {change: func(c map[string]any) { c["options"] = map[string]any{"ref_latents_method": "spiral"} }, want: `ref_latents_method is "spiral", known are [offset index uxo]`},
 		"lora":         {change: func(c map[string]any) { c["lora"] = "lora.safetensors" }, want: "LoRA"},
 		"architecture": {change: func(c map[string]any) { c["architecture"] = "wan" }, want: `architecture "wan"`},
 		"gguf":         {change: func(c map[string]any) { c["model"] = "model.gguf" }, want: ".gguf"},
