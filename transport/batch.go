@@ -6,6 +6,7 @@ package transport
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"sync"
@@ -116,6 +117,33 @@ func (c *batchedTLS) Write(p []byte) (int, error) {
 		return 0, ferr
 	}
 	return n, err
+}
+
+// ServerCredentials make a server's TLS connections over a listener of Listen
+// write many records in one system call: a READ's bytes come from the server.
+func ServerCredentials(c credentials.TransportCredentials) credentials.TransportCredentials {
+	return serverCredentials{c}
+}
+
+type serverCredentials struct {
+	credentials.TransportCredentials
+}
+
+func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	under := raw
+	if t, ok := raw.(*tls.Conn); ok { // the handshake is done
+		under = t.NetConn()
+	}
+	c, info, err := s.TransportCredentials.ServerHandshake(raw)
+	below, ok := under.(*batchConn)
+	if err != nil || !ok {
+		return c, info, err
+	}
+	return &batchedTLS{Conn: c, below: below}, info, nil
+}
+
+func (s serverCredentials) Clone() credentials.TransportCredentials {
+	return serverCredentials{s.TransportCredentials.Clone()}
 }
 
 // batchCredentials puts a batchConn under the client's TLS.

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// BenchmarkAgainstRawTCP prints the throughput of 64 MiB writes as ratios to
-// raw TCP on loopback (1 MiB writes, cubic, into huge pages) of the same round:
+// BenchmarkAgainstRawTCP prints the throughput of 64 MiB writes and reads as
+// ratios to raw TCP on loopback (1 MiB writes, cubic, into huge pages) of the same round:
 // medians of at least nine alternating rounds. Run it with -benchtime=1x.
 func BenchmarkAgainstRawTCP(b *testing.B) {
 	const n, rounds = 64 << 20, 9
@@ -29,7 +29,9 @@ func BenchmarkAgainstRawTCP(b *testing.B) {
 	}{
 		{"raw", rawWriter(b, src)},
 		{"plain", bulkWriter(b, nil, src)},
+		{"plain-read", bulkReader(b, nil, src)},
 		{"mtls", bulkWriter(b, newTestCA(b), src)},
+		{"mtls-read", bulkReader(b, newTestCA(b), src)},
 	}
 	took := map[string][]float64{}
 	b.SetBytes(n)
@@ -65,6 +67,21 @@ func bulkWriter(b *testing.B, ca *testCA, src []byte) func() error {
 		}
 		<-to.Completions()
 		return nil
+	}
+}
+
+func bulkReader(b *testing.B, ca *testCA, src []byte) func() error {
+	f := &fixture{b, ca}
+	to, from, addr := f.pair(nil, nil)
+	r, buf := register(b, from, len(src), Readable())
+	copy(buf, src)
+	dst, free, err := Alloc(len(src))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(free)
+	return func() error {
+		return to.Read(b.Context(), addr, "b", r.Key(), 0, dst, Immediate{})
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 	"fmt"
 )
 
-// Why a receiver refuses a transfer. WriteImm returns them wrapped in a
+// Why a peer refuses a transfer. WriteImm and Read return them wrapped in a
 // RefusedError; an Accept function returns them to refuse.
 var (
 	ErrMalformed        = errors.New("frame is malformed")
@@ -22,6 +22,7 @@ var (
 	ErrStaleEpoch       = errors.New("epoch is not the region's")
 	ErrStaleIncarnation = errors.New("incarnation of the sender is not the expected one")
 	ErrAborted          = errors.New("transfer was aborted")
+	ErrNotReadable      = errors.New("region may not be read")
 	ErrRefused          = errors.New("transfer was refused")
 	ErrNotPermitted     = errors.New("peer does not permit bulk transfers")
 	ErrClosed           = errors.New("transport is closed")
@@ -45,6 +46,8 @@ const (
 	codeRefused
 	codeAborted
 	codeGap // a chunk is missing before this one; the sender resumes
+	codeNotReadable
+	lastCode = codeNotReadable
 )
 
 func (c code) sentinel() error {
@@ -71,6 +74,8 @@ func (c code) sentinel() error {
 		return ErrStaleIncarnation
 	case codeAborted:
 		return ErrAborted
+	case codeNotReadable:
+		return ErrNotReadable
 	default:
 		return ErrRefused
 	}
@@ -78,7 +83,7 @@ func (c code) sentinel() error {
 
 // codeOf is the wire code of an error that names one of the sentinels.
 func codeOf(err error) code {
-	for c := codeMalformed; c < codeGap; c++ {
+	for c := codeMalformed; c <= lastCode; c++ {
 		if errors.Is(err, c.sentinel()) {
 			return c
 		}
@@ -86,18 +91,19 @@ func codeOf(err error) code {
 	return codeRefused
 }
 
-// RefusedError is a receiver's answer to a transfer that it did not complete.
+// RefusedError is a peer's answer to a transfer that it did not complete.
 // errors.Is finds the sentinel that says why.
 type RefusedError struct {
+	Op     string // "write to", "read from"
 	Node   NodeID
 	Addr   string
 	Region uint64
-	Reason string // the receiver's words
+	Reason string // the peer's words
 	Kind   error  // one of the sentinels
 }
 
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("write to region %d of node %s at %s: %s: %v", e.Region, e.Node, e.Addr, e.Reason, e.Kind)
+	return fmt.Sprintf("%s region %d of node %s at %s: %s: %v", e.Op, e.Region, e.Node, e.Addr, e.Reason, e.Kind)
 }
 
 func (e *RefusedError) Unwrap() error { return e.Kind }

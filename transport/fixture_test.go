@@ -14,6 +14,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/binary"
 	"errors"
+	"log/slog"
 	"math/big"
 	"net"
 	"sync"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
 )
 
@@ -89,10 +91,10 @@ func (f *fixture) creds(self NodeID) (server credentials.TransportCredentials, c
 		return insecure.NewCredentials(), func(NodeID) (credentials.TransportCredentials, error) { return insecure.NewCredentials(), nil }
 	}
 	cert := f.ca.issue(f.t, self)
-	server = credentials.NewTLS(&tls.Config{
+	server = ServerCredentials(credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: f.ca.pool,
-	})
+	}))
 	return server, func(n NodeID) (credentials.TransportCredentials, error) {
 		return credentials.NewTLS(&tls.Config{
 			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: f.ca.pool, ServerName: string(n),
@@ -284,3 +286,7 @@ func (k *cutter) dial(ctx context.Context, addr string) (net.Conn, error) {
 		return n, errors.New("cut by the test")
 	}}, nil
 }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func buffers(b []byte) mem.BufferSlice { return mem.BufferSlice{mem.SliceBuffer(b)} }

@@ -25,7 +25,7 @@ const (
 	frameVersion = 1
 
 	immediateBytes = 88
-	headerBytes    = 176 // hello, chunk, abort, probe
+	headerBytes    = 176 // hello, chunk, abort, probe, read
 	replyBytes     = 48  // ack, refusal; a message follows
 	maxMessage     = 512 // bytes of a refusal's message
 )
@@ -39,6 +39,7 @@ const (
 	kindProbe
 	kindAck
 	kindRefusal
+	kindRead
 )
 
 const (
@@ -46,7 +47,8 @@ const (
 	flagLast
 )
 
-// Immediate travels with a WRITE and appears in its Completion.
+// Immediate travels with a WRITE and appears in its Completion. Of a READ's the
+// epoch and the incarnation are compared with the region's.
 type Immediate struct {
 	DeploymentID      [16]byte
 	Epoch             uint64
@@ -92,14 +94,15 @@ func parseImmediate(b []byte) (m Immediate) {
 	return m
 }
 
-// header opens every frame towards the receiver. All integers little-endian:
+// header opens every frame that may carry a payload. All integers little-endian:
 //
 //	  0 magic u32      4 version u8     5 kind u8    6 header length u16
 //	  8 flags u32     12 payload length u32
 //	 16 transfer u64: ascending per link; of a hello the stream's generation
 //	 24 region u64    32 key [16]byte; of a hello the link's id
 //	 48 offset u64: where the transfer begins in the region
-//	 56 position u64: where this chunk begins in the transfer
+//	 56 position u64: where this chunk begins in the transfer; of a read where the
+//	    first one is to begin
 //	 64 total u64: the transfer's length
 //	 72 xxh3-64 of the payload
 //	 80 immediate [88]byte
@@ -178,6 +181,8 @@ func (h *header) check(frame int) error {
 		return fmt.Errorf("payload of %d bytes in a frame of %d: %w", h.payload, frame, ErrMalformed)
 	}
 	switch h.kind {
+	case kindRead:
+		return h.checkRead()
 	case kindHello, kindAbort:
 		if h.payload != 0 {
 			return fmt.Errorf("payload of %d bytes on a frame of kind %d: %w", h.payload, h.kind, ErrMalformed)
@@ -204,6 +209,19 @@ func (h *header) check(frame int) error {
 	}
 	if n == 0 && h.total != 0 {
 		return fmt.Errorf("empty chunk of a transfer of %d bytes: %w", h.total, ErrMalformed)
+	}
+	return nil
+}
+
+// checkRead checks the request of a READ.
+func (h *header) checkRead() error {
+	switch {
+	case h.payload != 0 || h.flags != 0 || h.sum != 0:
+		return fmt.Errorf("a read with flags %#x and a payload of %d bytes: %w", h.flags, h.payload, ErrMalformed)
+	case h.total > MaxTransferBytes || h.offset > MaxTransferBytes:
+		return fmt.Errorf("read of %d bytes at offset %d: %w", h.total, h.offset, ErrOutOfRange)
+	case h.position >= h.total:
+		return fmt.Errorf("read from byte %d of %d on: %w", h.position, h.total, ErrLength)
 	}
 	return nil
 }

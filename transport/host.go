@@ -32,10 +32,16 @@ type Config struct {
 	// RedialFor is how long a broken connection is dialled again before its
 	// transfers fail with ErrPeerUnreachable; 0 is 1 s.
 	RedialFor time.Duration
+	// SilentFor is how long no byte may come from a peer while something is being
+	// read from it before its connection is taken for broken; 0 is 1 s.
+	SilentFor time.Duration
 	Logger    *slog.Logger // nil logs nothing
 }
 
-const defaultRedial = time.Second
+const (
+	defaultRedial = time.Second
+	defaultSilent = time.Second
+)
 
 // Host is a process's end of the transport: its regions, its connections and
 // its completion queues. Safe for concurrent use.
@@ -54,6 +60,7 @@ type Host struct {
 	inbound    map[linkKey]*inboundLink
 	linkClock  uint64
 	links      map[target]*link
+	readers    map[target]*readLink
 	conns      map[target]*grpc.ClientConn
 	queues     []*Queue
 }
@@ -72,6 +79,9 @@ func New(cfg Config) (*Host, error) {
 	if cfg.RedialFor <= 0 {
 		cfg.RedialFor = defaultRedial
 	}
+	if cfg.SilentFor <= 0 {
+		cfg.SilentFor = defaultSilent
+	}
 	log := cfg.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -85,6 +95,7 @@ func New(cfg Config) (*Host, error) {
 		regions: map[uint64]*Region{},
 		inbound: map[linkKey]*inboundLink{},
 		links:   map[target]*link{},
+		readers: map[target]*readLink{},
 		conns:   map[target]*grpc.ClientConn{},
 	}
 	h.queue = h.NewQueue()

@@ -25,11 +25,6 @@ var (
 	errOpening = errors.New("no connection")
 )
 
-const (
-	firstPause = 5 * time.Millisecond
-	maxPause   = 100 * time.Millisecond
-)
-
 // link is the sending side towards one target: a queue of transfers, one
 // goroutine that owns the connection and its stream, and a second one per
 // stream that reads the answers. It sleeps when there is nothing to send.
@@ -43,7 +38,6 @@ type link struct {
 	// Owned by run.
 	conn       *grpc.ClientConn
 	generation uint64
-	pause      time.Duration
 
 	mu          sync.Mutex
 	closed      bool
@@ -52,7 +46,7 @@ type link struct {
 	aborts      []uint64
 	breakStream context.CancelCauseFunc // nil between streams
 	raw         net.Conn                // newest connection dialled
-	outage      time.Time               // since when nothing was acknowledged; zero: no outage
+	outage      outage                  // since when nothing was acknowledged
 }
 
 // submit queues t; it waits for its turn when maxOutstanding are under way.
@@ -208,10 +202,7 @@ func (l *link) dial(ctx context.Context, addr string) (net.Conn, error) {
 func (l *link) remaining() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.outage.IsZero() {
-		return l.host.cfg.RedialFor
-	}
-	return max(0, l.host.cfg.RedialFor-time.Since(l.outage))
+	return l.outage.remaining(l.host.cfg.RedialFor)
 }
 
 // session opens a stream, resumes what is pending and sends until the stream
@@ -351,7 +342,7 @@ func (l *link) answer(r *reply) bool {
 			return l.resume(t, fmt.Errorf("acknowledged %d of %d bytes after %d: %w", r.position, t.total, t.acked, ErrMalformed))
 		}
 		t.acked = r.position
-		l.outage, t.integrity = time.Time{}, 0
+		l.outage, t.integrity = outage{}, 0
 		if t.acked == t.total {
 			l.finish(t, nil)
 		}
@@ -371,7 +362,7 @@ func (l *link) answer(r *reply) bool {
 }
 
 func (l *link) refused(t *transfer, r *reply) error {
-	return &RefusedError{Node: l.target.node, Addr: l.target.addr, Region: t.dst.Region, Reason: r.message, Kind: r.code.sentinel()}
+	return &RefusedError{Op: "write to", Node: l.target.node, Addr: l.target.addr, Region: t.dst.Region, Reason: r.message, Kind: r.code.sentinel()}
 }
 
 // damaged is resume for damage that names no transfer.
@@ -400,16 +391,7 @@ func (l *link) resume(t *transfer, err error) bool {
 
 // ended decides after a session whether pending transfers go on.
 func (l *link) ended(cause error) {
-	pause := l.settle(cause)
-	if pause <= 0 {
-		return
-	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-l.host.ctx.Done():
-	}
+	l.host.rest(l.settle(cause))
 }
 
 func (l *link) settle(cause error) time.Duration {
@@ -433,31 +415,23 @@ func (l *link) settle(cause error) time.Duration {
 		}
 	}
 	if len(l.pending) == 0 || l.host.ctx.Err() != nil {
-		l.outage, l.pause = time.Time{}, 0
+		l.outage = outage{}
 		return 0
 	}
 	switch status.Code(cause) {
 	case codes.Unimplemented, codes.Unauthenticated, codes.PermissionDenied:
-		l.failAll(&RefusedError{Node: l.target.node, Addr: l.target.addr, Reason: cause.Error(), Kind: ErrNotPermitted})
+		l.failAll(&RefusedError{Op: "write to", Node: l.target.node, Addr: l.target.addr, Reason: cause.Error(), Kind: ErrNotPermitted})
 		return 0
 	}
-	now := time.Now()
-	if l.outage.IsZero() {
-		l.outage, l.pause = now, firstPause
-		if errors.Is(cause, errOpening) {
-			l.outage = now.Add(-l.host.cfg.RedialFor) // it was dialled for all of it
-		}
-	}
-	if now.Sub(l.outage) >= l.host.cfg.RedialFor {
+	pause, spent := l.outage.again(l.host.cfg.RedialFor, errors.Is(cause, errOpening))
+	if spent {
 		l.failAll(ErrPeerUnreachable{Node: l.target.node, Addr: l.target.addr, Err: cause})
-		l.outage = time.Time{}
+		l.outage = outage{}
 		l.closeConn() // or gRPC would dial on for ever
 		return 0
 	}
 	l.host.log.Info("bulk connection broken, dialling again", "node_id", string(l.target.node), "error", cause)
-	p := l.pause
-	l.pause = min(2*p, maxPause)
-	return p
+	return pause
 }
 
 func (l *link) failAll(err error) {

@@ -18,6 +18,7 @@ import (
 const (
 	serviceName = "distorch.v1.Bulk"
 	methodWrite = "/" + serviceName + "/Write"
+	methodRead  = "/" + serviceName + "/Read"
 	methodProbe = "/" + serviceName + "/Probe"
 
 	// outcomes is how many finished transfers a link remembers, so that a
@@ -36,6 +37,7 @@ func (h *Host) RegisterService(s grpc.ServiceRegistrar) {
 		HandlerType: (*any)(nil),
 		Streams: []grpc.StreamDesc{
 			{StreamName: "Write", Handler: func(_ any, s grpc.ServerStream) error { return h.serveWrite(s) }, ServerStreams: true, ClientStreams: true},
+			{StreamName: "Read", Handler: func(_ any, s grpc.ServerStream) error { return h.serveRead(s) }, ServerStreams: true, ClientStreams: true},
 			{StreamName: "Probe", Handler: func(_ any, s grpc.ServerStream) error { return h.serveProbe(s) }, ServerStreams: true, ClientStreams: true},
 		},
 		Metadata: "distorch/v1/data.proto",

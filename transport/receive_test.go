@@ -26,11 +26,16 @@ type rawStream struct {
 
 func openRaw(t *testing.T, h *Host, addr string) *rawStream {
 	t.Helper()
+	return openMethod(t, h, addr, methodWrite)
+}
+
+func openMethod(t *testing.T, h *Host, addr, method string) *rawStream {
+	t.Helper()
 	c, err := h.Dial(addr, "b")
 	if err != nil {
 		t.Fatal(err)
 	}
-	st, err := c.NewStream(t.Context(), frameStream(), methodWrite, frameCallOptions()...)
+	st, err := c.NewStream(t.Context(), frameStream(), method, frameCallOptions()...)
 	if err != nil {
 		t.Fatal(err)
 	}

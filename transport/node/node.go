@@ -106,7 +106,7 @@ func New(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err := n.open(ln); err != nil {
 		return nil, err
 	}
-	n.server = grpc.NewServer(append(transport.ServerOptions(), grpc.Creds(identity.AcceptedCredentials()), grpc.WaitForHandlers(true),
+	n.server = grpc.NewServer(append(transport.ServerOptions(), grpc.Creds(transport.ServerCredentials(identity.AcceptedCredentials())), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}))...)
 	n.host, err = transport.New(transport.Config{
 		PeerFrom: PeerFrom,

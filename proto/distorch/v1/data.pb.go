@@ -670,7 +670,8 @@ func (x *EndRunResponse) GetStages() []*StageStats {
 	return nil
 }
 
-// RemoteKey lets a peer write one registered memory region.
+// RemoteKey lets a peer write one registered memory region, or read it where it
+// was registered for that.
 type RemoteKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Region        uint64                 `protobuf:"varint,1,opt,name=region,proto3" json:"region,omitempty"`
@@ -2056,9 +2057,10 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\fStageService\x12?\n" +
 	"\x05Drive\x12\x19.distorch.v1.StageCommand\x1a\x17.distorch.v1.StageEvent(\x010\x01\x12A\n" +
 	"\x06Attach\x12\x1a.distorch.v1.AttachRequest\x1a\x1b.distorch.v1.AttachResponse\x12E\n" +
-	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink2\x8e\x01\n" +
+	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink2\xd1\x01\n" +
 	"\x04Bulk\x12B\n" +
-	"\x05Write\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01\x12B\n" +
+	"\x05Write\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01\x12A\n" +
+	"\x04Read\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01\x12B\n" +
 	"\x05Probe\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01B;Z9github.com/distorch/distorch/proto/distorch/v1;distorchv1b\x06proto3"
 
 var (
@@ -2153,18 +2155,20 @@ var file_distorch_v1_data_proto_depIdxs = []int32{
 	13, // 39: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
 	31, // 40: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
 	24, // 41: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
-	24, // 42: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
-	3,  // 43: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
-	5,  // 44: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
-	8,  // 45: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
-	10, // 46: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
-	23, // 47: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
-	14, // 48: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
-	32, // 49: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
-	25, // 50: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
-	25, // 51: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
-	43, // [43:52] is the sub-list for method output_type
-	34, // [34:43] is the sub-list for method input_type
+	24, // 42: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
+	24, // 43: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
+	3,  // 44: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
+	5,  // 45: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
+	8,  // 46: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
+	10, // 47: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
+	23, // 48: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
+	14, // 49: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
+	32, // 50: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
+	25, // 51: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
+	25, // 52: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
+	25, // 53: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
+	44, // [44:54] is the sub-list for method output_type
+	34, // [34:44] is the sub-list for method input_type
 	34, // [34:34] is the sub-list for extension type_name
 	34, // [34:34] is the sub-list for extension extendee
 	0,  // [0:34] is the sub-list for field type_name

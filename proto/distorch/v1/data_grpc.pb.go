@@ -430,6 +430,7 @@ var StageService_ServiceDesc = grpc.ServiceDesc{
 
 const (
 	Bulk_Write_FullMethodName = "/distorch.v1.Bulk/Write"
+	Bulk_Read_FullMethodName  = "/distorch.v1.Bulk/Read"
 	Bulk_Probe_FullMethodName = "/distorch.v1.Bulk/Probe"
 )
 
@@ -437,12 +438,13 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Bulk carries WRITE with immediate. Its messages are raw frames (a fixed
-// header and the payload, package transport), not protobuf, by a codec that
-// copies nothing on the sending side; the declaration here gives the method
-// its name. Probe measures a link.
+// Bulk carries WRITE with immediate, and READ of regions that may be read. Its
+// messages are raw frames (a fixed header and the payload, package transport),
+// not protobuf, by a codec that copies nothing on the sending side; the
+// declaration here gives the methods their names. Probe measures a link.
 type BulkClient interface {
 	Write(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProbeRequest, ProbeResponse], error)
+	Read(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProbeRequest, ProbeResponse], error)
 	Probe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProbeRequest, ProbeResponse], error)
 }
 
@@ -467,9 +469,22 @@ func (c *bulkClient) Write(ctx context.Context, opts ...grpc.CallOption) (grpc.B
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Bulk_WriteClient = grpc.BidiStreamingClient[ProbeRequest, ProbeResponse]
 
+func (c *bulkClient) Read(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProbeRequest, ProbeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Bulk_ServiceDesc.Streams[1], Bulk_Read_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ProbeRequest, ProbeResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Bulk_ReadClient = grpc.BidiStreamingClient[ProbeRequest, ProbeResponse]
+
 func (c *bulkClient) Probe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProbeRequest, ProbeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Bulk_ServiceDesc.Streams[1], Bulk_Probe_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Bulk_ServiceDesc.Streams[2], Bulk_Probe_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -484,12 +499,13 @@ type Bulk_ProbeClient = grpc.BidiStreamingClient[ProbeRequest, ProbeResponse]
 // All implementations must embed UnimplementedBulkServer
 // for forward compatibility.
 //
-// Bulk carries WRITE with immediate. Its messages are raw frames (a fixed
-// header and the payload, package transport), not protobuf, by a codec that
-// copies nothing on the sending side; the declaration here gives the method
-// its name. Probe measures a link.
+// Bulk carries WRITE with immediate, and READ of regions that may be read. Its
+// messages are raw frames (a fixed header and the payload, package transport),
+// not protobuf, by a codec that copies nothing on the sending side; the
+// declaration here gives the methods their names. Probe measures a link.
 type BulkServer interface {
 	Write(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error
+	Read(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error
 	Probe(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error
 	mustEmbedUnimplementedBulkServer()
 }
@@ -503,6 +519,9 @@ type UnimplementedBulkServer struct{}
 
 func (UnimplementedBulkServer) Write(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error {
 	return status.Error(codes.Unimplemented, "method Write not implemented")
+}
+func (UnimplementedBulkServer) Read(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error {
+	return status.Error(codes.Unimplemented, "method Read not implemented")
 }
 func (UnimplementedBulkServer) Probe(grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]) error {
 	return status.Error(codes.Unimplemented, "method Probe not implemented")
@@ -535,6 +554,13 @@ func _Bulk_Write_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Bulk_WriteServer = grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]
 
+func _Bulk_Read_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(BulkServer).Read(&grpc.GenericServerStream[ProbeRequest, ProbeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Bulk_ReadServer = grpc.BidiStreamingServer[ProbeRequest, ProbeResponse]
+
 func _Bulk_Probe_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(BulkServer).Probe(&grpc.GenericServerStream[ProbeRequest, ProbeResponse]{ServerStream: stream})
 }
@@ -553,6 +579,12 @@ var Bulk_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Write",
 			Handler:       _Bulk_Write_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Read",
+			Handler:       _Bulk_Read_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},
