@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package checkpoint is one view of a model's weights on disk, whatever the
-// file's format: names, dtypes, shapes and byte ranges.
+// file's format (safetensors, GGUF) and however many files it was split over:
+// names, dtypes, shapes and byte ranges.
 //
 // Imported by whoever reads weights: the catalog, stages, verify and the
 // commands. It reads headers and the ranges it is asked for, never a whole
@@ -10,11 +11,19 @@
 package checkpoint
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"path/filepath"
+	"strings"
 
+	"github.com/zeebo/blake3"
+
+	"github.com/distorch/distorch/model/gguf"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
 )
@@ -44,73 +53,206 @@ type Tensor struct {
 	Size   tensor.Bytes
 }
 
-// magicBytes is how much of a file tells its format.
-const magicBytes = 4
-
-// Open finds the format by the file's first bytes. Close the File after use.
+// Open finds the format by the file's first bytes. Of a checkpoint that was
+// split (NAME-00001-of-00003.gguf) it takes the first part and opens all; one
+// that is missing is named. Close the File after use.
 func Open(path string) (File, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("open checkpoint: %w", err)
-	}
-	var magic [magicBytes]byte
-	_, err = io.ReadFull(f, magic[:])
-	if err := errors.Join(ignoreEnd(err), f.Close()); err != nil {
-		return nil, fmt.Errorf("open checkpoint %s: %w", path, err)
-	}
-	s, err := safetensors.Open(path)
+	name, err := splitName(path)
 	if err != nil {
 		return nil, err
 	}
-	return Safetensors(s), nil
-}
-
-// ignoreEnd leaves a file that is too short to its format's own reader.
-func ignoreEnd(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil
+	c := &file{byName: map[string]int{}}
+	for i := range name.parts {
+		p, err := openPart(name.path(i), i, name.parts)
+		if err == nil {
+			err = c.add(p)
+		}
+		if err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
 	}
-	return err
+	return c, nil
 }
 
-// safetensorsFile is a safetensors.File under this package's interface.
-type safetensorsFile struct {
-	*safetensors.File
+// openPart opens part i of n.
+func openPart(path string, i, n int) (part, error) {
+	is, err := isGGUF(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && n > 1:
+		return part{}, fmt.Errorf("open checkpoint: part %d of %d is missing: put %s beside the others", i+1, n, path)
+	case err != nil:
+		return part{}, fmt.Errorf("open checkpoint: %w", err)
+	case !is:
+		f, err := safetensors.Open(path)
+		if err != nil {
+			return part{}, err
+		}
+		return ofSafetensors(f), nil
+	}
+	f, err := gguf.Open(path)
+	if err != nil {
+		return part{}, err
+	}
+	if no, count := f.Split(); (no != i || count != n) && (count > 1 || n > 1) {
+		err := fmt.Errorf("open %s: its header says part %d of %d, its name part %d of %d; give it back the name that it was made with", path, no+1, count, i+1, n)
+		return part{}, errors.Join(err, f.Close())
+	}
+	return ofGGUF(f), nil
+}
+
+// isGGUF says whether a file is GGUF or, by its name, was meant to be. Whatever
+// else it is goes to the safetensors reader, as that format has no magic.
+func isGGUF(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	var magic [4]byte
+	_, err = io.ReadFull(f, magic[:])
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil // too short: its reader says so
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return false, fmt.Errorf("read %s: %w", path, err)
+	}
+	return string(magic[:]) == "GGUF" || strings.EqualFold(filepath.Ext(path), ".gguf"), nil
+}
+
+// source is an open file of one format.
+type source interface {
+	Path() string
+	Size() tensor.Bytes
+	Metadata() map[string]string
+	ReadRange(dst []byte, offset int64) error
+	QuickID() (string, error)
+	Close() error
+}
+
+// part is a source and its tensors.
+type part struct {
+	source
 	tensors []Tensor
-	byName  map[string]int
+}
+
+func ofSafetensors(f *safetensors.File) part {
+	p := part{source: f}
+	for _, t := range f.Tensors() {
+		p.tensors = append(p.tensors, Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape, Offset: t.Offset, Size: t.Size})
+	}
+	return p
+}
+
+func ofGGUF(f *gguf.File) part {
+	p := part{source: f}
+	for _, t := range f.Tensors() {
+		p.tensors = append(p.tensors, Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape, Offset: t.Offset, Size: t.Size})
+	}
+	return p
 }
 
 // Safetensors is an open safetensors file as a File, which then owns it.
 func Safetensors(f *safetensors.File) File {
-	s := &safetensorsFile{File: f, byName: map[string]int{}}
-	for i, t := range f.Tensors() {
-		s.tensors = append(s.tensors, Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape, Offset: t.Offset, Size: t.Size})
-		s.byName[t.Name] = i
-	}
-	return s
+	c := &file{byName: map[string]int{}}
+	_ = c.add(ofSafetensors(f)) // one file has no name twice
+	return c
 }
 
-func (s *safetensorsFile) Tensors() []Tensor { return s.tensors }
+// file is a checkpoint of one or more parts.
+type file struct {
+	parts   []part
+	tensors []Tensor
+	byName  map[string]int
+}
 
-func (s *safetensorsFile) Lookup(name string) (Tensor, bool) {
-	i, ok := s.byName[name]
+// add takes the next part, and owns it even when it refuses it.
+func (c *file) add(p part) error {
+	i := len(c.parts)
+	c.parts = append(c.parts, p)
+	for _, t := range p.tensors {
+		if first, twice := c.byName[t.Name]; twice {
+			return fmt.Errorf("open %s: tensor %.200q is in %s as well; the parts are not of one checkpoint", p.Path(), t.Name, filepath.Base(c.parts[c.tensors[first].Part].Path()))
+		}
+		t.Part = i
+		c.byName[t.Name] = len(c.tensors)
+		c.tensors = append(c.tensors, t)
+	}
+	return nil
+}
+
+// Path is that of the first part.
+func (c *file) Path() string { return c.parts[0].Path() }
+
+func (c *file) Size() (n tensor.Bytes) {
+	for _, p := range c.parts {
+		n += p.Size()
+	}
+	return n
+}
+
+func (c *file) Tensors() []Tensor { return c.tensors }
+
+func (c *file) Lookup(name string) (Tensor, bool) {
+	i, ok := c.byName[name]
 	if !ok {
 		return Tensor{}, false
 	}
-	return s.tensors[i], true
+	return c.tensors[i], true
 }
 
-func (s *safetensorsFile) ReadAt(dst []byte, t Tensor, offset int64) error {
-	own, ok := s.File.Lookup(t.Name)
+// Metadata is that of all parts; of a key in several the first one counts.
+func (c *file) Metadata() map[string]string {
+	out := map[string]string{}
+	for i := range c.parts {
+		maps.Copy(out, c.parts[len(c.parts)-1-i].Metadata())
+	}
+	return out
+}
+
+func (c *file) ReadAt(dst []byte, t Tensor, offset int64) error {
+	own, ok := c.Lookup(t.Name)
 	if !ok {
-		return fmt.Errorf("read tensor %q: %s has no such tensor", t.Name, s.Path())
+		return fmt.Errorf("read tensor %q: %s has no such tensor", t.Name, c.Path())
 	}
-	return s.File.ReadAt(dst, own, offset)
+	if offset < 0 || offset > int64(own.Size) || int64(len(dst)) > int64(own.Size)-offset {
+		return fmt.Errorf("read tensor %q: bytes %d to %d lie outside its %d", t.Name, offset, offset+int64(len(dst)), int64(own.Size))
+	}
+	if err := c.parts[own.Part].ReadRange(dst, own.Offset+offset); err != nil {
+		return fmt.Errorf("read tensor %q: %w", t.Name, err)
+	}
+	return nil
 }
 
-func (s *safetensorsFile) ReadPart(dst []byte, part int, offset int64) error {
-	if part != 0 {
-		return fmt.Errorf("read %s: it has one part, part %d was asked for", s.Path(), part)
+func (c *file) ReadPart(dst []byte, part int, offset int64) error {
+	if part < 0 || part >= len(c.parts) {
+		return fmt.Errorf("read %s: of its %d parts number %d was asked for, from 0", c.Path(), len(c.parts), part)
 	}
-	return s.File.ReadRange(dst, offset)
+	return c.parts[part].ReadRange(dst, offset)
+}
+
+// QuickID is that of the file's format; of several parts the BLAKE3 of theirs.
+func (c *file) QuickID() (string, error) {
+	if len(c.parts) == 1 {
+		return c.parts[0].QuickID()
+	}
+	h := blake3.New()
+	var number [8]byte
+	binary.LittleEndian.PutUint64(number[:], uint64(len(c.parts)))
+	_, _ = h.WriteString("distorch quick id 1 parts") // a hash takes every write
+	_, _ = h.Write(number[:])
+	for _, p := range c.parts {
+		id, err := p.QuickID()
+		if err != nil {
+			return "", err
+		}
+		_, _ = h.WriteString(id)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func (c *file) Close() error {
+	var errs []error
+	for _, p := range c.parts {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
 }

@@ -140,6 +140,14 @@ func (f *File) ReadAt(dst []byte, t Tensor, offset int64) error {
 	return nil
 }
 
+// ReadRange fills dst with the bytes of the file that begin at offset.
+func (f *File) ReadRange(dst []byte, offset int64) error {
+	if offset < 0 {
+		return fmt.Errorf("read %d bytes at %d: negative offset", len(dst), offset)
+	}
+	return readFull(f.src, dst, offset)
+}
+
 // readFull fills dst from offset at.
 func readFull(src Source, dst []byte, at int64) error {
 	n, err := src.ReadAt(dst, at)

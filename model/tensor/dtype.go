@@ -14,8 +14,6 @@ type DType uint8
 
 // The element types of the safetensors format, then those of blocks, which
 // are named as GGUF names them.
-//
-//nolint:revive // an underscore is part of a GGUF type's name
 const (
 	Invalid DType = iota
 	Bool
