@@ -24,8 +24,9 @@ export GOFLAGS := -buildvcs=false
 PLAIN := agent/engine,model,placement,bench,verify
 
 # The golden folders that this build answers for.
-GOLDEN_FLUX := dev dev-no-guidance schnell dev-bf16 head128 head128-fp8 prefixed fp8-e4m3 fp8-e5m2 sampling sampling-bf16 schedules
-GOLDEN_CASES := $(addprefix flux/,$(GOLDEN_FLUX)) tables safetensors bad/safetensors bad/model
+GOLDEN_FLUX := dev dev-no-guidance schnell dev-bf16 head128 head128-fp8 prefixed fp8-e4m3 fp8-e5m2 fp8-scaled sampling sampling-bf16 schedules
+GOLDEN_GGUF := types types-v2 metadata five-dimensions orig-shape flux flux-k
+GOLDEN_CASES := $(addprefix flux/,$(GOLDEN_FLUX)) $(addprefix gguf/,$(GOLDEN_GGUF)) tables safetensors bad/safetensors bad/gguf bad/model
 
 # A golangci-lint of this version is built once into the cache.
 LINT_VERSION := $(shell sed -n 's|^.*golangci/golangci-lint/v2 \(v[0-9.]*\).*|\1|p' tools/lint/go.mod)

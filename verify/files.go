@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/distorch/distorch/model/checkpoint"
+	"github.com/distorch/distorch/model/gguf"
 	"github.com/distorch/distorch/model/safetensors"
 )
 
@@ -54,12 +56,9 @@ const reported = "tensor-unknown.safetensors"
 // refusal is why a file is refused, or what is reported of it; empty where it
 // is taken for sound. The error says why the file could not be judged.
 func refusal(path string) (string, error) {
-	if ext := filepath.Ext(path); ext != ".safetensors" {
-		return "", fmt.Errorf("not supported: this build does not read %s files", ext)
-	}
-	f, err := safetensors.Open(path)
-	if format := (*safetensors.FormatError)(nil); errors.As(err, &format) {
-		return format.Error(), nil
+	f, err := checkpoint.Open(path)
+	if why := formatError(err); why != "" {
+		return why, nil
 	}
 	if err != nil {
 		return "", err
@@ -69,7 +68,7 @@ func refusal(path string) (string, error) {
 	}
 	cp, r, err := openModel(path)
 	if err != nil {
-		if filepath.Base(filepath.Dir(path)) == "safetensors" {
+		if filepath.Base(filepath.Dir(path)) != "model" {
 			return "", nil // the format's reader has to find the fault
 		}
 		return err.Error(), nil
@@ -79,6 +78,18 @@ func refusal(path string) (string, error) {
 		return "reported: unknown tensors " + strings.Join(r.Unknown, ", "), nil
 	}
 	return "", nil
+}
+
+// formatError is what a format's reader refuses a file for; "" for any other
+// error.
+func formatError(err error) string {
+	if f, ok := errors.AsType[*safetensors.FormatError](err); ok {
+		return f.Error()
+	}
+	if f, ok := errors.AsType[*gguf.FormatError](err); ok {
+		return f.Error()
+	}
+	return ""
 }
 
 // asF32 ends the name of a file with another's values.

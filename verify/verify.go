@@ -33,7 +33,7 @@ func Run(ctx context.Context, l Layout, dirs []string, emit func(Record)) error 
 			return err
 		}
 		if len(found) == 0 {
-			return fmt.Errorf("%s: no golden case there (a folder with case.json, or bad/safetensors, bad/model, safetensors)", dir)
+			return fmt.Errorf("%s: no golden case there (a folder with case.json, or bad/safetensors, bad/gguf, bad/model, safetensors)", dir)
 		}
 		for _, f := range found {
 			if ctx.Err() != nil {

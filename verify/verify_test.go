@@ -61,7 +61,7 @@ func plain(t *testing.T) verify.Layout {
 func TestGoldenCases(t *testing.T) {
 	outputs := map[string]int{}
 	worst := map[string]float64{}
-	for _, r := range run(t, plain(t), goldenRoot, filepath.Join("..", "model", "arch", "testdata", "bad"), filepath.Join("..", "model", "safetensors", "testdata")) {
+	for _, r := range run(t, plain(t), goldenRoot, filepath.Join("..", "model", "arch", "testdata", "bad"), filepath.Join("..", "model", "safetensors", "testdata"), filepath.Join("..", "model", "gguf", "testdata")) {
 		if !r.OK() {
 			t.Errorf("%+v", r)
 		}
@@ -79,7 +79,8 @@ func TestGoldenCases(t *testing.T) {
 		"flux/head128": 27, "flux/head128-fp8": 12, "flux/prefixed": 14, "flux/fp8-e4m3": 15, "flux/fp8-e5m2": 15,
 		"flux/sampling": 40, "flux/sampling-bf16": 20, "flux/schedules": 52, "tables": 28,
 		"flux/kontext-offset": 15, "flux/kontext-index": 15, "flux/kontext-uxo": 15, "flux/fill": 14, "flux/control": 14, "flux/masked": 14,
-		"bad/model": 12, "testdata": 25,
+		"bad/model": 12, "bad/gguf": 32, "testdata": 25, "flux/fp8-scaled": 15, "gguf/flux-k": 18,
+		"gguf/types": 20, "gguf/metadata": 3, "gguf/five-dimensions": 7, "gguf/orig-shape": 3,
 	}
 	if !maps.Equal(outputs, want) {
 		t.Errorf("outputs by case\n got %v\nwant %v", outputs, want)
@@ -90,9 +91,10 @@ func TestGoldenCases(t *testing.T) {
 // the same bytes.
 func TestSameBits(t *testing.T) {
 	var dirs []string
-	for _, name := range []string{"dev-bf16", "schnell", "fp8-e4m3", "kontext-index", "control", "masked"} {
+	for _, name := range []string{"dev-bf16", "schnell", "fp8-e4m3", "fp8-scaled", "kontext-index", "control", "masked"} {
 		dirs = append(dirs, filepath.Join(fluxRoot, name))
 	}
+	dirs = append(dirs, filepath.Join(goldenRoot, "gguf", "flux-k"))
 	digests := func(l verify.Layout) map[string]string {
 		m := map[string]string{}
 		for _, r := range run(t, l, dirs...) {
@@ -294,7 +296,7 @@ func TestWhatCannotRunFailsByName(t *testing.T) {
 		"method":       {change: func(c map[string]any) { c["options"] = map[string]any{"ref_latents_method": "spiral"} }, want: `ref_latents_method is "spiral", known are [offset index uxo]`},
 		"lora":         {change: func(c map[string]any) { c["lora"] = "lora.safetensors" }, want: "LoRA"},
 		"architecture": {change: func(c map[string]any) { c["architecture"] = "wan" }, want: `architecture "wan"`},
-		"gguf":         {change: func(c map[string]any) { c["model"] = "model.gguf" }, want: ".gguf"},
+		"other file":   {change: func(c map[string]any) { c["model"] = "io.safetensors" }, want: "io.safetensors: not supported"},
 		"no model":     {damage: func(dir string) error { return os.Remove(filepath.Join(dir, "model.safetensors")) }, want: "model.safetensors"},
 		"no values":    {damage: func(dir string) error { return os.Remove(filepath.Join(dir, "io.safetensors")) }, want: "io.safetensors"},
 		"no json":      {damage: func(dir string) error { return os.WriteFile(filepath.Join(dir, "case.json"), []byte("{"), 0o600) }, want: "case.json"},

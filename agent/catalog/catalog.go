@@ -35,17 +35,24 @@ type Entry struct {
 // Stamp tells a file from what it was: its identity samples the bytes, so it
 // does not see every change.
 type Stamp struct {
-	Bytes    int64
-	Modified time.Time
+	Bytes    int64     // of all parts
+	Modified time.Time // the last part's
 }
 
-// StampOf reads a file's stamp.
+// StampOf reads the stamp of a checkpoint with all its parts.
 func StampOf(path string) (Stamp, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return Stamp{}, err
+	var s Stamp
+	for _, part := range checkpoint.Parts(path) {
+		info, err := os.Stat(part)
+		if err != nil {
+			return Stamp{}, err
+		}
+		s.Bytes += info.Size()
+		if info.ModTime().After(s.Modified) {
+			s.Modified = info.ModTime()
+		}
 	}
-	return Stamp{Bytes: info.Size(), Modified: info.ModTime()}, nil
+	return s, nil
 }
 
 // Skipped is a file that is no model this build can run, and why.
@@ -57,8 +64,9 @@ type Skipped struct {
 // maxFiles bounds the files of one folder tree.
 const maxFiles = 10_000
 
-// Scan describes every .safetensors file below dirs, sorted by path. A folder
-// that cannot be read is an error; a file that is no model is Skipped.
+// Scan describes every .safetensors and .gguf file below dirs, sorted by path;
+// of a split one the first part stands for all. A folder that cannot be read is
+// an error; a file that is no model is Skipped.
 func Scan(dirs []string) ([]Entry, []Skipped, error) {
 	var entries []Entry
 	var skipped []Skipped
@@ -85,11 +93,11 @@ func Scan(dirs []string) ([]Entry, []Skipped, error) {
 }
 
 func describe(path string) (Entry, error) {
-	stamp, err := StampOf(path) // before the bytes: a change meanwhile shows
-	if err != nil {
-		return Entry{}, err
-	}
+	stamp, gone := StampOf(path) // before the bytes: a change meanwhile shows
 	r, err := Describe(path)
+	if err == nil { // which says better what is missing
+		err = gone
+	}
 	return Entry{path, r, stamp}, err
 }
 
@@ -105,7 +113,7 @@ func files(dir string) ([]string, error) {
 			return err
 		case err != nil:
 			return nil // a folder below that may not be read holds nothing for us
-		case d.IsDir() || !strings.EqualFold(filepath.Ext(path), ".safetensors"):
+		case d.IsDir() || !checkpoint.Named(path):
 			return nil
 		case len(out) == maxFiles:
 			return fmt.Errorf("%s holds more than %d checkpoints; name a folder with fewer", dir, maxFiles)
@@ -123,7 +131,8 @@ func files(dir string) ([]string, error) {
 }
 
 // Describe is the record of one file. The error of a file that is no model
-// this build can run is an *arch.Refusal or a *safetensors.FormatError.
+// this build can run is an *arch.Refusal, a *safetensors.FormatError or a
+// *gguf.FormatError.
 func Describe(path string) (*pb.ModelRecord, error) {
 	f, err := checkpoint.Open(path)
 	if err != nil {

@@ -51,3 +51,31 @@ func TestScanNeedsItsFolders(t *testing.T) {
 		t.Errorf("no folders gave %v, %v, %v", entries, skipped, err)
 	}
 }
+
+func TestScanFindsGGUFAndFirstPartsOnly(t *testing.T) {
+	const golden = "../../model/arch/testdata/golden/gguf/flux-k/model.gguf"
+	dir := t.TempDir()
+	raw, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"m.GGUF", "lone-00001-of-00002.gguf", "lone-00003-of-00004.gguf", "readme.txt"} {
+		if err := os.WriteFile(filepath.Join(dir, name), raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries, skipped, err := Scan([]string{dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 1 || len(skipped) != 1 || filepath.Base(entries[0].Path) != "m.GGUF" || !strings.Contains(skipped[0].Err.Error(), "part 1 of 1, its name part 1 of 2") {
+		t.Fatalf("found %v, skipped %v", entries, skipped)
+	}
+	dtypes := map[string]int{}
+	for _, w := range entries[0].Record.Weights {
+		dtypes[w.Dtype]++
+	}
+	if dtypes["Q4_K"] == 0 || dtypes["IQ4_XS"] == 0 || entries[0].Record.FileBytes != uint64(len(raw)) {
+		t.Errorf("weights %v, %d bytes", dtypes, entries[0].Record.FileBytes)
+	}
+}

@@ -59,7 +59,7 @@ func (f *allocationFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.devices, "devices", "", "DEVICE=TOTAL or DEVICE=FREE/TOTAL, separated by commas: cpu=64GB,cuda:0=20GB/24GB (here 1 GB is 2^30 bytes)")
 	flags.StringVar(&f.blocks, "blocks", "", "COUNTxSIZE from head to tail, separated by commas: 19x680MB,38x283MB (here 1 GB is 2^30 bytes)")
-	flags.StringVar(&f.model, "model", "", "safetensors file whose blocks are meant, as they are stored")
+	flags.StringVar(&f.model, "model", "", "checkpoint whose blocks are meant, as they are stored")
 	flags.StringVar(&f.compat, "compat", "", "distorch2: by the rules of ComfyUI-MultiGPU 2.6.3")
 	f.format = outputFlag(cmd)
 }

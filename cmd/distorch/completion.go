@@ -88,7 +88,7 @@ func (a *app) completeArguments(cmd *cobra.Command) {
 	case cmd.Name() == "remove":
 		cmd.ValidArgsFunction = onlyFirst(a.asked(nodesOf))
 	case cmd.Name() == "inspect":
-		cmd.ValidArgsFunction = onlyFirst(cobra.FixedCompletions([]string{"safetensors"}, cobra.ShellCompDirectiveFilterFileExt))
+		cmd.ValidArgsFunction = onlyFirst(cobra.FixedCompletions([]string{"safetensors", "gguf"}, cobra.ShellCompDirectiveFilterFileExt))
 	case cmd.Name() == "verify":
 		cmd.ValidArgsFunction = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs)
 	case strings.Contains(word, "NAME") || strings.Contains(word, "DEPLOYMENT"):

@@ -153,7 +153,7 @@ func withGraph(m *pb.ModelRecord) error {
 	m.Graph = wire.ToProto(h.graph)
 	for name, d := range h.stored {
 		w := &pb.WeightEntry{Name: name, Dtype: d.String(), Shape: []int64{1}}
-		if h.wide[name] {
+		if h.wide[name] != nil {
 			w.Shape = append(w.Shape, 1)
 		}
 		m.Weights = append(m.Weights, w)

@@ -58,7 +58,7 @@ func newModelsInspect(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect FILE",
 		Short: "Say what a checkpoint is, and what each of its blocks weighs and costs",
-		Long: `Reads the header of a safetensors file on this machine and says which
+		Long: `Reads the header of a safetensors or GGUF file on this machine and says which
 architecture it is, with its hyper-parameters and its block table at a workload.
 A file that this build does not run ends with exit code 4 and the reason.`,
 		Args: arguments(1, "FILE"),

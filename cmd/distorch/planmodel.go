@@ -67,7 +67,7 @@ func findSource(ref string) (modelSource, error) {
 	if unknown == nil {
 		return &publishedModel{known}, nil
 	}
-	if err == nil || strings.ContainsAny(ref, `/\`) || strings.HasSuffix(ref, ".safetensors") {
+	if err == nil || strings.ContainsAny(ref, `/\`) || checkpoint.Stem(ref) != ref {
 		return nil, usage(fmt.Errorf("--model %s: no such file here; a published model is one of %s", ref, output.Or(blocktable.Names())))
 	}
 	return nil, usage(fmt.Errorf("--model %s: no such file here, and %w", ref, unknown))
@@ -113,7 +113,7 @@ type headerModel struct {
 	graph   *graph.Model
 	heads   int
 	stored  map[string]tensor.DType
-	wide    map[string]bool // weights of two dimensions or more, which formats of eight bits hold
+	wide    map[string]tensor.Shape // weights of two dimensions or more, which narrow formats hold
 	compute tensor.DType
 }
 
@@ -127,10 +127,10 @@ func openHeader(path string) (*headerModel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	h := &headerModel{path: path, graph: r.Params.Build(arch.Options{}), heads: headsOf(r.Params), stored: r.Stored, wide: map[string]bool{}, compute: r.ComputeDType()}
+	h := &headerModel{path: path, graph: r.Params.Build(arch.Options{}), heads: headsOf(r.Params), stored: r.Stored, wide: map[string]tensor.Shape{}, compute: r.ComputeDType()}
 	for _, t := range f.Tensors() {
 		if len(t.Shape) > 1 {
-			h.wide[strings.TrimPrefix(t.Name, r.Prefix)] = true
+			h.wide[strings.TrimPrefix(t.Name, r.Prefix)] = t.Shape
 		}
 	}
 	return h, nil
@@ -183,7 +183,7 @@ func recordModel(r *pb.ModelRecord) (*headerModel, error) {
 	if err != nil {
 		return nil, infeasible(fmt.Errorf("model %s: its graph cannot be used here: %w", r.GetName(), err))
 	}
-	h := &headerModel{path: r.GetName(), graph: g, stored: map[string]tensor.DType{}, wide: map[string]bool{}, compute: tensor.BF16}
+	h := &headerModel{path: r.GetName(), graph: g, stored: map[string]tensor.DType{}, wide: map[string]tensor.Shape{}, compute: tensor.BF16}
 	if n, err := strconv.Atoi(r.GetHyperParameters()["heads"]); err == nil {
 		h.heads = n
 	}
@@ -195,7 +195,10 @@ func recordModel(r *pb.ModelRecord) (*headerModel, error) {
 		if err != nil {
 			return nil, fmt.Errorf("model %s: %w", r.GetName(), err)
 		}
-		h.stored[w.GetName()], h.wide[w.GetName()] = d, len(w.GetShape()) > 1
+		h.stored[w.GetName()] = d
+		if len(w.GetShape()) > 1 {
+			h.wide[w.GetName()] = w.GetShape()
+		}
 	}
 	return h, nil
 }
@@ -215,12 +218,12 @@ func (h *headerModel) asStored(d placement.DType) (map[string]tensor.DType, erro
 	}
 	dtype, err := tensor.ParseDType(strings.ToUpper(string(d)))
 	if err != nil {
-		return nil, usage(fmt.Errorf("stored dtype %q: a safetensors file has f32, bf16, f16, f8_e4m3 or f8_e5m2", d))
+		return nil, usage(fmt.Errorf("stored dtype %q: a file has f32, bf16, f16, f8_e4m3, f8_e5m2 or a GGUF type such as q8_0 or q4_k", d))
 	}
 	out := maps.Clone(h.stored)
 	for name := range out {
-		if h.wide[name] {
-			out[name] = dtype
+		if _, err := h.wide[name].Bytes(dtype); err == nil && h.wide[name] != nil {
+			out[name] = dtype // rows that are not whole blocks stay
 		}
 	}
 	return out, nil
@@ -295,7 +298,7 @@ func shortName(path string) string {
 	if i := strings.LastIndexAny(path, `/\`); i >= 0 {
 		path = path[i+1:]
 	}
-	return strings.TrimSuffix(path, ".safetensors")
+	return checkpoint.Stem(path)
 }
 
 // parseObjective reads latency, pair, throughput, or batch=N.

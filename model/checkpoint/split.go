@@ -6,6 +6,7 @@ package checkpoint
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -36,7 +37,7 @@ func splitOf(path string) split {
 	rest := strings.TrimSuffix(path, ext)
 	const digits = len("00001")
 	const tail = len("-00001-of-00003")
-	if len(rest) > tail && (strings.EqualFold(ext, ".gguf") || strings.EqualFold(ext, ".safetensors")) {
+	if len(rest) > tail && slices.Contains(extensions(), strings.ToLower(ext)) {
 		stem, t := rest[:len(rest)-tail], rest[len(rest)-tail:]
 		no, err1 := strconv.ParseUint(t[1:1+digits], 10, 31)
 		count, err2 := strconv.ParseUint(t[tail-digits:], 10, 31)
@@ -57,6 +58,23 @@ func splitName(path string) (split, error) {
 		return s, fmt.Errorf("open checkpoint: %s is one of %d parts, more than %d", path, s.parts, maxParts)
 	}
 	return s, nil
+}
+
+// extensions are the endings of checkpoints' names, in lower case.
+func extensions() []string { return []string{".safetensors", ".gguf"} }
+
+// Named says whether a file is a checkpoint by its name, and a whole one or the
+// first part.
+func Named(path string) bool {
+	return slices.Contains(extensions(), strings.ToLower(filepath.Ext(path))) && splitOf(path).part == 0
+}
+
+// Stem is a checkpoint's name without its ending and the number of its part.
+func Stem(path string) string {
+	if !slices.Contains(extensions(), strings.ToLower(filepath.Ext(path))) {
+		return path
+	}
+	return splitOf(path).stem
 }
 
 // Parts are the paths of all files of the checkpoint that begins at path, which

@@ -6,9 +6,11 @@ package gguf
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"math"
 	"math/bits"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/distorch/distorch/model/tensor"
@@ -121,7 +123,7 @@ func (h *header) metadata(c *cursor, pairs int) error {
 	if v, ok := h.values[keyAlignment]; ok {
 		n, whole := integer(v)
 		if !whole || n < 1 || n > maxAlignment || n&(n-1) != 0 {
-			return refuse(AlignmentInvalid, "", "%.50v", v)
+			return refuse(AlignmentInvalid, "", "%s", brief(v))
 		}
 		h.alignment = n
 	}
@@ -137,9 +139,17 @@ func (h *header) checkSplit() error {
 	count, whole := integer(v)
 	no, numbered := integer(h.values[keySplitNo])
 	if !whole || !numbered || count < 0 || count > maxParts || no < 0 || count > 0 && no >= count {
-		return refuse(SplitInvalid, "", "%s %.50v, %s %.50v", keySplitNo, h.values[keySplitNo], keySplitCount, v)
+		return refuse(SplitInvalid, "", "%s %s, %s %s", keySplitNo, brief(h.values[keySplitNo]), keySplitCount, brief(v))
 	}
 	return nil
+}
+
+// brief is a metadata value that is short enough to print, or its type.
+func brief(v any) string {
+	if n, whole := integer(v); whole {
+		return strconv.FormatInt(n, 10)
+	}
+	return fmt.Sprintf("a %T", v)
 }
 
 // integer is a metadata value that is a whole number of at most 63 bits.
@@ -262,7 +272,7 @@ func (h *header) reshape(t *Tensor) error {
 	}
 	dims, ok := v.([]int32)
 	if !ok || len(dims) > maxDimensions {
-		return refuse(OrigShapeInvalid, t.Name, "%.80v", v)
+		return refuse(OrigShapeInvalid, t.Name, "%s", brief(v))
 	}
 	shape := make(tensor.Shape, len(dims))
 	for i, d := range dims {

@@ -62,7 +62,7 @@ func TestMalformedFilesHaveTheirOwnReason(t *testing.T) {
 		"version-99":                  VersionUnknown,
 		"version-swapped":             BigEndian,
 	}
-	paths, _ := filepath.Glob("testdata/bad/*.gguf")
+	paths, _ := filepath.Glob("testdata/bad/gguf/*.gguf")
 	if len(paths) != len(want) {
 		t.Fatalf("%d files, %d expectations", len(paths), len(want))
 	}
@@ -315,7 +315,7 @@ func TestFileTruncatedWhileOpen(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	paths, _ := filepath.Glob("testdata/bad/*.gguf")
+	paths, _ := filepath.Glob("testdata/bad/gguf/*.gguf")
 	for _, p := range append(paths, "testdata/golden/metadata/model.gguf") {
 		raw, err := os.ReadFile(p)
 		if err != nil {
