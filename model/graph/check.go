@@ -30,6 +30,8 @@ func (o Op) arity() (arity, bool) {
 		return arity{2, 2, 1, 1, 0, 0}, true
 	case OpLinear:
 		return arity{1, 1, 1, 1, 1, 2}, true
+	case OpLowRank, OpLowRankAdd:
+		return arity{2, 2, 1, 1, 1, 1}, true
 	case OpLayerNorm:
 		return arity{1, 1, 1, 1, 0, 2}, true
 	case OpRMSNorm:
@@ -79,9 +81,14 @@ func checkAttrs(o Op, a Attrs) error {
 		used.Perm = a.Perm
 	case OpGatedAdd:
 		used.Fused = a.Fused
+	case OpLowRank:
+		used.Ranks = a.Ranks
+	case OpLowRankAdd:
+		used.First = a.First
 	}
 	if a.Eps != used.Eps || a.Factor != used.Factor || a.Scale != used.Scale || a.Axis != used.Axis ||
-		a.Patch != used.Patch || a.Fused != used.Fused || len(a.Perm) != len(used.Perm) {
+		a.Patch != used.Patch || a.Fused != used.Fused || a.First != used.First ||
+		len(a.Perm) != len(used.Perm) || len(a.Ranks) != len(used.Ranks) {
 		return fmt.Errorf("%s has a parameter that it does not use", o)
 	}
 	return nil
@@ -110,6 +117,10 @@ func checkNode(o Op, a Attrs, in, out []typed, w []Weight) error {
 		return checkPatches(a, out[0], in[0])
 	case OpLinear:
 		return checkLinear(in[0], out[0], w)
+	case OpLowRank:
+		return checkLowRank(a.Ranks, in, out[0], w[0])
+	case OpLowRankAdd:
+		return checkLowRankAdd(a.First, in, out[0], w[0])
 	case OpLayerNorm, OpRMSNorm:
 		return checkNorm(in[0], out[0], w)
 	case OpModulate:

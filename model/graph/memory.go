@@ -238,7 +238,7 @@ func (p *planner) overwrites(i int, out ValueID) (ValueID, bool) {
 	st := &s.Steps[i]
 	var candidates []ValueID
 	switch st.Op {
-	case OpScale, OpSiLU, OpGELUTanh, OpLayerNorm, OpRMSNorm, OpModulate, OpRoPE:
+	case OpScale, OpSiLU, OpGELUTanh, OpLayerNorm, OpRMSNorm, OpModulate, OpRoPE, OpLowRankAdd:
 		candidates = st.In[:1]
 	case OpAdd, OpMul:
 		candidates = st.In

@@ -35,6 +35,19 @@ const (
 	OpUnpatchify Op = "unpatchify"
 	// OpLinear: x [...,K], Weights W [N,K] and optionally b [N] → [...,N], x·Wᵀ + b.
 	OpLinear Op = "linear"
+	// OpLowRank is the first half of a low-rank change of a linear: x [...,K],
+	// strength [L] f32, Weights down [R,K] → t [...,R] or [...,R+L]. Row j of down
+	// belongs to strength l(j): the first Ranks[0] rows to strength 0, the next
+	// Ranks[1] to strength 1, and so on; the ranks add up to R. t_j is
+	// strength_l(j) · Σ_k x_k·down_jk, sum and product in f32, rounded once.
+	// Where there are R+L, t_(R+l) is strength_l: what a change of the bias is
+	// multiplied by.
+	OpLowRank Op = "low_rank"
+	// OpLowRankAdd is the second half: y [...,N], t [...,R], Weights up [M,R] →
+	// [...,N]. Column First+m of the result is y's + Σ_j t_j·up_mj, for m below
+	// M; the others are y's. The sum is accumulated in f32, y is added last, the
+	// result is rounded once.
+	OpLowRankAdd Op = "low_rank_add"
 	// OpAdd is a + b, equal shapes.
 	OpAdd Op = "add"
 	// OpMul is a·b, equal shapes.
@@ -90,4 +103,6 @@ type Attrs struct {
 	Patch  [2]int64 `json:"patch,omitzero"`
 	Perm   []int    `json:"perm,omitempty"`
 	Fused  bool     `json:"fused,omitempty"`
+	Ranks  []int    `json:"ranks,omitempty"`
+	First  int64    `json:"first,omitempty"`
 }

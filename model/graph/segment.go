@@ -50,7 +50,7 @@ type Tensor struct {
 // reshape or cast without View copies.
 //
 // The output of an element- or row-wise step (scale, silu, gelu_tanh, norms,
-// modulate, rope: In[0]; add, mul: either; gated_add: In[0] or In[2]) may lie
+// modulate, rope, low_rank_add: In[0]; add, mul: either; gated_add: In[0] or In[2]) may lie
 // exactly on that input. Apart from that no output overlaps an input.
 // Values may have strides in any dimension but the last; those that patchify,
 // unpatchify, timestep_embedding and transpose make are contiguous.

@@ -232,6 +232,8 @@ func (s *Segment) countStep(st *Step, c *Cost) error {
 			return err
 		}
 		return s.countFewRows(x, w, c)
+	case OpLowRank, OpLowRankAdd:
+		return s.countLowRank(st, c)
 	case OpAttention:
 		q, k := s.Values[st.In[0]], s.Values[st.In[1]]
 		n, err := product(4, q.Shape, k.Shape[1:2])

@@ -129,6 +129,9 @@ func (g *Graph) validateNode(n *Node, made, used []bool) error {
 		len(n.In) > maxParts || len(n.Out) > maxParts {
 		return fmt.Errorf("%d inputs, %d outputs, %d weights: not what it takes", len(n.In), len(n.Out), len(n.Weights))
 	}
+	if len(n.Attrs.Ranks) > maxParts {
+		return fmt.Errorf("%d ranks, at most %d", len(n.Attrs.Ranks), maxParts)
+	}
 	if len(n.Attrs.Perm) > maxRank {
 		return fmt.Errorf("permutation of %d dimensions", len(n.Attrs.Perm))
 	}

@@ -86,7 +86,8 @@ func (p *program) layOut() error {
 	seg := p.segment
 	matrix := make([]bool, len(seg.Weights))
 	for i := range seg.Steps {
-		if st := &seg.Steps[i]; st.Op == graph.OpLinear {
+		switch st := &seg.Steps[i]; st.Op {
+		case graph.OpLinear, graph.OpLowRank, graph.OpLowRankAdd:
 			matrix[st.Weights[0]] = true
 		}
 	}
@@ -197,6 +198,10 @@ func (p *program) compileStep(st *graph.Step) (func(*frame) error, error) {
 	switch st.Op {
 	case graph.OpLinear:
 		return p.linear(st)
+	case graph.OpLowRank:
+		return p.lowRank(st)
+	case graph.OpLowRankAdd:
+		return p.lowRankAdd(st)
 	case graph.OpAttention:
 		return p.attention(st)
 	case graph.OpCast, graph.OpScale:

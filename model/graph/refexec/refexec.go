@@ -323,6 +323,12 @@ func (r *run) step(st *graph.Step) error {
 	case graph.OpLinear:
 		s := shapes(out)
 		r.store(out, linear(in[0], int(s[len(s)-1]), w))
+	case graph.OpLowRank:
+		s := shapes(out)
+		r.store(out, lowRank(st.Attrs.Ranks, in[0], in[1], int(s[len(s)-1]), w[0]))
+	case graph.OpLowRankAdd:
+		s := shapes(out)
+		r.store(out, lowRankAdd(int(st.Attrs.First), in[0], in[1], int(s[len(s)-1]), w[0], len(w[0])/int(r.seg.Weights[st.Weights[0]].Shape[1])))
 	case graph.OpLayerNorm, graph.OpRMSNorm:
 		s := shapes(out)
 		r.store(out, norm(st.Op == graph.OpLayerNorm, st.Attrs.Eps, int(s[len(s)-1]), in[0], w))
@@ -492,6 +498,40 @@ func linear(x []float32, n int, w [][]float32) []float64 {
 				sum += float64(w[1][j])
 			}
 			out = append(out, sum)
+		}
+	}
+	return out
+}
+
+func lowRank(ranks []int, x, strength []float32, width int, down []float32) []float64 {
+	var by []float64
+	for l, n := range ranks {
+		for range n {
+			by = append(by, float64(strength[l]))
+		}
+	}
+	n := len(by)
+	var out []float64
+	products := linear(x, n, [][]float32{down})
+	for row := range len(products) / n {
+		for j := range width {
+			if j < n {
+				out = append(out, products[row*n+j]*by[j])
+			} else {
+				out = append(out, float64(strength[j-n]))
+			}
+		}
+	}
+	return out
+}
+
+func lowRankAdd(first int, y, t []float32, n int, up []float32, m int) []float64 {
+	delta := linear(t, m, [][]float32{up})
+	out := make([]float64, len(y))
+	for i := range out {
+		out[i] = float64(y[i])
+		if at := i%n - first; at >= 0 && at < m {
+			out[i] += delta[i/n*m+at]
 		}
 	}
 	return out

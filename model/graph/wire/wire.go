@@ -178,7 +178,8 @@ func graphTo(g *graph.Graph) *pb.Graph {
 
 func nodeTo(n graph.Node) *pb.GraphNode {
 	a := n.Attrs
-	attrs := &pb.GraphAttrs{Eps: a.Eps, Factor: a.Factor, Scale: a.Scale, Axis: int32(a.Axis), Fused: a.Fused, Perm: each(a.Perm, number[int, int32])}
+	attrs := &pb.GraphAttrs{Eps: a.Eps, Factor: a.Factor, Scale: a.Scale, Axis: int32(a.Axis), Fused: a.Fused, Perm: each(a.Perm, number[int, int32]),
+		Ranks: each(a.Ranks, number[int, int32]), First: a.First}
 	if a.Patch != [2]int64{} {
 		attrs.Patch = a.Patch[:]
 	}
@@ -338,6 +339,7 @@ func (r *reader) node(p *pb.GraphNode) graph.Node {
 		Attrs: graph.Attrs{
 			Eps: a.GetEps(), Factor: a.GetFactor(), Scale: a.GetScale(), Axis: int(a.GetAxis()),
 			Fused: a.GetFused(), Perm: list(r, a.GetPerm(), number[int32, int]),
+			Ranks: list(r, a.GetRanks(), number[int32, int]), First: a.GetFirst(),
 		},
 	}
 	switch patch := a.GetPatch(); len(patch) {

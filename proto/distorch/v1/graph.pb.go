@@ -394,6 +394,8 @@ type GraphAttrs struct {
 	Patch         []int64                `protobuf:"varint,5,rep,packed,name=patch,proto3" json:"patch,omitempty"` // none or two
 	Perm          []int32                `protobuf:"varint,6,rep,packed,name=perm,proto3" json:"perm,omitempty"`
 	Fused         bool                   `protobuf:"varint,7,opt,name=fused,proto3" json:"fused,omitempty"`
+	Ranks         []int32                `protobuf:"varint,8,rep,packed,name=ranks,proto3" json:"ranks,omitempty"`
+	First         int64                  `protobuf:"varint,9,opt,name=first,proto3" json:"first,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -475,6 +477,20 @@ func (x *GraphAttrs) GetFused() bool {
 		return x.Fused
 	}
 	return false
+}
+
+func (x *GraphAttrs) GetRanks() []int32 {
+	if x != nil {
+		return x.Ranks
+	}
+	return nil
+}
+
+func (x *GraphAttrs) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
 }
 
 // GraphNode refers to values and weights by their index in the graph.
@@ -1353,7 +1369,7 @@ const file_distorch_v1_graph_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\x0e2\x16.distorch.v1.ValueKindR\x04kind\"7\n" +
 	"\vGraphWeight\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05shape\x18\x02 \x03(\x03R\x05shape\"\xa0\x01\n" +
+	"\x05shape\x18\x02 \x03(\x03R\x05shape\"\xcc\x01\n" +
 	"\n" +
 	"GraphAttrs\x12\x10\n" +
 	"\x03eps\x18\x01 \x01(\x01R\x03eps\x12\x16\n" +
@@ -1362,7 +1378,9 @@ const file_distorch_v1_graph_proto_rawDesc = "" +
 	"\x04axis\x18\x04 \x01(\x05R\x04axis\x12\x14\n" +
 	"\x05patch\x18\x05 \x03(\x03R\x05patch\x12\x12\n" +
 	"\x04perm\x18\x06 \x03(\x05R\x04perm\x12\x14\n" +
-	"\x05fused\x18\a \x01(\bR\x05fused\"\x96\x01\n" +
+	"\x05fused\x18\a \x01(\bR\x05fused\x12\x14\n" +
+	"\x05ranks\x18\b \x03(\x05R\x05ranks\x12\x14\n" +
+	"\x05first\x18\t \x01(\x03R\x05first\"\x96\x01\n" +
 	"\tGraphNode\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12\x16\n" +
 	"\x06inputs\x18\x02 \x03(\x05R\x06inputs\x12\x18\n" +

@@ -15,7 +15,8 @@ type Matrix struct {
 	Stride int
 }
 
-// Linear is out[m,n] = x[m,k] · w[n,k]ᵀ + bias[n].
+// Linear is out[m,n] = scale[n] · (x[m,k] · w[n,k]ᵀ) + bias[n], or + add[m,n]
+// where there is no bias.
 type Linear struct {
 	Type     DType // of X and W
 	M, N, K  int
@@ -23,6 +24,8 @@ type Linear struct {
 	W        []byte // packed (Pack)
 	Bias     []byte // nil, or N elements
 	BiasType DType
+	Scale    []float32 // nil, or N
+	Add      Matrix    // of OutType; no Data: none. It may be Out itself
 	Out      Matrix
 	OutType  DType
 }
@@ -77,7 +80,7 @@ func (l *Linear) check(scratch []byte, workers int) error {
 	if l.Bias != nil && len(l.Bias) < l.N*l.BiasType.Size() {
 		return bad("bias", len(l.Bias), l.N*l.BiasType.Size())
 	}
-	return nil
+	return l.checkMore(bad)
 }
 
 // run is one Linear on its way.
@@ -166,12 +169,16 @@ func (r *run) compute(worker, rowBlock, panelBlock int) {
 		}
 	}
 	bias := add(own, blockRows*blockPanels*panelBytes)
+	finish := r.store
+	if r.Scale != nil || r.Add.Data != nil {
+		finish = r.storeMore
+	}
 	for p := range panels {
 		sums := (*float32)(unsafe.Pointer(add(own, p*rows*panelBytes)))
 		if r.steps == 0 {
 			clear(unsafe.Slice(sums, rows*PanelColumns))
 		}
-		r.store(r.row0+row, rows, (first+p)*PanelColumns, sums, bias)
+		finish(r.row0+row, rows, (first+p)*PanelColumns, sums, bias)
 	}
 }
 
@@ -202,8 +209,13 @@ func (r *run) store(row, rows, column int, sums *float32, own *byte) {
 }
 
 func (r *run) biasTo(dst []float32, column int) {
-	src := unsafe.Pointer(add(unsafe.SliceData(r.Bias), column*r.BiasType.Size()))
-	if r.BiasType == F32 {
+	expand(dst, add(unsafe.SliceData(r.Bias), column*r.BiasType.Size()), r.BiasType)
+}
+
+// expand writes values as floats.
+func expand(dst []float32, from *byte, d DType) {
+	src := unsafe.Pointer(from)
+	if d == F32 {
 		copy(dst, unsafe.Slice((*float32)(src), len(dst)))
 		return
 	}
