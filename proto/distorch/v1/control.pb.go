@@ -591,6 +591,7 @@ type NodeRecord struct {
 	Pid                int64                  `protobuf:"varint,13,opt,name=pid,proto3" json:"pid,omitempty"`
 	LoadBytesPerSecond float64                `protobuf:"fixed64,14,opt,name=load_bytes_per_second,json=loadBytesPerSecond,proto3" json:"load_bytes_per_second,omitempty"` // model file into memory
 	LoadCold           bool                   `protobuf:"varint,15,opt,name=load_cold,json=loadCold,proto3" json:"load_cold,omitempty"`                                    // that rate was measured past the system's file cache
+	DonateBytes        uint64                 `protobuf:"varint,16,opt,name=donate_bytes,json=donateBytes,proto3" json:"donate_bytes,omitempty"`                           // of its RAM that may hold other nodes' blocks; its own stages' RAM is the same
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -728,6 +729,13 @@ func (x *NodeRecord) GetLoadCold() bool {
 		return x.LoadCold
 	}
 	return false
+}
+
+func (x *NodeRecord) GetDonateBytes() uint64 {
+	if x != nil {
+		return x.DonateBytes
+	}
+	return 0
 }
 
 type PeerLink struct {
@@ -3340,7 +3348,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x17memory_bytes_per_second\x18\x0e \x01(\x01R\x14memoryBytesPerSecond\x12:\n" +
 	"\x1ahost_copy_bytes_per_second\x18\x0f \x01(\x01R\x16hostCopyBytesPerSecond\x12C\n" +
 	"\x1fhost_to_device_bytes_per_second\x18\x10 \x01(\x01R\x1ahostToDeviceBytesPerSecond\x12C\n" +
-	"\x1fdevice_to_host_bytes_per_second\x18\x11 \x01(\x01R\x1adeviceToHostBytesPerSecond\"\xa0\x04\n" +
+	"\x1fdevice_to_host_bytes_per_second\x18\x11 \x01(\x01R\x1adeviceToHostBytesPerSecond\"\xc3\x04\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3358,7 +3366,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x06engine\x18\f \x01(\tR\x06engine\x12\x10\n" +
 	"\x03pid\x18\r \x01(\x03R\x03pid\x121\n" +
 	"\x15load_bytes_per_second\x18\x0e \x01(\x01R\x12loadBytesPerSecond\x12\x1b\n" +
-	"\tload_cold\x18\x0f \x01(\bR\bloadCold\x1a9\n" +
+	"\tload_cold\x18\x0f \x01(\bR\bloadCold\x12!\n" +
+	"\fdonate_bytes\x18\x10 \x01(\x04R\vdonateBytes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x82\x01\n" +

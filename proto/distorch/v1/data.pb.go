@@ -1806,6 +1806,391 @@ func (*StageEvent_Fault) isStageEvent_Event() {}
 
 func (*StageEvent_Stats) isStageEvent_Event() {}
 
+// DonateRequest asks a node for RAM in which one stage of another node keeps
+// blocks that it reads ahead of their use.
+type DonateRequest struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Hello             *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // the owner of the blocks
+	Deployment        string                 `protobuf:"bytes,2,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	DeploymentId      string                 `protobuf:"bytes,3,opt,name=deployment_id,json=deploymentId,proto3" json:"deployment_id,omitempty"`
+	Epoch             uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Stage             uint32                 `protobuf:"varint,5,opt,name=stage,proto3" json:"stage,omitempty"`
+	Bytes             uint64                 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	ExpectIncarnation string                 `protobuf:"bytes,7,opt,name=expect_incarnation,json=expectIncarnation,proto3" json:"expect_incarnation,omitempty"` // of the node that is asked
+	Lease             string                 `protobuf:"bytes,8,opt,name=lease,proto3" json:"lease,omitempty"`                                                  // of a session whose stream broke; empty: a new one
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *DonateRequest) Reset() {
+	*x = DonateRequest{}
+	mi := &file_distorch_v1_data_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DonateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DonateRequest) ProtoMessage() {}
+
+func (x *DonateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_data_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DonateRequest.ProtoReflect.Descriptor instead.
+func (*DonateRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DonateRequest) GetHello() *Hello {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
+func (x *DonateRequest) GetDeployment() string {
+	if x != nil {
+		return x.Deployment
+	}
+	return ""
+}
+
+func (x *DonateRequest) GetDeploymentId() string {
+	if x != nil {
+		return x.DeploymentId
+	}
+	return ""
+}
+
+func (x *DonateRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DonateRequest) GetStage() uint32 {
+	if x != nil {
+		return x.Stage
+	}
+	return 0
+}
+
+func (x *DonateRequest) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DonateRequest) GetExpectIncarnation() string {
+	if x != nil {
+		return x.ExpectIncarnation
+	}
+	return ""
+}
+
+func (x *DonateRequest) GetLease() string {
+	if x != nil {
+		return x.Lease
+	}
+	return ""
+}
+
+// Donation is memory that the owner may write and read until it releases it,
+// its session has been silent for keep, it is another process, or the plan is
+// not the deployment's any more.
+type Donation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
+	Lease         string                 `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	Key           *RemoteKey             `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	OfferedBytes  uint64                 `protobuf:"varint,4,opt,name=offered_bytes,json=offeredBytes,proto3" json:"offered_bytes,omitempty"`
+	UsedBytes     uint64                 `protobuf:"varint,5,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"` // this donation included
+	Keep          *durationpb.Duration   `protobuf:"bytes,6,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Donation) Reset() {
+	*x = Donation{}
+	mi := &file_distorch_v1_data_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Donation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Donation) ProtoMessage() {}
+
+func (x *Donation) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_data_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Donation.ProtoReflect.Descriptor instead.
+func (*Donation) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Donation) GetHello() *Hello {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
+func (x *Donation) GetLease() string {
+	if x != nil {
+		return x.Lease
+	}
+	return ""
+}
+
+func (x *Donation) GetKey() *RemoteKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Donation) GetOfferedBytes() uint64 {
+	if x != nil {
+		return x.OfferedBytes
+	}
+	return 0
+}
+
+func (x *Donation) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *Donation) GetKeep() *durationpb.Duration {
+	if x != nil {
+		return x.Keep
+	}
+	return nil
+}
+
+type DonorCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Command:
+	//
+	//	*DonorCommand_Request
+	//	*DonorCommand_Heartbeat
+	//	*DonorCommand_Release_
+	Command       isDonorCommand_Command `protobuf_oneof:"command"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DonorCommand) Reset() {
+	*x = DonorCommand{}
+	mi := &file_distorch_v1_data_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DonorCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DonorCommand) ProtoMessage() {}
+
+func (x *DonorCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_data_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DonorCommand.ProtoReflect.Descriptor instead.
+func (*DonorCommand) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DonorCommand) GetCommand() isDonorCommand_Command {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *DonorCommand) GetRequest() *DonateRequest {
+	if x != nil {
+		if x, ok := x.Command.(*DonorCommand_Request); ok {
+			return x.Request
+		}
+	}
+	return nil
+}
+
+func (x *DonorCommand) GetHeartbeat() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.Command.(*DonorCommand_Heartbeat); ok {
+			return x.Heartbeat
+		}
+	}
+	return nil
+}
+
+func (x *DonorCommand) GetRelease() *DonorCommand_Release {
+	if x != nil {
+		if x, ok := x.Command.(*DonorCommand_Release_); ok {
+			return x.Release
+		}
+	}
+	return nil
+}
+
+type isDonorCommand_Command interface {
+	isDonorCommand_Command()
+}
+
+type DonorCommand_Request struct {
+	Request *DonateRequest `protobuf:"bytes,1,opt,name=request,proto3,oneof"` // first message
+}
+
+type DonorCommand_Heartbeat struct {
+	Heartbeat *durationpb.Duration `protobuf:"bytes,2,opt,name=heartbeat,proto3,oneof"`
+}
+
+type DonorCommand_Release_ struct {
+	Release *DonorCommand_Release `protobuf:"bytes,3,opt,name=release,proto3,oneof"`
+}
+
+func (*DonorCommand_Request) isDonorCommand_Command() {}
+
+func (*DonorCommand_Heartbeat) isDonorCommand_Command() {}
+
+func (*DonorCommand_Release_) isDonorCommand_Command() {}
+
+type DonorEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*DonorEvent_Granted
+	//	*DonorEvent_Heartbeat
+	//	*DonorEvent_Released_
+	Event         isDonorEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DonorEvent) Reset() {
+	*x = DonorEvent{}
+	mi := &file_distorch_v1_data_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DonorEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DonorEvent) ProtoMessage() {}
+
+func (x *DonorEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_data_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DonorEvent.ProtoReflect.Descriptor instead.
+func (*DonorEvent) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DonorEvent) GetEvent() isDonorEvent_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *DonorEvent) GetGranted() *Donation {
+	if x != nil {
+		if x, ok := x.Event.(*DonorEvent_Granted); ok {
+			return x.Granted
+		}
+	}
+	return nil
+}
+
+func (x *DonorEvent) GetHeartbeat() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.Event.(*DonorEvent_Heartbeat); ok {
+			return x.Heartbeat
+		}
+	}
+	return nil
+}
+
+func (x *DonorEvent) GetReleased() *DonorEvent_Released {
+	if x != nil {
+		if x, ok := x.Event.(*DonorEvent_Released_); ok {
+			return x.Released
+		}
+	}
+	return nil
+}
+
+type isDonorEvent_Event interface {
+	isDonorEvent_Event()
+}
+
+type DonorEvent_Granted struct {
+	Granted *Donation `protobuf:"bytes,1,opt,name=granted,proto3,oneof"`
+}
+
+type DonorEvent_Heartbeat struct {
+	Heartbeat *durationpb.Duration `protobuf:"bytes,2,opt,name=heartbeat,proto3,oneof"`
+}
+
+type DonorEvent_Released_ struct {
+	Released *DonorEvent_Released `protobuf:"bytes,3,opt,name=released,proto3,oneof"`
+}
+
+func (*DonorEvent_Granted) isDonorEvent_Event() {}
+
+func (*DonorEvent_Heartbeat) isDonorEvent_Event() {}
+
+func (*DonorEvent_Released_) isDonorEvent_Event() {}
+
 type ProbeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
@@ -1815,7 +2200,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_distorch_v1_data_proto_msgTypes[23]
+	mi := &file_distorch_v1_data_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1827,7 +2212,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[23]
+	mi := &file_distorch_v1_data_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1840,7 +2225,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{23}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProbeRequest) GetPayload() []byte {
@@ -1859,7 +2244,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_distorch_v1_data_proto_msgTypes[24]
+	mi := &file_distorch_v1_data_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +2256,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[24]
+	mi := &file_distorch_v1_data_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +2269,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{24}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProbeResponse) GetBytes() uint64 {
@@ -1892,6 +2277,78 @@ func (x *ProbeResponse) GetBytes() uint64 {
 		return x.Bytes
 	}
 	return 0
+}
+
+type DonorCommand_Release struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DonorCommand_Release) Reset() {
+	*x = DonorCommand_Release{}
+	mi := &file_distorch_v1_data_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DonorCommand_Release) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DonorCommand_Release) ProtoMessage() {}
+
+func (x *DonorCommand_Release) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_data_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DonorCommand_Release.ProtoReflect.Descriptor instead.
+func (*DonorCommand_Release) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{25, 0}
+}
+
+type DonorEvent_Released struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DonorEvent_Released) Reset() {
+	*x = DonorEvent_Released{}
+	mi := &file_distorch_v1_data_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DonorEvent_Released) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DonorEvent_Released) ProtoMessage() {}
+
+func (x *DonorEvent_Released) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_data_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DonorEvent_Released.ProtoReflect.Descriptor instead.
+func (*DonorEvent_Released) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{26, 0}
 }
 
 var File_distorch_v1_data_proto protoreflect.FileDescriptor
@@ -2044,6 +2501,39 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\x04done\x18\x05 \x01(\v2\x16.distorch.v1.StageDoneH\x00R\x04done\x12/\n" +
 	"\x05fault\x18\x06 \x01(\v2\x17.distorch.v1.StageFaultH\x00R\x05fault\x12/\n" +
 	"\x05stats\x18\a \x01(\v2\x17.distorch.v1.StageStatsH\x00R\x05statsB\a\n" +
+	"\x05event\"\x85\x02\n" +
+	"\rDonateRequest\x12(\n" +
+	"\x05hello\x18\x01 \x01(\v2\x12.distorch.v1.HelloR\x05hello\x12\x1e\n" +
+	"\n" +
+	"deployment\x18\x02 \x01(\tR\n" +
+	"deployment\x12#\n" +
+	"\rdeployment_id\x18\x03 \x01(\tR\fdeploymentId\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05stage\x18\x05 \x01(\rR\x05stage\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\x12-\n" +
+	"\x12expect_incarnation\x18\a \x01(\tR\x11expectIncarnation\x12\x14\n" +
+	"\x05lease\x18\b \x01(\tR\x05lease\"\xe7\x01\n" +
+	"\bDonation\x12(\n" +
+	"\x05hello\x18\x01 \x01(\v2\x12.distorch.v1.HelloR\x05hello\x12\x14\n" +
+	"\x05lease\x18\x02 \x01(\tR\x05lease\x12(\n" +
+	"\x03key\x18\x03 \x01(\v2\x16.distorch.v1.RemoteKeyR\x03key\x12#\n" +
+	"\roffered_bytes\x18\x04 \x01(\x04R\fofferedBytes\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x05 \x01(\x04R\tusedBytes\x12-\n" +
+	"\x04keep\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04keep\"\xd6\x01\n" +
+	"\fDonorCommand\x126\n" +
+	"\arequest\x18\x01 \x01(\v2\x1a.distorch.v1.DonateRequestH\x00R\arequest\x129\n" +
+	"\theartbeat\x18\x02 \x01(\v2\x19.google.protobuf.DurationH\x00R\theartbeat\x12=\n" +
+	"\arelease\x18\x03 \x01(\v2!.distorch.v1.DonorCommand.ReleaseH\x00R\arelease\x1a\t\n" +
+	"\aReleaseB\t\n" +
+	"\acommand\"\xcf\x01\n" +
+	"\n" +
+	"DonorEvent\x121\n" +
+	"\agranted\x18\x01 \x01(\v2\x15.distorch.v1.DonationH\x00R\agranted\x129\n" +
+	"\theartbeat\x18\x02 \x01(\v2\x19.google.protobuf.DurationH\x00R\theartbeat\x12>\n" +
+	"\breleased\x18\x03 \x01(\v2 .distorch.v1.DonorEvent.ReleasedH\x00R\breleased\x1a\n" +
+	"\n" +
+	"\bReleasedB\a\n" +
 	"\x05event\"(\n" +
 	"\fProbeRequest\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\"%\n" +
@@ -2053,11 +2543,12 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\bBeginRun\x12\x1c.distorch.v1.BeginRunRequest\x1a\x1d.distorch.v1.BeginRunResponse\x12\\\n" +
 	"\x0fPutConditioning\x12#.distorch.v1.PutConditioningRequest\x1a$.distorch.v1.PutConditioningResponse\x12D\n" +
 	"\aForward\x12\x1b.distorch.v1.ForwardRequest\x1a\x1c.distorch.v1.ForwardResponse\x12A\n" +
-	"\x06EndRun\x12\x1a.distorch.v1.EndRunRequest\x1a\x1b.distorch.v1.EndRunResponse2\xd9\x01\n" +
+	"\x06EndRun\x12\x1a.distorch.v1.EndRunRequest\x1a\x1b.distorch.v1.EndRunResponse2\x9b\x02\n" +
 	"\fStageService\x12?\n" +
 	"\x05Drive\x12\x19.distorch.v1.StageCommand\x1a\x17.distorch.v1.StageEvent(\x010\x01\x12A\n" +
 	"\x06Attach\x12\x1a.distorch.v1.AttachRequest\x1a\x1b.distorch.v1.AttachResponse\x12E\n" +
-	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink2\xd1\x01\n" +
+	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink\x12@\n" +
+	"\x06Donate\x12\x19.distorch.v1.DonorCommand\x1a\x17.distorch.v1.DonorEvent(\x010\x012\xd1\x01\n" +
 	"\x04Bulk\x12B\n" +
 	"\x05Write\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01\x12A\n" +
 	"\x04Read\x12\x19.distorch.v1.ProbeRequest\x1a\x1a.distorch.v1.ProbeResponse(\x010\x01\x12B\n" +
@@ -2076,7 +2567,7 @@ func file_distorch_v1_data_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_data_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_distorch_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_distorch_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_distorch_v1_data_proto_goTypes = []any{
 	(StageFault_Kind)(0),            // 0: distorch.v1.StageFault.Kind
 	(*Tensor)(nil),                  // 1: distorch.v1.Tensor
@@ -2102,76 +2593,94 @@ var file_distorch_v1_data_proto_goTypes = []any{
 	(*StageDone)(nil),               // 21: distorch.v1.StageDone
 	(*StageFault)(nil),              // 22: distorch.v1.StageFault
 	(*StageEvent)(nil),              // 23: distorch.v1.StageEvent
-	(*ProbeRequest)(nil),            // 24: distorch.v1.ProbeRequest
-	(*ProbeResponse)(nil),           // 25: distorch.v1.ProbeResponse
-	nil,                             // 26: distorch.v1.BeginRunRequest.DimsEntry
-	nil,                             // 27: distorch.v1.BeginStageRun.DimsEntry
-	(*Plan)(nil),                    // 28: distorch.v1.Plan
-	(*durationpb.Duration)(nil),     // 29: google.protobuf.Duration
-	(*Feedback)(nil),                // 30: distorch.v1.Feedback
-	(*MeasureLinkRequest)(nil),      // 31: distorch.v1.MeasureLinkRequest
-	(*PeerLink)(nil),                // 32: distorch.v1.PeerLink
+	(*DonateRequest)(nil),           // 24: distorch.v1.DonateRequest
+	(*Donation)(nil),                // 25: distorch.v1.Donation
+	(*DonorCommand)(nil),            // 26: distorch.v1.DonorCommand
+	(*DonorEvent)(nil),              // 27: distorch.v1.DonorEvent
+	(*ProbeRequest)(nil),            // 28: distorch.v1.ProbeRequest
+	(*ProbeResponse)(nil),           // 29: distorch.v1.ProbeResponse
+	nil,                             // 30: distorch.v1.BeginRunRequest.DimsEntry
+	nil,                             // 31: distorch.v1.BeginStageRun.DimsEntry
+	(*DonorCommand_Release)(nil),    // 32: distorch.v1.DonorCommand.Release
+	(*DonorEvent_Released)(nil),     // 33: distorch.v1.DonorEvent.Released
+	(*Plan)(nil),                    // 34: distorch.v1.Plan
+	(*durationpb.Duration)(nil),     // 35: google.protobuf.Duration
+	(*Feedback)(nil),                // 36: distorch.v1.Feedback
+	(*MeasureLinkRequest)(nil),      // 37: distorch.v1.MeasureLinkRequest
+	(*PeerLink)(nil),                // 38: distorch.v1.PeerLink
 }
 var file_distorch_v1_data_proto_depIdxs = []int32{
-	26, // 0: distorch.v1.BeginRunRequest.dims:type_name -> distorch.v1.BeginRunRequest.DimsEntry
-	28, // 1: distorch.v1.BeginRunResponse.plan:type_name -> distorch.v1.Plan
+	30, // 0: distorch.v1.BeginRunRequest.dims:type_name -> distorch.v1.BeginRunRequest.DimsEntry
+	34, // 1: distorch.v1.BeginRunResponse.plan:type_name -> distorch.v1.Plan
 	1,  // 2: distorch.v1.PutConditioningRequest.tensors:type_name -> distorch.v1.Tensor
 	1,  // 3: distorch.v1.ForwardRequest.tensors:type_name -> distorch.v1.Tensor
-	29, // 4: distorch.v1.ForwardRequest.deadline:type_name -> google.protobuf.Duration
-	29, // 5: distorch.v1.StageTiming.compute:type_name -> google.protobuf.Duration
-	29, // 6: distorch.v1.StageTiming.waiting:type_name -> google.protobuf.Duration
+	35, // 4: distorch.v1.ForwardRequest.deadline:type_name -> google.protobuf.Duration
+	35, // 5: distorch.v1.StageTiming.compute:type_name -> google.protobuf.Duration
+	35, // 6: distorch.v1.StageTiming.waiting:type_name -> google.protobuf.Duration
 	1,  // 7: distorch.v1.ForwardResponse.out:type_name -> distorch.v1.Tensor
 	7,  // 8: distorch.v1.ForwardResponse.stages:type_name -> distorch.v1.StageTiming
-	29, // 9: distorch.v1.ForwardResponse.total:type_name -> google.protobuf.Duration
+	35, // 9: distorch.v1.ForwardResponse.total:type_name -> google.protobuf.Duration
 	15, // 10: distorch.v1.EndRunResponse.stages:type_name -> distorch.v1.StageStats
 	12, // 11: distorch.v1.AttachRequest.hello:type_name -> distorch.v1.Hello
 	11, // 12: distorch.v1.AttachRequest.outputs:type_name -> distorch.v1.RemoteKey
 	12, // 13: distorch.v1.AttachResponse.hello:type_name -> distorch.v1.Hello
 	11, // 14: distorch.v1.AttachResponse.slots:type_name -> distorch.v1.RemoteKey
-	29, // 15: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
-	30, // 16: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
-	27, // 17: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
+	35, // 15: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
+	36, // 16: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
+	31, // 17: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
 	13, // 18: distorch.v1.StageCommand.attach:type_name -> distorch.v1.AttachRequest
 	17, // 19: distorch.v1.StageCommand.begin_run:type_name -> distorch.v1.BeginStageRun
 	4,  // 20: distorch.v1.StageCommand.conditioning:type_name -> distorch.v1.PutConditioningRequest
 	16, // 21: distorch.v1.StageCommand.cancel:type_name -> distorch.v1.ForwardID
 	16, // 22: distorch.v1.StageDone.forward:type_name -> distorch.v1.ForwardID
-	29, // 23: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
-	29, // 24: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
+	35, // 23: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
+	35, // 24: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
 	16, // 25: distorch.v1.StageFault.forward:type_name -> distorch.v1.ForwardID
 	0,  // 26: distorch.v1.StageFault.kind:type_name -> distorch.v1.StageFault.Kind
 	14, // 27: distorch.v1.StageEvent.attached:type_name -> distorch.v1.AttachResponse
-	29, // 28: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
+	35, // 28: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
 	18, // 29: distorch.v1.StageEvent.run_ready:type_name -> distorch.v1.RunReady
 	19, // 30: distorch.v1.StageEvent.conditioning_ready:type_name -> distorch.v1.ConditioningReady
 	21, // 31: distorch.v1.StageEvent.done:type_name -> distorch.v1.StageDone
 	22, // 32: distorch.v1.StageEvent.fault:type_name -> distorch.v1.StageFault
 	15, // 33: distorch.v1.StageEvent.stats:type_name -> distorch.v1.StageStats
-	2,  // 34: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
-	4,  // 35: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
-	6,  // 36: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
-	9,  // 37: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
-	20, // 38: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
-	13, // 39: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
-	31, // 40: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	24, // 41: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
-	24, // 42: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
-	24, // 43: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
-	3,  // 44: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
-	5,  // 45: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
-	8,  // 46: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
-	10, // 47: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
-	23, // 48: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
-	14, // 49: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
-	32, // 50: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
-	25, // 51: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
-	25, // 52: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
-	25, // 53: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
-	44, // [44:54] is the sub-list for method output_type
-	34, // [34:44] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	12, // 34: distorch.v1.DonateRequest.hello:type_name -> distorch.v1.Hello
+	12, // 35: distorch.v1.Donation.hello:type_name -> distorch.v1.Hello
+	11, // 36: distorch.v1.Donation.key:type_name -> distorch.v1.RemoteKey
+	35, // 37: distorch.v1.Donation.keep:type_name -> google.protobuf.Duration
+	24, // 38: distorch.v1.DonorCommand.request:type_name -> distorch.v1.DonateRequest
+	35, // 39: distorch.v1.DonorCommand.heartbeat:type_name -> google.protobuf.Duration
+	32, // 40: distorch.v1.DonorCommand.release:type_name -> distorch.v1.DonorCommand.Release
+	25, // 41: distorch.v1.DonorEvent.granted:type_name -> distorch.v1.Donation
+	35, // 42: distorch.v1.DonorEvent.heartbeat:type_name -> google.protobuf.Duration
+	33, // 43: distorch.v1.DonorEvent.released:type_name -> distorch.v1.DonorEvent.Released
+	2,  // 44: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
+	4,  // 45: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
+	6,  // 46: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
+	9,  // 47: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
+	20, // 48: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
+	13, // 49: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
+	37, // 50: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	26, // 51: distorch.v1.StageService.Donate:input_type -> distorch.v1.DonorCommand
+	28, // 52: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
+	28, // 53: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
+	28, // 54: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
+	3,  // 55: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
+	5,  // 56: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
+	8,  // 57: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
+	10, // 58: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
+	23, // 59: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
+	14, // 60: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
+	38, // 61: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
+	27, // 62: distorch.v1.StageService.Donate:output_type -> distorch.v1.DonorEvent
+	29, // 63: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
+	29, // 64: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
+	29, // 65: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
+	55, // [55:66] is the sub-list for method output_type
+	44, // [44:55] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_data_proto_init() }
@@ -2196,13 +2705,23 @@ func file_distorch_v1_data_proto_init() {
 		(*StageEvent_Fault)(nil),
 		(*StageEvent_Stats)(nil),
 	}
+	file_distorch_v1_data_proto_msgTypes[25].OneofWrappers = []any{
+		(*DonorCommand_Request)(nil),
+		(*DonorCommand_Heartbeat)(nil),
+		(*DonorCommand_Release_)(nil),
+	}
+	file_distorch_v1_data_proto_msgTypes[26].OneofWrappers = []any{
+		(*DonorEvent_Granted)(nil),
+		(*DonorEvent_Heartbeat)(nil),
+		(*DonorEvent_Released_)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_data_proto_rawDesc), len(file_distorch_v1_data_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

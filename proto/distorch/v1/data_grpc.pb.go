@@ -249,6 +249,7 @@ const (
 	StageService_Drive_FullMethodName       = "/distorch.v1.StageService/Drive"
 	StageService_Attach_FullMethodName      = "/distorch.v1.StageService/Attach"
 	StageService_MeasureLink_FullMethodName = "/distorch.v1.StageService/MeasureLink"
+	StageService_Donate_FullMethodName      = "/distorch.v1.StageService/Donate"
 )
 
 // StageServiceClient is the client API for StageService service.
@@ -258,11 +259,13 @@ const (
 // StageService is served by every agent. Drive is the session of an endpoint
 // with one stage: commands down, heartbeats and events up. Attach is the same
 // handshake for the previous stage, which only needs the remote keys.
-// MeasureLink is a coordinator's wish, for an operator.
+// MeasureLink is a coordinator's wish, for an operator. Donate is the session of
+// a stage's agent with a node in whose RAM it keeps blocks.
 type StageServiceClient interface {
 	Drive(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StageCommand, StageEvent], error)
 	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachResponse, error)
 	MeasureLink(ctx context.Context, in *MeasureLinkRequest, opts ...grpc.CallOption) (*PeerLink, error)
+	Donate(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[DonorCommand, DonorEvent], error)
 }
 
 type stageServiceClient struct {
@@ -306,6 +309,19 @@ func (c *stageServiceClient) MeasureLink(ctx context.Context, in *MeasureLinkReq
 	return out, nil
 }
 
+func (c *stageServiceClient) Donate(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[DonorCommand, DonorEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &StageService_ServiceDesc.Streams[1], StageService_Donate_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DonorCommand, DonorEvent]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type StageService_DonateClient = grpc.BidiStreamingClient[DonorCommand, DonorEvent]
+
 // StageServiceServer is the server API for StageService service.
 // All implementations must embed UnimplementedStageServiceServer
 // for forward compatibility.
@@ -313,11 +329,13 @@ func (c *stageServiceClient) MeasureLink(ctx context.Context, in *MeasureLinkReq
 // StageService is served by every agent. Drive is the session of an endpoint
 // with one stage: commands down, heartbeats and events up. Attach is the same
 // handshake for the previous stage, which only needs the remote keys.
-// MeasureLink is a coordinator's wish, for an operator.
+// MeasureLink is a coordinator's wish, for an operator. Donate is the session of
+// a stage's agent with a node in whose RAM it keeps blocks.
 type StageServiceServer interface {
 	Drive(grpc.BidiStreamingServer[StageCommand, StageEvent]) error
 	Attach(context.Context, *AttachRequest) (*AttachResponse, error)
 	MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error)
+	Donate(grpc.BidiStreamingServer[DonorCommand, DonorEvent]) error
 	mustEmbedUnimplementedStageServiceServer()
 }
 
@@ -336,6 +354,9 @@ func (UnimplementedStageServiceServer) Attach(context.Context, *AttachRequest) (
 }
 func (UnimplementedStageServiceServer) MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error) {
 	return nil, status.Error(codes.Unimplemented, "method MeasureLink not implemented")
+}
+func (UnimplementedStageServiceServer) Donate(grpc.BidiStreamingServer[DonorCommand, DonorEvent]) error {
+	return status.Error(codes.Unimplemented, "method Donate not implemented")
 }
 func (UnimplementedStageServiceServer) mustEmbedUnimplementedStageServiceServer() {}
 func (UnimplementedStageServiceServer) testEmbeddedByValue()                      {}
@@ -401,6 +422,13 @@ func _StageService_MeasureLink_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StageService_Donate_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(StageServiceServer).Donate(&grpc.GenericServerStream[DonorCommand, DonorEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type StageService_DonateServer = grpc.BidiStreamingServer[DonorCommand, DonorEvent]
+
 // StageService_ServiceDesc is the grpc.ServiceDesc for StageService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -421,6 +449,12 @@ var StageService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Drive",
 			Handler:       _StageService_Drive_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Donate",
+			Handler:       _StageService_Donate_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},
