@@ -59,6 +59,10 @@ func (e *FormatError) Error() string {
 	if e.Detail != "" {
 		s += ": " + e.Detail
 	}
+	switch e.Reason {
+	case BigEndian, VersionUnknown, TypeUnsupported:
+		return "not a GGUF file that this build reads: " + s
+	}
 	return "not a valid GGUF file: " + s
 }
 
