@@ -22,6 +22,7 @@ import (
 type modelFile struct {
 	stage.Checkpoint
 	params arch.Params
+	note   string // what was done to it
 }
 
 // openModel recognises a checkpoint; the caller closes its file.
@@ -38,7 +39,7 @@ func openModel(path string) (modelFile, *arch.Recognised, error) {
 	if err != nil {
 		return modelFile{}, nil, errors.Join(fmt.Errorf("%s: %w", filepath.Base(path), err), f.Close())
 	}
-	return modelFile{stage.Checkpoint{File: f, Source: r.Source}, r.Params}, r, nil
+	return modelFile{stage.Checkpoint{File: f, Source: r.Source}, r.Params, ""}, r, nil
 }
 
 // model opens the case's model and builds its graph for the inputs given, with
@@ -48,6 +49,7 @@ func (c *goldenCase) model(guidance bool, given []string) (modelFile, *graph.Mod
 	if err != nil {
 		return cp, nil, err
 	}
+	cp.note = mend(&cp)
 	m := cp.params.Build(arch.Options{OmitGuidance: !guidance})
 	if err = graph.Validate(m); err == nil {
 		for _, name := range given {
@@ -128,6 +130,7 @@ func (v *verifier) pass(c *goldenCase, cp modelFile, m *graph.Model, at graph.Di
 	t.missing()
 	rec := Record{Case: c.Name, Output: p.output, DType: dtypeName(p.compute), FirstTapOff: t.firstOff, Digest: digest(out)}
 	rec.Tolerance, _ = c.tolerance(p.output)
+	rec.Note = cp.note
 	if n := m.Blocks(); v.layout.Stages > n {
 		rec.Note = fmt.Sprintf("%d stages, as there are no more blocks", n)
 	}

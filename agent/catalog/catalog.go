@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -147,25 +148,23 @@ func Describe(path string) (*pb.ModelRecord, error) {
 	if err != nil {
 		return nil, err
 	}
+	model := r.Params.Build(arch.Options{})
 	record := &pb.ModelRecord{
 		Id: id, Name: filepath.Base(path), Architecture: r.Arch, Variant: r.Variant, Prefix: r.Prefix,
-		Graph: wire.ToProto(r.Params.Build(arch.Options{})), FileBytes: uint64(f.Size()),
+		Graph: wire.ToProto(model), FileBytes: uint64(f.Size()),
 		DefaultDtype: strings.ToLower(r.ComputeDType().String()),
 	}
 	if record.HyperParameters, err = hyperParameters(r.Params); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	for _, t := range f.Tensors() {
-		name, ok := strings.CutPrefix(t.Name, r.Prefix)
-		if _, used := r.Stored[name]; !ok || !used {
-			continue
-		}
-		n, err := t.Shape.Elements()
+	shapes := model.Weights()
+	for _, name := range slices.Sorted(maps.Keys(shapes)) {
+		n, err := shapes[name].Elements()
 		if err != nil {
-			return nil, fmt.Errorf("%s: tensor %q: %w", path, t.Name, err)
+			return nil, fmt.Errorf("%s: weight %q: %w", path, name, err)
 		}
 		record.Parameters += uint64(n)
-		record.Weights = append(record.Weights, &pb.WeightEntry{Name: name, Dtype: t.DType.String(), Shape: t.Shape})
+		record.Weights = append(record.Weights, &pb.WeightEntry{Name: name, Dtype: r.Stored[name].String(), Shape: shapes[name]})
 	}
 	return record, nil
 }

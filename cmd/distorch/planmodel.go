@@ -128,9 +128,9 @@ func openHeader(path string) (*headerModel, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	h := &headerModel{path: path, graph: r.Params.Build(arch.Options{}), heads: headsOf(r.Params), stored: r.Stored, wide: map[string]tensor.Shape{}, compute: r.ComputeDType()}
-	for _, t := range f.Tensors() {
-		if len(t.Shape) > 1 {
-			h.wide[strings.TrimPrefix(t.Name, r.Prefix)] = t.Shape
+	for name, shape := range h.graph.Weights() {
+		if len(shape) > 1 {
+			h.wide[name] = shape
 		}
 	}
 	return h, nil

@@ -25,7 +25,6 @@ func families() []family {
 		{"a LoRA, which goes on top of a model and is none", []string{".lora_A.weight"}, true},
 		{"a LoRA, which goes on top of a model and is none", []string{".lora_down.weight"}, true},
 		{"FLUX.2", []string{"double_stream_modulation_img."}, false},
-		{"a FLUX file under diffusers names (use the one under ComfyUI's or BFL's names)", []string{"x_embedder.weight", "single_transformer_blocks."}, true},
 		{"Chroma", []string{"distilled_guidance_layer."}, false},
 		{"HunyuanVideo", []string{"txt_in.individual_token_refiner."}, false},
 		{"Stable Diffusion 3", []string{"joint_blocks."}, false},

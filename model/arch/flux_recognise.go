@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/tensor"
 )
 
@@ -26,13 +25,23 @@ func looksLikeFlux(own map[string]Tensor) bool {
 		}
 	}
 	for name := range own {
-		for _, relative := range []string{"distilled_guidance_layer.", "txt_in.individual_token_refiner.", "double_stream_modulation_img.", "controlnet_blocks."} {
-			if strings.HasPrefix(name, relative) {
-				return false
-			}
+		if relativeOfFlux(name) {
+			return false
 		}
 	}
 	return true
+}
+
+// relativeOfFlux marks Chroma, HunyuanVideo, FLUX.2 and ControlNets.
+func relativeOfFlux(name string) bool {
+	for _, relative := range []string{
+		"distilled_guidance_layer.", "txt_in.individual_token_refiner.", "double_stream_modulation_img.", "controlnet_blocks.", "controlnet_x_embedder.",
+	} {
+		if strings.HasPrefix(name, relative) {
+			return true
+		}
+	}
+	return false
 }
 
 // recogniseFlux reads the hyper-parameters from shapes and checks every tensor
@@ -236,25 +245,5 @@ func fluxAxes(head int64, metadata map[string]string) ([]int64, error) {
 	return axes, nil
 }
 
-// weights are the names and shapes of every tensor of the model, taken from
-// its graphs.
-func (f Flux) weights() map[string]tensor.Shape {
-	m := f.Build(Options{})
-	out := map[string]tensor.Shape{}
-	add := func(ws []graph.Weight, count int64) {
-		for _, w := range ws {
-			for i := range count {
-				out[graph.Resolve(w.Name, int(i))] = w.Shape
-			}
-		}
-	}
-	add(m.Head.Weights, 1)
-	for i := range m.Runs {
-		if m.Runs[i].Entry != nil {
-			add(m.Runs[i].Entry.Weights, 1)
-		}
-		add(m.Runs[i].Block.Weights, m.Runs[i].Count)
-	}
-	add(m.Tail.Weights, 1)
-	return out
-}
+// weights are the names and shapes of every tensor of the model.
+func (f Flux) weights() map[string]tensor.Shape { return f.Build(Options{}).Weights() }

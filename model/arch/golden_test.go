@@ -128,7 +128,7 @@ func TestGoldenForwards(t *testing.T) {
 	dirs := []string{}
 	for _, name := range []string{
 		"dev", "dev-no-guidance", "schnell", "dev-bf16", "fp8-e5m2",
-		"kontext-offset", "kontext-index", "kontext-uxo", "fill", "control", "masked",
+		"kontext-offset", "kontext-index", "kontext-uxo", "fill", "control", "masked", "diffusers",
 	} {
 		dirs = append(dirs, filepath.Join("testdata", "golden", "flux", name))
 	}

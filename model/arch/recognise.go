@@ -130,6 +130,12 @@ func Recognise(tensors map[string]Tensor, metadata map[string]string) (*Recognis
 	if err != nil {
 		return nil, err
 	}
+	var sources map[string]Source
+	if looksLikeDiffusersFlux(own) {
+		if own, sources, err = fromDiffusers(own); err != nil {
+			return nil, err
+		}
+	}
 	if !looksLikeFlux(own) {
 		return nil, refuseFamily(own)
 	}
@@ -138,6 +144,7 @@ func Recognise(tensors map[string]Tensor, metadata map[string]string) (*Recognis
 		return nil, err
 	}
 	r.Prefix, r.Foreign = prefix, foreign
+	r.rename(sources)
 	if err := r.scale(scales); err != nil {
 		return nil, err
 	}
@@ -145,6 +152,17 @@ func Recognise(tensors map[string]Tensor, metadata map[string]string) (*Recognis
 		return nil, malformed("size", "%v", err)
 	}
 	return r, nil
+}
+
+// rename notes where weights come from that have other names in the file.
+func (r *Recognised) rename(sources map[string]Source) {
+	for name, s := range sources {
+		for i := range s.Slices {
+			s.Slices[i].Tensor = r.Prefix + s.Slices[i].Tensor
+		}
+		sources[name] = s
+	}
+	r.Sources = sources
 }
 
 // strip takes the prefix off; without a prefix the whole file is the model.

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/distorch/distorch/model/arch"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/tensor"
@@ -165,7 +167,6 @@ func TestRefusesVariantsByName(t *testing.T) {
 		{"other channels", with(one("img_in.weight", 3072, 132)), nil, "variant", "takes 132 features and whose final_layer gives 64: must be as many (dev, schnell, Kontext), 128 (Control) or 384 (Fill)"},
 		{"fewer channels in than out", with(one("img_in.weight", 3072, 32)), nil, "variant", "takes 32 features"},
 		{"int8", with(map[string]arch.Tensor{"img_in.bias": {Shape: tensor.Shape{3072}, DType: tensor.I8}}), nil, "dtype", "tensor img_in.bias is stored as I8"},
-		{"diffusers", keys("x_embedder.weight", "transformer_blocks.0.attn.to_q.weight", "single_transformer_blocks.0.proj_out.weight"), nil, "family", "FLUX file under diffusers names"},
 		{"chroma", with(one("distilled_guidance_layer.in_proj.weight", 8, 8)), nil, "family", "this is Chroma"},
 		{"hunyuan", with(one("txt_in.individual_token_refiner.blocks.0.norm1.weight", 8)), nil, "family", "this is HunyuanVideo"},
 		{"flux2", with(one("double_stream_modulation_img.lin.weight", 8, 8)), nil, "family", "this is FLUX.2"},
@@ -182,6 +183,107 @@ func TestRefusesVariantsByName(t *testing.T) {
 	}
 	_, err := arch.Recognise(nil, nil)
 	refused(t, err, arch.ErrMalformed, "empty", "no tensors")
+}
+
+// diffusers are the tensors of a file under diffusers names.
+func diffusers(f arch.Flux, d tensor.DType) map[string]arch.Tensor {
+	out := map[string]arch.Tensor{}
+	shapes := f.Build(arch.Options{}).Weights()
+	for name, s := range f.Diffusers() {
+		for _, p := range s.Slices {
+			shape := shapes[name].Clone()
+			shape[0] = p.Rows
+			if t, ok := out[p.Tensor]; ok {
+				shape[0] += t.Shape[0]
+			}
+			out[p.Tensor] = arch.Tensor{Shape: shape, DType: d}
+		}
+	}
+	return out
+}
+
+func TestRecognisesDiffusersNames(t *testing.T) {
+	const prefix = "model.diffusion_model."
+	for _, guidance := range []bool{true, false} {
+		want := fluxDev()
+		want.Guidance = guidance
+		tensors := map[string]arch.Tensor{"vae.x": {Shape: tensor.Shape{1}, DType: tensor.F32}}
+		for name, x := range diffusers(want, tensor.BF16) {
+			tensors[prefix+name] = x
+		}
+		tensors[prefix+"proj_out.weight"] = arch.Tensor{Shape: tensor.Shape{64, 3072}, DType: tensor.F8E4M3}
+		tensors[prefix+"proj_out.scale_weight"] = arch.Tensor{Shape: tensor.Shape{}, DType: tensor.F32}
+		tensors[prefix+"pos_embed"] = arch.Tensor{Shape: tensor.Shape{8}, DType: tensor.F32}
+		r, err := arch.Recognise(tensors, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fmt.Sprint(r.Params) != fmt.Sprint(want) || len(r.Stored) != len(want.Build(arch.Options{}).Weights()) || r.Prefix != prefix {
+			t.Errorf("%v with %d weights, want %v", r.Params, len(r.Stored), want)
+		}
+		if d := cmp.Diff([]string{"pos_embed"}, r.Unknown); d != "" {
+			t.Errorf("unknown tensors (-want +got):\n%s", d)
+		}
+		single := prefix + "single_transformer_blocks.37."
+		for name, want := range map[string]arch.Source{
+			"single_blocks.37.linear1.bias": {Slices: []arch.Slice{
+				{Tensor: single + "attn.to_q.bias", Rows: 3072}, {Tensor: single + "attn.to_k.bias", Rows: 3072},
+				{Tensor: single + "attn.to_v.bias", Rows: 3072}, {Tensor: single + "proj_mlp.bias", Rows: 12288},
+			}},
+			"final_layer.adaLN_modulation.1.weight": {Slices: []arch.Slice{
+				{Tensor: prefix + "norm_out.linear.weight", First: 3072, Rows: 3072}, {Tensor: prefix + "norm_out.linear.weight", Rows: 3072},
+			}},
+			"final_layer.linear.weight": {
+				Slices: []arch.Slice{{Tensor: prefix + "proj_out.weight", Rows: 64}}, Scale: prefix + "proj_out.scale_weight",
+			},
+		} {
+			if d := cmp.Diff(want, r.Source(name)); d != "" {
+				t.Errorf("%s (-want +got):\n%s", name, d)
+			}
+		}
+	}
+}
+
+func TestRefusesBadDiffusersNames(t *testing.T) {
+	const q, k, v = "transformer_blocks.3.attn.add_q_proj.weight", "transformer_blocks.3.attn.add_k_proj.weight", "single_transformer_blocks.2.attn.to_v.bias"
+	for _, c := range []struct {
+		name   string
+		change func(map[string]arch.Tensor)
+		kind   error
+		reason string
+		text   string
+	}{
+		{"no sizes", func(m map[string]arch.Tensor) { delete(m, "transformer_blocks.0.ff.net.0.proj.weight") }, arch.ErrMalformed, "tensor-missing", `without "transformer_blocks.0.ff.net.0.proj.weight"`},
+		{"missing", func(m map[string]arch.Tensor) { delete(m, k) }, arch.ErrMalformed, "tensor-missing", k},
+		{"rows", func(m map[string]arch.Tensor) {
+			m[k] = arch.Tensor{Shape: tensor.Shape{3071, 3072}, DType: tensor.BF16}
+		}, arch.ErrMalformed, "tensor-shape", "must have 3072 rows"},
+		{"columns", func(m map[string]arch.Tensor) { m[k] = arch.Tensor{Shape: tensor.Shape{3072, 1}, DType: tensor.BF16} }, arch.ErrMalformed, "tensor-shape", "must be as wide as"},
+		{"columns of all", func(m map[string]arch.Tensor) {
+			m["x_embedder.weight"] = arch.Tensor{Shape: tensor.Shape{3072, 63}, DType: tensor.BF16}
+		}, arch.ErrMalformed, "tensor-shape", "img_in takes 63"},
+		{"no dimensions", func(m map[string]arch.Tensor) { m[v] = arch.Tensor{DType: tensor.BF16} }, arch.ErrMalformed, "tensor-shape", v},
+		{"two dtypes", func(m map[string]arch.Tensor) { m[k] = arch.Tensor{Shape: m[k].Shape, DType: tensor.F16} }, arch.ErrNotSupported, "dtype", q},
+		{"scale of a part", func(m map[string]arch.Tensor) {
+			m[q] = arch.Tensor{Shape: m[q].Shape, DType: tensor.F8E4M3}
+			m[k], m["transformer_blocks.3.attn.add_v_proj.weight"] = m[q], m[q]
+			m["transformer_blocks.3.attn.add_q_proj.scale_weight"] = arch.Tensor{DType: tensor.F32}
+		}, arch.ErrNotSupported, "fp8-scaled", "is a part of a weight"},
+		{"block gap", func(m map[string]arch.Tensor) {
+			for name := range m {
+				if strings.HasPrefix(name, "transformer_blocks.2.") {
+					delete(m, name)
+				}
+			}
+		}, arch.ErrMalformed, "block-gap", "transformer_blocks.2 is missing"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tensors := diffusers(fluxDev(), tensor.BF16)
+			c.change(tensors)
+			_, err := arch.Recognise(tensors, nil)
+			refused(t, err, c.kind, c.reason, c.text)
+		})
+	}
 }
 
 // A header is a list of lines "name dtype dim dim …"; "#key=value" is metadata.

@@ -106,21 +106,31 @@ func checkScale(name string, t Tensor, weight string, own map[string]Tensor) err
 // scale gives the weights their scales. Every scaled tensor must be a whole
 // weight of the graph or one that the graph does not take.
 func (r *Recognised) scale(scales map[string]string) error {
-	for _, name := range sortedKeys(scales) {
-		for _, s := range r.Sources {
-			for _, slice := range s.Slices {
-				if slice.Tensor == r.Prefix+name {
-					return unsupported("fp8-scaled", "tensor %s is a part of a weight and has a scale of its own: use the file under ComfyUI's or BFL's names", quote(name))
-				}
+	of := map[string]string{} // weight by its one tensor in the file
+	for name := range r.Stored {
+		src := r.Source(name)
+		first := src.Slices[0].Tensor
+		for _, s := range src.Slices {
+			of[s.Tensor] = name
+			if s.Tensor != first {
+				of[first], of[s.Tensor] = "", ""
 			}
 		}
-		if _, ok := r.Stored[name]; !ok {
+	}
+	for _, name := range sortedKeys(scales) {
+		weight, used := of[r.Prefix+name]
+		if !used {
 			continue
+		}
+		if weight == "" {
+			return unsupported("fp8-scaled", "tensor %s is a part of a weight and has a scale of its own: use the file under ComfyUI's or BFL's names", quote(name))
 		}
 		if r.Sources == nil {
 			r.Sources = map[string]Source{}
 		}
-		r.Sources[name] = Source{Slices: []Slice{{Tensor: r.Prefix + name}}, Scale: r.Prefix + scales[name]}
+		src := r.Source(weight)
+		src.Scale = r.Prefix + scales[name]
+		r.Sources[weight] = src
 	}
 	return nil
 }

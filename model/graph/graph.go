@@ -194,6 +194,28 @@ func (m *Model) Blocks() int {
 	return int(n)
 }
 
+// Weights are the shapes of all weights by their resolved names.
+func (m *Model) Weights() map[string]tensor.Shape {
+	out := map[string]tensor.Shape{}
+	add := func(g *Graph, count int64) {
+		for _, w := range g.Weights {
+			for i := range count {
+				out[Resolve(w.Name, int(i))] = w.Shape
+			}
+		}
+	}
+	add(&m.Head, 1)
+	for i := range m.Runs {
+		r := &m.Runs[i]
+		if r.Entry != nil {
+			add(r.Entry, 1)
+		}
+		add(&r.Block, r.Count)
+	}
+	add(&m.Tail, 1)
+	return out
+}
+
 // BlockAt is the run and the number within it of a block counted over all
 // runs; ok is false when there is no such block.
 func (m *Model) BlockAt(block int) (run, index int, ok bool) {
