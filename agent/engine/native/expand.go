@@ -4,6 +4,8 @@
 package native
 
 import (
+	"unsafe"
+
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native/matmul"
 	"github.com/distorch/distorch/agent/engine/native/vector"
@@ -71,10 +73,17 @@ func (s *session) expandTo(d matmul.DType, dst, src []byte, in *engine.Weight, p
 	return nil
 }
 
-// expandPieces expands to float32, multiplies by the weight's scale there and
-// rounds once.
+// expandPieces expands blocks, and multiplies by the weight's scale in float32,
+// rounding once.
 func (s *session) expandPieces(d matmul.DType, dst, src []byte, in *engine.Weight, piece []float32) error {
 	k := s.engine.vector
+	scaled := in.Scale != 0 && in.Scale != 1
+	switch {
+	case !scaled && d == matmul.F32:
+		return k.BlocksToF32(elements[float32](dst), src, in.DType)
+	case !scaled:
+		return k.BlocksToBF16(elements[uint16](dst), src, in.DType)
+	}
 	for len(dst) > 0 {
 		n := min(len(dst)/d.Size(), pieceElements32)
 		stored := in.DType.RowBytes(int64(n))
@@ -82,17 +91,21 @@ func (s *session) expandPieces(d matmul.DType, dst, src []byte, in *engine.Weigh
 		if d == matmul.F32 {
 			values = elements[float32](dst[:4*n])
 		}
-		if err := tensor.ToF32(values, src[:stored], in.DType); err != nil {
+		plainly := engine.Weight{DType: in.DType}
+		if err := s.expandTo(matmul.F32, bytesOf(values), src[:stored], &plainly, nil); err != nil {
 			return err
 		}
-		if in.Scale != 0 && in.Scale != 1 {
-			row := vector.Rows[float32]{Data: values, Stride: n}
-			k.F32.Scale(row, row, in.Scale, 1, n)
-		}
+		row := vector.Rows[float32]{Data: values, Stride: n}
+		k.F32.Scale(row, row, in.Scale, 1, n)
 		if d == matmul.BF16 {
 			k.F32ToBF16(elements[uint16](dst[:2*n]), values)
 		}
 		dst, src = dst[n*d.Size():], src[stored:]
 	}
 	return nil
+}
+
+// bytesOf views values as bytes.
+func bytesOf(v []float32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(v))), 4*len(v))
 }

@@ -32,5 +32,6 @@ func main() {
 		softmax(m, t)
 	}
 	conversions(m)
+	blocks(m)
 	build.Generate()
 }

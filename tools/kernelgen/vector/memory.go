@@ -32,10 +32,11 @@ func (t element) size() int { return [...]int{4, 2, 2, 1, 1}[t] }
 type array struct {
 	base reg.Register
 	t    element
+	disp int // bytes
 }
 
 func (m *machine) param(name string, t element) array {
-	return array{Load(Param(name).Base(), GP64()), t}
+	return array{base: Load(Param(name).Base(), GP64()), t: t}
 }
 
 // scalar loads a float32 parameter into every lane.
@@ -200,7 +201,7 @@ func (m *machine) move(from, to operand.Mem, v reg.GPVirtual, size int) {
 
 // at is where element i of a lies.
 func (a array) at(i reg.Register) operand.Mem {
-	return operand.Mem{Base: a.base, Index: i, Scale: uint8(a.t.size())}
+	return operand.Mem{Base: a.base, Index: i, Scale: uint8(a.t.size()), Disp: a.disp}
 }
 
 // load widens 16 elements, or the tail with +0 after it, to f32.

@@ -67,6 +67,7 @@ func kernelsAVX2() *Kernels {
 			e4m3ToBF16: convertE4M3ToBF16AVX2,
 			e5m2ToF32:  convertE5M2ToF32AVX2,
 			e5m2ToBF16: convertE5M2ToBF16AVX2,
+			blocks:     blocksAVX2(),
 		},
 	}
 }
@@ -124,6 +125,7 @@ func kernelsAVX512() *Kernels {
 			e4m3ToBF16: convertE4M3ToBF16AVX512,
 			e5m2ToF32:  convertE5M2ToF32AVX512,
 			e5m2ToBF16: convertE5M2ToBF16AVX512,
+			blocks:     blocksAVX512(),
 		},
 	}
 }

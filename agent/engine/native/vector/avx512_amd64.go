@@ -141,3 +141,81 @@ func convertE5M2ToF32AVX512(dst []float32, src []byte)
 
 //go:noescape
 func convertE5M2ToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ8_0ToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ8_0ToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ4_0ToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ4_0ToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ4_1ToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ4_1ToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ5_0ToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ5_0ToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ5_1ToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ5_1ToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandIQ4_NLToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandIQ4_NLToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ2_KToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ2_KToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ3_KToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ3_KToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ4_KToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ4_KToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ5_KToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ5_KToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandQ6_KToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandQ6_KToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandIQ4_XSToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandIQ4_XSToBF16AVX512(dst []uint16, src []byte)
+
+//go:noescape
+func expandF8E4M3B64ToF32AVX512(dst []float32, src []byte)
+
+//go:noescape
+func expandF8E4M3B64ToBF16AVX512(dst []uint16, src []byte)

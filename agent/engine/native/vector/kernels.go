@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/model/tensor"
 )
 
 // Elem is a storage type: float32, or the bits of a bf16 in an uint16.
@@ -68,6 +69,8 @@ type conversions struct {
 	e4m3ToBF16 func(dst []uint16, src []byte)
 	e5m2ToF32  func(dst []float32, src []byte)
 	e5m2ToBF16 func(dst []uint16, src []byte)
+	// blocks are the block types with kernels of their own; pure Go has none.
+	blocks map[tensor.DType]expander
 }
 
 // New returns the kernels of one instruction set. It fails when this CPU lacks

@@ -4,12 +4,14 @@
 package vector
 
 import (
+	"errors"
 	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
 
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/model/tensor"
 )
 
 // lengths are every tail, and rows longer than a chunk of the pure Go kernels.
@@ -254,6 +256,48 @@ func TestConversionsSameBits(t *testing.T) {
 			}
 			if a, b := run(want), run(k); !slices.Equal(a, b) {
 				t.Errorf("%v: conversions of %d elements differ from pure Go's", set, n)
+			}
+		}
+	}
+}
+
+// Every block type gives the same bits on every set, for numbers those of
+// model/tensor, whatever the bytes are.
+func TestBlocksSameBits(t *testing.T) {
+	want := generic()
+	for d := tensor.Bool; d.Valid(); d++ {
+		if !d.Blocked() {
+			continue
+		}
+		elements, size := d.Block()
+		for set, k := range everySet(t) {
+			for _, n := range []int{0, 1, 2, 3, 7, 50} {
+				r := rand.New(rand.NewPCG(uint64(n), uint64(d)))
+				src := make([]byte, n*size)
+				for i := range src {
+					src[i] = byte(r.Uint32())
+				}
+				values, half := make([]float32, n*elements), make([]uint16, n*elements)
+				if err := errors.Join(tensor.ToF32(values, src, d), want.BlocksToBF16(half, src, d)); err != nil {
+					t.Fatal(err)
+				}
+				got, gotHalf := make([]float32, n*elements+1), make([]uint16, n*elements+1)
+				got[len(values)], gotHalf[len(values)] = 7, 7
+				if err := errors.Join(k.BlocksToF32(got[:len(values)], src, d), k.BlocksToBF16(gotHalf[:len(values)], src, d)); err != nil {
+					t.Fatal(err)
+				}
+				for i, x := range values {
+					if math.Float32bits(got[i]) != math.Float32bits(canonical(x)) || gotHalf[i] != half[i] || half[i] != roundBF16(x) {
+						t.Fatalf("%v, %v, %d blocks: element %d is %#x and %#x, pure Go gives %#x and %#x", set, d, n, i,
+							math.Float32bits(got[i]), gotHalf[i], math.Float32bits(x), half[i])
+					}
+				}
+				if got[len(values)] != 7 || gotHalf[len(values)] != 7 {
+					t.Fatalf("%v, %v: written past the end", set, d)
+				}
+			}
+			if k.BlocksToF32(make([]float32, elements+1), make([]byte, size), d) == nil || k.BlocksToBF16(make([]uint16, elements), make([]byte, size+1), d) == nil {
+				t.Errorf("%v, %v: a wrong length was accepted", set, d)
 			}
 		}
 	}
