@@ -103,34 +103,29 @@ func checkScale(name string, t Tensor, weight string, own map[string]Tensor) err
 	return nil
 }
 
-// scale gives the weights their scales. Every scaled tensor must be a whole
-// weight of the graph or one that the graph does not take.
+// scale gives the weights their scales. The tensors that make up a weight must
+// share one: a weight has one scale.
 func (r *Recognised) scale(scales map[string]string) error {
-	of := map[string]string{} // weight by its one tensor in the file
-	for name := range r.Stored {
-		src := r.Source(name)
-		first := src.Slices[0].Tensor
-		for _, s := range src.Slices {
-			of[s.Tensor] = name
-			if s.Tensor != first {
-				of[first], of[s.Tensor] = "", ""
-			}
-		}
+	if len(scales) == 0 {
+		return nil
 	}
-	for _, name := range sortedKeys(scales) {
-		weight, used := of[r.Prefix+name]
-		if !used {
+	for _, name := range sortedKeys(r.Stored) {
+		src := r.Source(name)
+		for i, s := range src.Slices {
+			scale := scales[strings.TrimPrefix(s.Tensor, r.Prefix)]
+			if i > 0 && scale != src.Scale {
+				return unsupported("fp8-scaled", "tensor %s is a part of a weight and has a scale of its own: use the file under ComfyUI's or BFL's names", quote(s.Tensor))
+			}
+			src.Scale = scale
+		}
+		if src.Scale == "" {
 			continue
 		}
-		if weight == "" {
-			return unsupported("fp8-scaled", "tensor %s is a part of a weight and has a scale of its own: use the file under ComfyUI's or BFL's names", quote(name))
-		}
+		src.Scale = r.Prefix + src.Scale
 		if r.Sources == nil {
 			r.Sources = map[string]Source{}
 		}
-		src := r.Source(weight)
-		src.Scale = r.Prefix + scales[name]
-		r.Sources[weight] = src
+		r.Sources[name] = src
 	}
 	return nil
 }

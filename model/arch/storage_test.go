@@ -111,3 +111,24 @@ func TestGGUFTypesAreReadable(t *testing.T) {
 func TestGoldenScaledFP8(t *testing.T) {
 	runGolden(t, filepath.Join("testdata", "golden", "flux", "fp8-scaled"))
 }
+
+func TestScalesUnderDiffusersNames(t *testing.T) {
+	one := arch.Tensor{DType: tensor.F32}
+	tensors := diffusers(fluxDev(), tensor.F8E4M3)
+	tensors["proj_out.scale_weight"] = one
+	tensors["norm_out.linear.scale_weight"] = one // whose halves are swapped
+	r, err := arch.Recognise(tensors, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for weight, scale := range map[string]string{
+		"final_layer.linear.weight": "proj_out.scale_weight", "final_layer.adaLN_modulation.1.weight": "norm_out.linear.scale_weight", "img_in.weight": "",
+	} {
+		if got := r.Source(weight).Scale; got != scale {
+			t.Errorf("%s has scale %q, want %q", weight, got, scale)
+		}
+	}
+	tensors["transformer_blocks.0.attn.to_k.scale_weight"] = one
+	_, err = arch.Recognise(tensors, nil)
+	refused(t, err, arch.ErrNotSupported, "fp8-scaled", `"transformer_blocks.0.attn.to_k.weight" is a part of a weight`)
+}
