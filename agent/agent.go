@@ -24,6 +24,7 @@ import (
 	"github.com/distorch/distorch/agent/calibration"
 	"github.com/distorch/distorch/agent/catalog"
 	"github.com/distorch/distorch/agent/device"
+	"github.com/distorch/distorch/agent/donor"
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/measure"
 	"github.com/distorch/distorch/agent/serve"
@@ -47,6 +48,7 @@ type Config struct {
 	Listen, Advertise string
 	Memory            tensor.Bytes // what stages may take
 	Reserve           tensor.Bytes // of the device, kept free; already taken off Memory
+	Donate            tensor.Bytes // of Memory, at most for blocks of other nodes' stages
 	ModelDirs         []string
 	Labels            map[string]string
 	Version           string
@@ -76,6 +78,9 @@ type Agent struct {
 	lease *store.Lease
 
 	links links
+
+	memory *donor.Memory // given to other nodes' stages
+	owner  *donor.Owner  // asks others for theirs
 
 	learner *learner       // set before stages are served
 	record  *pb.NodeRecord // of this node; register's, then learn's
@@ -114,8 +119,11 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.openDonor(); err != nil {
+		return nil, errors.Join(err, a.node.Close())
+	}
 	a.serve, err = serve.New(serve.Config{
-		Transport: a.node.Host(), Hello: a.hello(), PeerFrom: node.PeerFrom, Log: cfg.Log,
+		Transport: a.node.Host(), Hello: a.hello(), PeerFrom: node.PeerFrom, Log: cfg.Log, Donor: a.memory,
 		Facts: serve.Facts{
 			NodeName: cfg.Credentials.Self().Name, ISA: a.device.ISA, PID: int64(os.Getpid()), Threads: uint32(a.device.Threads),
 			Memory: func() uint64 { return uint64(device.PeakResident()) },
@@ -130,6 +138,19 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	}
 	pb.RegisterStageServiceServer(a.node.Server(), a.serve)
 	return a, nil
+}
+
+// openDonor makes both ends of keeping blocks in other nodes' RAM.
+func (a *Agent) openDonor() (err error) {
+	a.cfg.Donate = max(0, min(a.cfg.Donate, a.cfg.Memory-overhead))
+	a.memory, err = donor.NewMemory(donor.MemoryConfig{
+		Transport: a.node.Host(), Room: a.session, Offer: a.cfg.Donate, Hello: a.hello(), NodeName: a.cfg.Credentials.Self().Name, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	a.owner, err = donor.NewOwner(donor.OwnerConfig{Transport: a.node.Host(), Hello: a.hello(), Log: a.log})
+	return err
 }
 
 func findDevice(ctx context.Context, cfg Config) (engine.Device, error) {
@@ -177,6 +198,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.node.Run(ctx) })
 	g.Go(func() error { return a.serve.Run(ctx) })
+	g.Go(func() error { return a.memory.Run(ctx) })
 	g.Go(func() error {
 		if err := a.register(ctx, g); err != nil {
 			return err

@@ -97,7 +97,7 @@ func (a *Agent) describe(ctx context.Context, c *calibration.Calibration) *pb.No
 		Id: a.ID(), Name: self.Name, Incarnation: a.node.Incarnation(), Address: a.Address(), Devices: []*pb.Device{d},
 		Labels: a.cfg.Labels, Version: a.cfg.Version, ProtocolMin: node.ProtocolMin, ProtocolMax: node.ProtocolMax,
 		OpSet: graph.OpSet, Platform: runtime.GOOS + "/" + runtime.GOARCH, Engine: a.cfg.EngineName, Pid: int64(os.Getpid()),
-		LoadBytesPerSecond: load.PerSecond, LoadCold: load.Cold,
+		LoadBytesPerSecond: load.PerSecond, LoadCold: load.Cold, DonateBytes: uint64(a.cfg.Donate),
 	}
 }
 

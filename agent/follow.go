@@ -37,6 +37,7 @@ type follower struct {
 	load            func(context.Context, *held) error            // fills the stages; on an error some may be there
 	observe         func(context.Context, *pb.Plan, *pb.Observed) // tells the cluster
 	forget          func(ctx context.Context, deployment string)
+	plans           func(map[string]*pb.Plan) // told of every change; must not block
 
 	held map[string]*held // by deployment name; the converging goroutine's
 
@@ -59,7 +60,7 @@ func newFollower() *follower {
 func (a *Agent) follow(ctx context.Context) error {
 	f := newFollower()
 	f.id, f.incarnation, f.log = a.ID(), a.node.Incarnation(), a.log
-	f.load, f.observe, f.forget = a.load, a.observe, a.forget
+	f.load, f.observe, f.forget, f.plans = a.load, a.observe, a.forget, a.memory.Plans
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return store.Watch(ctx, a.cfg.Store, store.Plans(), func(c store.Change[*pb.Plan]) error {
@@ -91,6 +92,9 @@ func (f *follower) learn(c store.Change[*pb.Plan]) {
 		if len(parts) == 4 {
 			delete(f.want, parts[2])
 		}
+	}
+	if f.plans != nil {
+		f.plans(f.want)
 	}
 	if f.loads != nil && !same(f.want[f.loads.Deployment], f.loads) {
 		f.giveUp(errChanged)

@@ -311,7 +311,15 @@ func (h *Hosted) forward(j *job) (handed bool) {
 	case errors.Is(err, stage.ErrStopped) || err == nil && h.stale(j):
 		return false
 	case err != nil:
-		d.fault(j, pb.StageFault_ENGINE, "", err)
+		// Blocks in another node's RAM fail by that node.
+		if c, ok := errors.AsType[interface {
+			error
+			Culprit() string
+		}](err); ok {
+			d.fault(j, pb.StageFault_PEER_UNREACHABLE, c.Culprit(), err)
+		} else {
+			d.fault(j, pb.StageFault_ENGINE, "", err)
+		}
 		return false
 	}
 	h.forwards.Add(1)

@@ -41,6 +41,13 @@ type Config struct {
 	// Link measures the link to a node; nil refuses to.
 	Link     func(ctx context.Context, peer string) (*pb.PeerLink, error)
 	Feedback func(dtype string, elements uint64) *pb.Feedback
+	// Donor gives memory to stages of other nodes; nil refuses to.
+	Donor Donor
+}
+
+// Donor answers for a session with a node that keeps blocks in this one's RAM.
+type Donor interface {
+	Serve(stream pb.StageService_DonateServer, node string) error
 }
 
 // Facts go into a stage's statistics.
@@ -181,6 +188,21 @@ func (s *Server) MeasureLink(ctx context.Context, req *pb.MeasureLinkRequest) (*
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
 	return l, nil
+}
+
+// Donate is the session of another agent's stage with this node's memory.
+func (s *Server) Donate(stream pb.StageService_DonateServer) error {
+	node, role, err := s.cfg.PeerFrom(stream.Context())
+	if err != nil {
+		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	if role != roleAgent {
+		return status.Errorf(codes.PermissionDenied, "memory is given to agents, not to %s with the role %s", node, role)
+	}
+	if s.cfg.Donor == nil {
+		return status.Errorf(codes.Unimplemented, "%s gives no memory", s.cfg.Facts.NodeName)
+	}
+	return s.cfg.Donor.Serve(stream, node)
 }
 
 // Drive is the session of an endpoint with one stage.

@@ -26,6 +26,7 @@ func agentFlags(flags *pflag.FlagSet) {
 	config.Flag(flags, "name", "agent.name", "name of this node (default: the host's name)")
 	config.Flag(flags, "memory", "agent.memory", "RAM for the agent (96 MB) and its stages, such as 6GB (default: nine tenths of what is free)")
 	config.Flag(flags, "reserve", "agent.reserve", "part of that memory to keep free")
+	config.Flag(flags, "donate", "agent.donate", "part of that memory that blocks of other nodes' stages may take, or none (default: what its own stages leave)")
 	config.Flag(flags, "threads", "agent.threads", "threads that compute (default: cores divided by the agents on this host)")
 	config.Flag(flags, "cpu-isa", "agent.cpu_isa", "instruction set: auto, avx512bf16, avx512, avx2 or generic")
 	config.Flag(flags, "models", "models.dirs", "folders with checkpoints")

@@ -129,6 +129,11 @@ func (a Agent) configure(ctx context.Context, st *store.Store) (agent.Config, er
 	if cfg.Memory, err = memory(tensor.Bytes(c.Memory), cfg.Reserve); err != nil {
 		return cfg, err
 	}
+	give, err := c.Donation(config.Bytes(cfg.Memory))
+	if err != nil {
+		return cfg, err
+	}
+	cfg.Donate = min(tensor.Bytes(give), cfg.Memory)
 	if cfg.Engine = a.Engine; cfg.Engine != nil {
 		return cfg, nil
 	}

@@ -66,6 +66,7 @@ type Agent struct {
 	JoinFile  string   `mapstructure:"join_file"` // holds a join token
 	Memory    Bytes    `mapstructure:"memory"`    // 0: what the host and its cgroup allow
 	Reserve   Bytes    `mapstructure:"reserve"`   // left free for others
+	Donate    string   `mapstructure:"donate"`    // of the memory, for other nodes' blocks; empty: what stages leave, none: nothing
 	Threads   int      `mapstructure:"threads"`   // 0: cores divided by the agents on this host
 	CPUISA    string   `mapstructure:"cpu_isa"`   // empty: the best the CPU has
 	Engine    string   `mapstructure:"engine"`

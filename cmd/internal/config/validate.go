@@ -17,6 +17,21 @@ import (
 	"github.com/distorch/distorch/internal/edits"
 )
 
+// Donation is what of memory may hold other nodes' blocks.
+func (a *Agent) Donation(memory Bytes) (Bytes, error) {
+	switch a.Donate {
+	case "":
+		return memory, nil
+	case "none":
+		return 0, nil
+	}
+	b, err := ParseBytes(a.Donate)
+	if err != nil {
+		return 0, fmt.Errorf("%w, or none", err)
+	}
+	return b, nil
+}
+
 // Validate reports every value that cannot be used, each with its key.
 func (c *Config) Validate() error {
 	var errs []error
@@ -49,6 +64,11 @@ func (c *Config) Validate() error {
 	}
 	if a.Memory > 0 && a.Reserve >= a.Memory {
 		check("agent.reserve", fmt.Errorf("%s leaves nothing of agent.memory %s", a.Reserve, a.Memory))
+	}
+	if give, err := a.Donation(a.Memory); err != nil {
+		check("agent.donate", err)
+	} else if a.Memory > 0 && give > a.Memory {
+		check("agent.donate", fmt.Errorf("%s is more than agent.memory %s", give, a.Memory))
 	}
 	if a.Threads < 0 || a.Threads > 4096 {
 		check("agent.threads", fmt.Errorf("%d: want 1 to 4096, or 0 to choose by the host", a.Threads))

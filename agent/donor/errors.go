@@ -1,0 +1,63 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package donor
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+	"github.com/distorch/distorch/transport"
+)
+
+// Why blocks are not, or no longer, in another node's RAM.
+var (
+	// ErrFull: the node's memory for other nodes is in use.
+	ErrFull = errors.New("donor memory is full")
+	// ErrRefused: the node does not give memory to this stage.
+	ErrRefused = errors.New("donor memory was refused")
+	// ErrLost: the node was restarted, has left, or took its memory back.
+	ErrLost = errors.New("donor memory is lost")
+	// ErrAltered: the node returned other bytes than were stored.
+	ErrAltered = errors.New("donor memory has changed")
+)
+
+// Error is trouble with blocks in another node's RAM. errors.Is finds one of
+// the sentinels where it is one, or what the transport said.
+type Error struct {
+	Node    transport.NodeID
+	Name    string // of the node
+	Address string
+	Err     error
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("blocks in the RAM of node %s at %s: %v", e.Name, e.Address, e.Err)
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Culprit is the node at fault.
+func (e *Error) Culprit() string { return string(e.Node) }
+
+func parseID(s string) (id [16]byte, err error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(id) {
+		return id, fmt.Errorf("%.40q is not 32 hex digits", s)
+	}
+	return [16]byte(b), nil
+}
+
+func keyToProto(k transport.RemoteKey) *pb.RemoteKey {
+	return &pb.RemoteKey{Region: k.Region, Key: k.Key[:], Bytes: k.Bytes}
+}
+
+func keyFromProto(k *pb.RemoteKey) (transport.RemoteKey, error) {
+	out := transport.RemoteKey{Region: k.GetRegion(), Bytes: k.GetBytes()}
+	if copy(out.Key[:], k.GetKey()) != len(out.Key) || len(k.GetKey()) != len(out.Key) {
+		return out, fmt.Errorf("remote key of %d bytes", len(k.GetKey()))
+	}
+	return out, nil
+}
