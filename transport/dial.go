@@ -19,8 +19,8 @@ const (
 	connWindow   = 32 << 20
 	socketBuffer = 256 << 10
 	// MaxMessageBytes bounds a control message: a conditioning of 512 tokens
-	// of 4096 f32 is 8 MiB.
-	MaxMessageBytes = 64 << 20
+	// of 4096 f32 is 8 MiB, an attention mask over 5400 tokens 111 MiB.
+	MaxMessageBytes = 192 << 20
 
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 3 * time.Second

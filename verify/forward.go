@@ -85,6 +85,11 @@ func (v *verifier) forward(c *goldenCase) error {
 	if err != nil {
 		return err
 	}
+	if len(c.names("fill.")) > 0 {
+		if err := v.behind(c); err != nil {
+			return err
+		}
+	}
 	known := []pass{{"out", "tap.", tensor.F32}, {"out.f32", "tap.", tensor.F32}, {"out.bf16", "tap_bf16.", tensor.BF16}}
 	for _, p := range known {
 		if _, ok := c.io.Lookup(p.output); ok {

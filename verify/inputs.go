@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/sampling"
 	"github.com/distorch/distorch/model/tensor"
 )
 
@@ -162,4 +163,37 @@ func solve(m *graph.Model, e graph.Expr, n int64, known graph.Dims) {
 	if unknown != "" {
 		known[unknown] = n
 	}
+}
+
+// behind checks, in a case of FLUX.1 Fill, that the channels behind the latent
+// are made of its image and mask as upstream made them.
+func (v *verifier) behind(c *goldenCase) error {
+	image, shape, err := c.io.Float32s("fill.image")
+	if err != nil {
+		return err
+	}
+	mask, _, err := c.io.Float32s("fill.mask")
+	if err != nil {
+		return err
+	}
+	x, of, err := c.io.Float32s("in.x")
+	if err != nil {
+		return err
+	}
+	if len(shape) != 4 || len(of) != 4 || len(mask) != 64*len(image)/max(1, int(shape[1])) {
+		return fmt.Errorf("fill.image %v, fill.mask of %d values and in.x %v do not belong together", shape, len(mask), of)
+	}
+	n, h, w := int(shape[0]), int(shape[2]), int(shape[3])
+	sampling.FluxLatents().In(image)
+	mask = sampling.FluxMaskChannels(mask, n, h, w)
+	var got, want []float32
+	for i := range n {
+		own, all := len(image)/n, len(x)/n
+		got = append(append(got, image[i*own:(i+1)*own]...), mask[i*len(mask)/n:(i+1)*len(mask)/n]...)
+		want = append(want, x[i*all+own:(i+1)*all]...)
+	}
+	r := Record{Case: c.Name, Output: "in.x", DType: "f32", Error: relative(got, want), Digest: digest(bytesOf(got))}
+	r.Tolerance, _ = c.tolerance("out")
+	v.emit(r)
+	return nil
 }

@@ -78,7 +78,7 @@ func TestGoldenCases(t *testing.T) {
 		"flux/dev": 24, "flux/dev-bf16": 35, "flux/dev-no-guidance": 16, "flux/schnell": 13,
 		"flux/head128": 27, "flux/head128-fp8": 12, "flux/prefixed": 14, "flux/fp8-e4m3": 15, "flux/fp8-e5m2": 15,
 		"flux/sampling": 40, "flux/sampling-bf16": 20, "flux/schedules": 52, "tables": 28,
-		"flux/kontext-offset": 15, "flux/kontext-index": 15, "flux/kontext-uxo": 15, "flux/fill": 14, "flux/control": 14, "flux/masked": 14, "flux/diffusers": 18,
+		"flux/kontext-offset": 15, "flux/kontext-index": 15, "flux/kontext-uxo": 15, "flux/fill": 15, "flux/control": 14, "flux/masked": 14, "flux/diffusers": 18,
 		"bad/model": 12, "bad/gguf": 32, "testdata": 25, "flux/fp8-scaled": 15, "gguf/flux-k": 18,
 		"gguf/types": 20, "gguf/metadata": 3, "gguf/five-dimensions": 7, "gguf/orig-shape": 3,
 	}

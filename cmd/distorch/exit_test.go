@@ -73,11 +73,13 @@ func TestWireWordsAreTakenOut(t *testing.T) {
 
 func TestWorkloads(t *testing.T) {
 	for text, want := range map[string]string{
-		"1024x768":                          "1024x768,batch=1,tokens=512",
-		"128x128,tokens=5,batch=2":          "128x128,batch=2,tokens=5",
-		"16x16, text_tokens=7 ,in_flight=3": "16x16,batch=1,tokens=7",
-		"832x480,frames=81":                 "832x480,batch=1,frames=81,tokens=512",
-		"x":                                 "", "0x1": "", "-1x5": "", "5x5,": "", "5x5,tokens=1,tokens=2": "", "5x5,frame=2": "", "9999999x1": "",
+		"1024x768":                               "1024x768,batch=1,tokens=512",
+		"128x128,tokens=5,batch=2":               "128x128,batch=2,tokens=5",
+		"16x16, text_tokens=7 ,in_flight=3":      "16x16,batch=1,tokens=7",
+		"832x480,frames=81":                      "832x480,batch=1,frames=81,tokens=512",
+		"1024x1024,ref=512x768,ref=64x72,mask=1": "1024x1024,mask=1,batch=1,ref=512x768,ref=64x72,tokens=512",
+		"64x64,ref=64":                           "", "64x64,ref=": "", "64x64,mask": "", "64x64,ref=0x8": "", "64x64,mask=1,mask=1": "",
+		"x": "", "0x1": "", "-1x5": "", "5x5,": "", "5x5,tokens=1,tokens=2": "", "5x5,frame=2": "", "9999999x1": "",
 	} {
 		words, _, err := parseWorkload(text)
 		if (err == nil) != (want != "") || err == nil && showWorkload(words) != want {
@@ -93,6 +95,7 @@ func FuzzParseWorkload(f *testing.F) {
 	for _, text := range []string{"1024x1024", "128x128,tokens=5,batch=2", "x,", "1x1,in_flight=9"} {
 		f.Add(text)
 	}
+	f.Add("64x64,ref=8x16,ref=16x8,mask=1")
 	f.Fuzz(func(t *testing.T, text string) {
 		words, _, err := parseWorkload(text)
 		if err != nil {

@@ -6,8 +6,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -272,8 +274,10 @@ func (f *fakeServer) BeginRun(_ context.Context, r *pb.BeginRunRequest) (*pb.Beg
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := f.specs[r.Deployment]
-	if w := r.Dims["width"]; w > s.Workload.Dims["width"] {
-		return nil, status.Errorf(codes.InvalidArgument, "deployment %s: width %d is more than the %d that this deployment is placed for; deploy it again with a larger workload", r.Deployment, w, s.Workload.Dims["width"])
+	for _, word := range slices.Sorted(maps.Keys(r.Dims)) {
+		if w, most := r.Dims[word], s.Workload.Dims[word]; w > most && word != "ref_method" {
+			return nil, status.Errorf(codes.InvalidArgument, "deployment %s: %s %d is more than the %d that this deployment is placed for; deploy it again with a larger workload", r.Deployment, word, w, most)
+		}
 	}
 	f.begun++
 	run := fmt.Sprintf("run-%d", f.begun)

@@ -8,12 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/cmd/internal/picture"
+	"github.com/distorch/distorch/model/arch"
 	"github.com/distorch/distorch/model/demo"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/sampling"
@@ -30,6 +33,8 @@ type runFlags struct {
 	width, height        int
 	scheduler            string
 	out, saveLatent      string
+	references           []string
+	refMethod, input     string
 }
 
 func newRun(a *app) *cobra.Command {
@@ -49,6 +54,13 @@ is not 1.
 Sizes are in pixels, 8 for each cell of the latent, and at most those that the
 deployment is placed for. The demo model makes latents of 16x16 cells, so its
 size is 128x128, though it draws a picture of 32x32 dots, shown 8 times as large.
+
+Images come as files of latents, as ComfyUI's SaveLatent and --save-latent write
+them: --reference, up to four times, for FLUX.1 Kontext (the deployment must be
+placed for them: --workload 1024x1024,ref=1024x1024), --input for Control and
+Fill models; Fill's file also holds mask [1,1,height,width], 1 where the picture
+is to be made anew. The conditioning may hold attention_mask [1,tokens,tokens],
+which is added to the scores of attention (--workload 1024x1024,mask=1).
 
 --save-latent writes the tensors latent (the model's space, what the digest is
 of) and latent_tensor (what ComfyUI's LoadLatent reads).`,
@@ -86,6 +98,9 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.scheduler, "scheduler", string(sampling.Simple), "which noise levels the steps visit, by ComfyUI's names")
 	flags.StringVar(&f.out, "out", "", "PNG file to write; for the demo model, as there is no VAE")
 	flags.StringVar(&f.saveLatent, "save-latent", "", "safetensors file to write the final latent to")
+	flags.StringArrayVar(&f.references, "reference", nil, "file with a reference latent, for FLUX.1 Kontext; may be given again")
+	flags.StringVar(&f.refMethod, "reference-method", picture.RefMethods()[0], "how references are placed: "+strings.Join(picture.RefMethods(), ", "))
+	flags.StringVar(&f.input, "input", "", "file with the latent, and for Fill the mask, that a Control or Fill model takes")
 	flags.IntVar(&f.repeat, "repeat", 1, "make the same picture so many times; their digests must be equal")
 }
 
@@ -111,6 +126,9 @@ func (f *runFlags) check() error {
 		return fmt.Errorf("--shift %g: want -%d to %[2]d", f.shift, picture.MaxShift)
 	case f.width < 0 || f.height < 0 || f.width > 1<<16 || f.height > 1<<16:
 		return fmt.Errorf("--width %d --height %d: want 1 to %d pixels, or 0", f.width, f.height, 1<<16)
+	}
+	if !slices.Contains(picture.RefMethods(), f.refMethod) {
+		return fmt.Errorf("--reference-method %q: want one of %s", f.refMethod, strings.Join(picture.RefMethods(), ", "))
 	}
 	return chosen("scheduler", f.scheduler)
 }
@@ -204,7 +222,34 @@ func (f *runFlags) request(cmd *cobra.Command, o *operator, deployment string) (
 	if err := f.text(&r); err != nil {
 		return none, err
 	}
-	return r, nil
+	return r, f.images(&r)
+}
+
+// images reads the files of latents.
+func (f *runFlags) images(r *picture.Request) error {
+	r.RefMethod = f.refMethod
+	for _, path := range f.references {
+		l, err := picture.ReadLatent(path, r.Model.Channels)
+		if err != nil {
+			return err
+		}
+		r.References = append(r.References, l)
+	}
+	if len(f.references) > 0 && r.Model.Concat > 0 {
+		return usage(fmt.Errorf("--reference: %s takes none; Kontext does", r.Model.Variant))
+	}
+	if len(f.references) > arch.FluxRefs {
+		return usage(fmt.Errorf("%d times --reference: at most %d are taken", len(f.references), arch.FluxRefs))
+	}
+	if f.input == "" {
+		return nil
+	}
+	if r.Model.Concat == 0 {
+		return usage(fmt.Errorf("--input: %s takes none; Fill and Control models do", r.Model.Variant))
+	}
+	l, err := picture.ReadInput(f.input, r.Model, r.Width, r.Height)
+	r.Input = &l
+	return err
 }
 
 func (f *runFlags) text(r *picture.Request) error {

@@ -88,8 +88,8 @@ func otherCluster(dir string) error {
 	return err
 }
 
-// writeConditioning writes text.safetensors, both.safetensors (with a negative)
-// and bad.safetensors (y is missing) for the demo's widths.
+// writeConditioning writes text.safetensors, both.safetensors (with a negative),
+// masked.safetensors (with a mask for 128x128 pixels) and bad.safetensors (y is missing) for the demo's widths.
 func writeConditioning(dir string) error {
 	values := func(n int) []float32 {
 		v := make([]float32, n)
@@ -107,6 +107,7 @@ func writeConditioning(dir string) error {
 	return errors.Join(
 		safetensors.WriteFile(filepath.Join(dir, "text.safetensors"), []safetensors.Data{context, y}, nil),
 		safetensors.WriteFile(filepath.Join(dir, "both.safetensors"), []safetensors.Data{context, y, negative, negativeY}, nil),
+		safetensors.WriteFile(filepath.Join(dir, "masked.safetensors"), []safetensors.Data{context, y, safetensors.FromFloat32s("attention_mask", tensor.Shape{1, 69, 69}, values(69*69))}, nil),
 		safetensors.WriteFile(filepath.Join(dir, "bad.safetensors"), []safetensors.Data{context}, nil),
 	)
 }

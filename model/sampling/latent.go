@@ -28,6 +28,24 @@ func (f LatentFormat) Out(x []float32) {
 	}
 }
 
+// FluxMaskChannels makes the last 64 input channels of FLUX.1 Fill, [n,64,h,w],
+// of pixel masks [n,1,8h,8w]: channel 8·(y mod 8)+(x mod 8) holds pixel (y,x) of
+// each cell (ComfyUI comfy/model_base.py Flux.concat_cond).
+func FluxMaskChannels(mask []float32, n, h, w int) []float32 {
+	const cell = 8
+	out := make([]float32, len(mask))
+	for i := range n {
+		for c := range cell * cell {
+			for y := range h {
+				for x := range w {
+					out[((i*cell*cell+c)*h+y)*w+x] = mask[(i*cell*h+y*cell+c/cell)*cell*w+x*cell+c%cell]
+				}
+			}
+		}
+	}
+	return out
+}
+
 func allZero(z []float32) bool {
 	for _, v := range z {
 		if v != 0 {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"strings"
 	"testing"
@@ -75,8 +76,9 @@ func (r *rig) newNode(ctx context.Context, role identity.Role, name string) *nod
 }
 
 // newRig places the demo's six blocks by counts, one agent each, with the
-// instruction sets and thread counts by turns.
-func newRig(t testing.TB, dtype string, counts []int, wrap func(int, engine.Engine) engine.Engine) *rig {
+// instruction sets and thread counts by turns. more are further words of the
+// workload.
+func newRig(t testing.TB, dtype string, counts []int, wrap func(int, engine.Engine) engine.Engine, more ...map[string]int64) *rig {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	group, gctx := errgroup.WithContext(ctx)
@@ -95,6 +97,9 @@ func newRig(t testing.TB, dtype string, counts []int, wrap func(int, engine.Engi
 	r.plan = &pb.Plan{
 		Deployment: "demo", DeploymentId: strings.Repeat("ab", 16), Epoch: 3, Dtype: dtype,
 		Workload: &pb.Workload{Dims: map[string]int64{"width": 128, "height": 128, "text_tokens": 5, "batch": 1}, InFlight: 2},
+	}
+	for _, words := range more {
+		maps.Copy(r.plan.Workload.Dims, words)
 	}
 	sets := isa.Supported()
 	first := 0

@@ -22,6 +22,7 @@ type Model struct {
 	Name     string
 	Variant  string
 	Channels int64 // of the latent
+	Concat   int64 // further channels that the model takes behind those: Control's image, Fill's image and mask
 	Guidance bool  // takes a guidance value
 	Demo     bool  // its text is the demo's words and its latents are the demo's pictures
 }
@@ -36,6 +37,9 @@ func NewModel(r *pb.ModelRecord) (Model, error) {
 	h := r.HyperParameters
 	if n, err := strconv.ParseInt(h["channels"], 10, 32); err == nil && n > 0 {
 		m.Channels = n
+	}
+	if n, err := strconv.ParseInt(h["concat"], 10, 32); err == nil && n > 0 {
+		m.Concat = n
 	}
 	if g, err := strconv.ParseBool(h["guidance_embed"]); err == nil {
 		m.Guidance = g

@@ -34,7 +34,10 @@ type Request struct {
 	Scheduler     sampling.Scheduler
 	Shift         float64 // of FLUX.1 dev's noise levels
 	Text          Text
-	Negative      *Text // needed unless CFG is 1
+	Negative      *Text    // needed unless CFG is 1
+	References    []Latent // placed as RefMethod says
+	RefMethod     string   // of RefMethods
+	Input         *Latent  // [1, Model.Concat, …], for models that take one
 	// Planned, if not nil, sees the plan before the first step. Stepped sees
 	// each step when it is done, from 1.
 	Planned func(*pb.Plan)
@@ -43,7 +46,23 @@ type Request struct {
 
 // Dims are the request in the words of a workload.
 func (r Request) Dims() map[string]int64 {
-	return map[string]int64{"width": int64(r.Width), "height": int64(r.Height), "text_tokens": r.Text.Tokens(), "batch": 1}
+	words := map[string]int64{"width": int64(r.Width), "height": int64(r.Height), "text_tokens": r.Text.Tokens(), "batch": 1}
+	for i, l := range r.References {
+		words[fmt.Sprintf("ref%d_height", i)] = l.Shape[2] * pixels
+		words[fmt.Sprintf("ref%d_width", i)] = l.Shape[3] * pixels
+	}
+	if len(r.References) > 0 {
+		words["ref_method"] = int64(max(0, slices.Index(RefMethods(), r.RefMethod)))
+	}
+	if r.masked() {
+		words["attention_mask"] = 1
+	}
+	return words
+}
+
+// masked says whether any branch has an attention mask: then all take one.
+func (r Request) masked() bool {
+	return r.Text.Mask != nil || r.NeedsNegative() && r.Negative != nil && r.Negative.Mask != nil
 }
 
 // NeedsNegative says whether a negative text takes part.
@@ -62,6 +81,12 @@ func (r Request) check() error {
 		return fmt.Errorf("guidance %g is not a number", r.Guidance)
 	case !(math.Abs(r.Shift) <= MaxShift):
 		return fmt.Errorf("shift %g is not between -%d and %[2]d", r.Shift, MaxShift)
+	case r.Model.Concat > 0 && r.Input == nil:
+		return fmt.Errorf("%s takes an image beside the noise; give --input FILE", r.Model.Variant)
+	case r.Model.Concat == 0 && r.Input != nil:
+		return fmt.Errorf("%s takes no --input; Fill and Control models do", r.Model.Variant)
+	case len(r.References) > 0 && !slices.Contains(RefMethods(), r.RefMethod):
+		return fmt.Errorf("reference method %q: known are %v", r.RefMethod, RefMethods())
 	case r.NeedsNegative() && r.Negative == nil:
 		return errors.New("cfg other than 1 needs a negative text: tensors negative.context and negative.y")
 	}
@@ -208,13 +233,50 @@ func (s *session) begin(ctx context.Context) error {
 		if s.request.Model.Guidance {
 			b.tensors = append(b.tensors, f32("guidance", tensor.Shape{1}, []float32{float32(s.request.Guidance)}))
 		}
-		var err error
+		extra, err := s.request.images(t)
+		if err != nil {
+			return err
+		}
+		b.tensors = append(b.tensors, extra...)
 		if b.digest, err = s.put(ctx, b); err != nil {
 			return err
 		}
 		s.branches = append(s.branches, b)
 	}
 	return nil
+}
+
+// images are the tensors of a branch that come from images, and its mask.
+func (r Request) images(t Text) (out []*pb.Tensor, err error) {
+	if r.Input != nil {
+		out = append(out, f32("concat", r.Input.Shape, r.Input.Values))
+	}
+	for i, l := range r.References {
+		out = append(out, f32(fmt.Sprintf("ref.%d", i), l.Shape, l.Values))
+	}
+	if !r.masked() {
+		return out, nil
+	}
+	tokens := r.tokens()
+	want := tensor.Shape{1, tokens, tokens}
+	mask, shape := t.Mask, t.MaskShape
+	if mask == nil {
+		mask, shape = make([]float32, tokens*tokens), want
+	}
+	if !shape.Equal(want) {
+		return nil, fmt.Errorf("attention_mask is %v, must be %v: %d text tokens, then those of the picture and of the references", shape, want, r.Text.Tokens())
+	}
+	return append(out, f32("attention_mask", want, mask)), nil
+}
+
+// tokens is the length of the joint sequence: a token is 2x2 cells.
+func (r Request) tokens() int64 {
+	of := func(s tensor.Shape) int64 { return (s[2] + 1) / 2 * ((s[3] + 1) / 2) }
+	n := r.Text.Tokens() + of(r.Model.LatentShape(r.Width, r.Height))
+	for _, l := range r.References {
+		n += of(l.Shape)
+	}
+	return n
 }
 
 func (s *session) put(ctx context.Context, b branch) (string, error) {

@@ -17,6 +17,8 @@ type Text struct {
 	ContextShape tensor.Shape // [1, tokens, width]
 	Y            []float32
 	YShape       tensor.Shape // [1, width]
+	Mask         []float32    // added to the scores of attention; nil for none
+	MaskShape    tensor.Shape // [1, tokens, tokens] over text, picture and references
 }
 
 // Tokens is the number of text tokens.
@@ -45,8 +47,12 @@ func demoText(c demo.Conditioning) Text {
 // maxText bounds a text tensor: 8192 tokens of 4096.
 const maxText = 128 * tensor.MiB
 
+// maxMask bounds an attention mask: 8192 tokens.
+const maxMask = 256 * tensor.MiB
+
 // Conditioning reads context and y from a safetensors file, and
 // negative.context and negative.y where it has them: negative is nil otherwise.
+// Either may have an attention_mask beside it.
 func Conditioning(path string) (positive Text, negative *Text, err error) {
 	f, err := safetensors.Open(path)
 	if err != nil {
@@ -71,24 +77,30 @@ func Conditioning(path string) (positive Text, negative *Text, err error) {
 	return positive, &n, nil
 }
 
+const maskName = "attention_mask"
+
 func readText(f *safetensors.File, prefix string) (t Text, err error) {
 	for _, c := range []struct {
 		name   string
 		rank   int
+		most   tensor.Bytes
 		values *[]float32
 		shape  *tensor.Shape
 	}{
-		{prefix + "context", 3, &t.Context, &t.ContextShape},
-		{prefix + "y", 2, &t.Y, &t.YShape},
+		{prefix + "context", 3, maxText, &t.Context, &t.ContextShape},
+		{prefix + "y", 2, maxText, &t.Y, &t.YShape},
+		{prefix + maskName, 3, maxMask, &t.Mask, &t.MaskShape},
 	} {
 		entry, ok := f.Lookup(c.name)
 		switch {
+		case !ok && c.name == prefix+maskName:
+			continue
 		case !ok:
 			return t, fmt.Errorf("tensor %s is missing; the file holds context [1,tokens,width] and y [1,width], and may hold negative.context and negative.y", c.name)
 		case len(entry.Shape) != c.rank || entry.Shape[0] != 1 || entry.Size == 0:
 			return t, fmt.Errorf("tensor %s is %v: want %d dimensions, the first of them 1", c.name, entry.Shape, c.rank)
-		case entry.Size > maxText:
-			return t, fmt.Errorf("tensor %s has %v, at most %v are taken", c.name, entry.Size, maxText)
+		case entry.Size > c.most:
+			return t, fmt.Errorf("tensor %s has %v, at most %v are taken", c.name, entry.Size, c.most)
 		}
 		if *c.values, *c.shape, err = f.Float32s(c.name); err != nil {
 			return t, err

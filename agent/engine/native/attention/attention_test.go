@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -95,7 +96,7 @@ func encode(d matmul.DType, v []float32) []byte {
 
 // naive computes one query row as the package comment says, key tile by key
 // tile, with the generic softmax on a single row.
-func naive(d matmul.DType, scale float32, q []float32, k, v [][]float32) []float32 {
+func naive(d matmul.DType, scale float32, q []float32, k, v [][]float32, mask []float32) []float32 {
 	vec, err := vector.New(isa.Generic)
 	if err != nil {
 		panic(err)
@@ -109,7 +110,14 @@ func naive(d matmul.DType, scale float32, q []float32, k, v [][]float32) []float
 		for i := range scores {
 			scores[i] = extend(d, 0, q, k[at+i])
 		}
-		vec.F32.SoftmaxTile(vector.Rows[float32]{Data: p, Stride: n}, vector.Rows[float32]{Data: scores, Stride: n}, scale, st, &vec.F32, 1, n)
+		factor := scale
+		if mask != nil {
+			factor = 1
+			for i := range scores {
+				scores[i] = float32(scores[i]*scale) + mask[at+i]
+			}
+		}
+		vec.F32.SoftmaxTile(vector.Rows[float32]{Data: p, Stride: n}, vector.Rows[float32]{Data: scores, Stride: n}, factor, st, &vec.F32, 1, n)
 		p = decode(d, encode(d, p))
 		for j := range out {
 			column := make([]float32, n)
@@ -219,7 +227,7 @@ func TestAttentionEqualsTheRule(t *testing.T) {
 						}
 						for i := range s.queries {
 							at := (b*a.Out.Batch + i*a.Out.Row + h*a.Out.Head) * d.Size()
-							copy(want[at:], encode(d, naive(d, a.Scale, row(0, b, i, h), k, v)))
+							copy(want[at:], encode(d, naive(d, a.Scale, row(0, b, i, h), k, v, nil)))
 						}
 					}
 				}
@@ -230,6 +238,90 @@ func TestAttentionEqualsTheRule(t *testing.T) {
 						}
 					}
 				}
+			}
+		}
+	}
+}
+
+// masked gives a an additive mask whose rows lie further apart than they are
+// long, with some keys hidden, and all but one of row 0's first tile.
+func masked(a *Attention) (row func(b, i int) []float32) {
+	r := rand.New(rand.NewPCG(7, uint64(a.Keys)))
+	stride := a.Keys + 3
+	v := make([]float32, a.Batch*a.Queries*stride)
+	for i := range v {
+		v[i] = float32(r.NormFloat64())
+		if r.IntN(5) == 0 {
+			v[i] = float32(math.Inf(-1))
+		}
+	}
+	for b := range a.Batch {
+		for k := range min(KeyTile, a.Keys-1) {
+			v[b*a.Queries*stride+k] = float32(math.Inf(-1))
+		}
+		for i := range a.Queries {
+			v[(b*a.Queries+i)*stride+a.Keys-1] = 0
+		}
+	}
+	a.Mask = View{Data: encode(a.Type, v), Batch: a.Queries * stride, Row: stride}
+	v = decode(a.Type, a.Mask.Data)
+	return func(b, i int) []float32 { return v[(b*a.Queries+i)*stride:][:a.Keys] }
+}
+
+func TestMaskedAttentionEqualsTheRule(t *testing.T) {
+	for _, s := range []struct{ batch, heads, queries, keys, dim int }{
+		{1, 1, 1, 1, 1}, {1, 2, 3, 5, 7}, {2, 1, 15, 33, 32}, {1, 1, 7, 257, 64}, {2, 2, 90, 530, 16}, {1, 1, 600, 300, 8},
+	} {
+		for _, d := range []matmul.DType{matmul.F32, matmul.BF16} {
+			a, row := fused(d, "normal", s.batch, s.heads, s.queries, s.keys, s.dim)
+			mask := masked(&a)
+			want := bytes.Clone(a.Out.Data)
+			for b := range s.batch {
+				for h := range s.heads {
+					var k, v [][]float32
+					for i := range s.keys {
+						k, v = append(k, row(1, b, i, h)), append(v, row(2, b, i, h))
+					}
+					for i := range s.queries {
+						at := (b*a.Out.Batch + i*a.Out.Row + h*a.Out.Head) * d.Size()
+						copy(want[at:], encode(d, naive(d, a.Scale, row(0, b, i, h), k, v, mask(b, i))))
+					}
+				}
+			}
+			if got := decode(d, want); slices.ContainsFunc(got, func(x float32) bool { return x != x }) {
+				t.Errorf("%s %+v: the rule gives something that is no number", d, s)
+			}
+			for _, set := range isa.Supported() {
+				for threads := 1; threads <= 3; threads++ {
+					if got := compute(t, set, threads, a); !bytes.Equal(got, want) {
+						t.Errorf("%s %+v %s threads=%d: other bytes", d, s, set, threads)
+					}
+				}
+			}
+		}
+	}
+}
+
+// A key that the mask hides is as if it were not there.
+func TestHiddenKeysCountForNothing(t *testing.T) {
+	const seen, hidden = 200, 90
+	for _, d := range []matmul.DType{matmul.F32, matmul.BF16} {
+		a, _ := fused(d, "normal", 1, 1, 20, seen+hidden, 16)
+		mask := make([]float32, a.Queries*a.Keys)
+		for i := range mask {
+			if i%a.Keys >= seen {
+				mask[i] = float32(math.Inf(-1))
+			}
+		}
+		a.Mask = View{Data: encode(d, mask), Batch: len(mask), Row: a.Keys}
+		sets := isa.Supported()
+		got := decode(d, compute(t, sets[len(sets)-1], 2, a))
+		a.Keys, a.Mask = seen, View{}
+		want := decode(d, compute(t, sets[len(sets)-1], 2, a))
+		tolerance := map[matmul.DType]float64{matmul.F32: 1e-6, matmul.BF16: 1e-2}[d]
+		for i := range want {
+			if math.Abs(float64(got[i]-want[i])) > tolerance {
+				t.Fatalf("%s: element %d is %g, %g without the hidden keys", d, i, got[i], want[i])
 			}
 		}
 	}
@@ -309,6 +401,9 @@ func TestRunRefusesWhatDoesNotFit(t *testing.T) {
 		"large head":      func(a *Attention) { a.Dim = MaxDim + 1 },
 		"negative stride": func(a *Attention) { a.K.Row = -1 },
 		"scale":           func(a *Attention) { a.Scale = 0 },
+		"short mask":      func(a *Attention) { a.Mask = View{Data: make([]byte, 4*8*8-1), Row: 8, Batch: 64} },
+		"mask by head":    func(a *Attention) { a.Mask = View{Data: make([]byte, 4*8*8), Row: 8, Batch: 64, Head: 1} },
+		"mask stride":     func(a *Attention) { a.Mask = View{Data: make([]byte, 4*8*8), Row: -8, Batch: 64} },
 	} {
 		a, _ := fused(matmul.F32, "normal", 1, 2, 8, 8, 8)
 		spoil(&a)
