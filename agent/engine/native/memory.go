@@ -34,6 +34,15 @@ func newBuffer(a *engine.Account, n tensor.Bytes) (*buffer, error) {
 	return &buffer{account: a, data: data, free: free}, nil
 }
 
+// Allocate is host memory of an account, for engines whose devices copy from it.
+func Allocate(a *engine.Account, n tensor.Bytes) (engine.Buffer, error) {
+	b, err := newBuffer(a, n)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
 // Bytes is the size.
 func (b *buffer) Bytes() tensor.Bytes { return tensor.Bytes(len(b.data)) }
 

@@ -33,6 +33,9 @@ type Config struct {
 	Threads int          // of the compute queue; 0: all
 	Copiers int          // of the copy queue; 0: as many
 	Memory  tensor.Bytes // what sessions may take; 0: no limit
+	// Begin is called on each queue's goroutine before its first work, so that a
+	// bench can pin it to a core; may be nil.
+	Begin func(Queue)
 }
 
 // Engine is the native engine with one instruction set.
@@ -100,3 +103,7 @@ func (e *Engine) Open(_ context.Context, id engine.DeviceID) (engine.Session, er
 	}
 	return newSession(e), nil
 }
+
+// Session is an open device whose queues take the work of an engine that is
+// built on this one.
+func (e *Engine) Session() Queued { return newSession(e) }

@@ -79,7 +79,7 @@ func (x *expansion) release() {
 // Pack lays one block's weights out. Stored dtypes are expanded exactly, or
 // rounded once where the compute dtype is narrower.
 func (s *session) Pack(ep engine.Program, dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buffer, weights []engine.Weight, after ...engine.Event) engine.Event {
-	return s.issue(copying, after, func() error {
+	return s.Issue(Copying, after, func() error {
 		p, ok := ep.(*program)
 		if !ok || p.session != s {
 			return fmt.Errorf("pack: the program was compiled by another session")

@@ -135,7 +135,7 @@ func (p *program) data(id graph.ValueID) func(*frame) []byte {
 
 // Run executes the program once.
 func (s *session) Run(ep engine.Program, weights engine.Buffer, weightsOffset tensor.Bytes, scratch engine.Buffer, bindings []engine.Binding, after ...engine.Event) engine.Event {
-	return s.issue(computing, after, func() error {
+	return s.Issue(Computing, after, func() error {
 		p, ok := ep.(*program)
 		if !ok || p.session != s {
 			return fmt.Errorf("run: the program was compiled by another session")

@@ -17,17 +17,24 @@ import (
 // errClosed is the error of work on a closed session.
 var errClosed = errors.New("the session is closed")
 
-// queue is one of a session's two.
-type queue int
+// Queue is one of a session's two.
+type Queue int
 
 // The queues. The lowest bit of an event is its queue.
 const (
-	computing queue = iota
-	copying
+	Computing Queue = iota
+	Copying
 	queues
 )
 
-func queueOf(e engine.Event) queue { return queue(e) & 1 }
+func queueOf(e engine.Event) Queue { return Queue(e) & 1 }
+
+// Queued is a session that takes work of others on its queues: the simulated
+// devices put their throttled copies there.
+type Queued interface {
+	engine.Session
+	Issue(q Queue, after []engine.Event, do func() error) engine.Event
+}
 
 // task is one piece of work on a queue.
 type task struct {
@@ -55,7 +62,7 @@ type session struct {
 	wg       sync.WaitGroup
 }
 
-var _ engine.Session = (*session)(nil)
+var _ Queued = (*session)(nil)
 
 func newSession(e *Engine) *session {
 	s := &session{
@@ -71,7 +78,10 @@ func newSession(e *Engine) *session {
 }
 
 // work is a queue's goroutine.
-func (s *session) work(q queue) {
+func (s *session) work(q Queue) {
+	if s.engine.cfg.Begin != nil {
+		s.engine.cfg.Begin(q)
+	}
 	for {
 		t, ok, err := s.next(q)
 		if !ok {
@@ -91,7 +101,7 @@ func (s *session) work(q queue) {
 }
 
 // next waits for a task and for what it comes after; err is why it is not done.
-func (s *session) next(q queue) (t task, ok bool, err error) {
+func (s *session) next(q Queue) (t task, ok bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.waiting[q]) == 0 && !s.closed {
@@ -122,7 +132,8 @@ func (s *session) hasPassed(e engine.Event) bool { return e == 0 || s.passed[que
 // maxErrors bounds the errors kept for events that nobody waits for.
 const maxErrors = 1024
 
-func (s *session) issue(q queue, after []engine.Event, do func() error) engine.Event {
+// Issue puts work on a queue.
+func (s *session) Issue(q Queue, after []engine.Event, do func() error) engine.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.issued++
@@ -203,16 +214,16 @@ func window(b engine.Buffer, offset, n tensor.Bytes, what string) ([]byte, error
 
 // Copy moves bytes between buffers on the compute queue.
 func (s *session) Copy(dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buffer, srcOffset, n tensor.Bytes, after ...engine.Event) engine.Event {
-	return s.move(computing, dst, dstOffset, src, srcOffset, n, after)
+	return s.move(Computing, dst, dstOffset, src, srcOffset, n, after)
 }
 
 // Fetch moves bytes between buffers on the copy queue.
 func (s *session) Fetch(dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buffer, srcOffset, n tensor.Bytes, after ...engine.Event) engine.Event {
-	return s.move(copying, dst, dstOffset, src, srcOffset, n, after)
+	return s.move(Copying, dst, dstOffset, src, srcOffset, n, after)
 }
 
-func (s *session) move(q queue, dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buffer, srcOffset, n tensor.Bytes, after []engine.Event) engine.Event {
-	return s.issue(q, after, func() error {
+func (s *session) move(q Queue, dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buffer, srcOffset, n tensor.Bytes, after []engine.Event) engine.Event {
+	return s.Issue(q, after, func() error {
 		to, err := window(dst, dstOffset, n, "copy to")
 		if err != nil {
 			return err
