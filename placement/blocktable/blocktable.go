@@ -151,7 +151,7 @@ func Names() []string {
 
 // StoredDTypes are the storage dtypes that tables are made for.
 func StoredDTypes() []placement.DType {
-	return []placement.DType{"bf16", "f16", "f32", "f8_e4m3", "f8_e5m2", "q8_0", "q4_k"}
+	return []placement.DType{"bf16", "f16", "f32", "f8_e4m3", "f8_e5m2", "q8_0", "q6_k", "q5_k", "q5_0", "q4_k", "q4_0", "q3_k", "q2_k"}
 }
 
 // Params is the number of parameters.

@@ -5,9 +5,11 @@ package blocktable
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/distorch/distorch/internal/edits"
+	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/placement"
 )
 
@@ -108,12 +110,13 @@ func stored(t placement.DType, params, small int64) (placement.Bytes, bool) {
 		return placement.Bytes(4 * params), true
 	case "f8_e4m3", "f8_e5m2":
 		return placement.Bytes(params + small), true
-	case "q8_0": // 32 values and a 16-bit scale
-		return placement.Bytes((params-small)*34/32 + 4*small), true
-	case "q4_k": // 256 values in 144 bytes
-		return placement.Bytes((params-small)*144/256 + 4*small), true
 	}
-	return 0, false
+	d, err := tensor.ParseDType(strings.ToUpper(string(t)))
+	if err != nil || !slices.Contains(StoredDTypes(), t) {
+		return 0, false
+	}
+	elements, bytes := d.Block()
+	return placement.Bytes((params-small)*int64(bytes)/int64(elements) + 4*small), true
 }
 
 // Model is the block table at a workload; its error is a *[WorkloadError].

@@ -199,7 +199,9 @@ func (e *editor) link(pair, value word) error {
 // computes are the dtypes that a model is computed in, narrow those that weights are only stored in.
 func computes() []string { return []string{"bf16", "f16", "f32"} }
 
-func narrow() []string { return []string{"f8_e4m3", "f8_e5m2", "fp8", "q4_k", "q8_0"} }
+func narrow() []string {
+	return []string{"f8_e4m3", "f8_e5m2", "fp8", "q2_k", "q3_k", "q4_0", "q4_k", "q5_0", "q5_k", "q6_k", "q8_0"}
+}
 
 func (e *editor) set(key string, w word) (err error) {
 	c := &e.s.Problem.Constraints
