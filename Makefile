@@ -24,7 +24,7 @@ export GOFLAGS := -buildvcs=false
 PLAIN := agent/engine,model,placement,bench,verify
 
 # The golden folders that this build answers for.
-GOLDEN_FLUX := dev dev-no-guidance schnell dev-bf16 head128 head128-fp8 prefixed fp8-e4m3 fp8-e5m2 fp8-scaled kontext-offset kontext-index kontext-uxo fill control masked diffusers sampling sampling-bf16 schedules
+GOLDEN_FLUX := dev dev-no-guidance schnell dev-bf16 head128 head128-fp8 prefixed fp8-e4m3 fp8-e5m2 fp8-scaled kontext-offset kontext-index kontext-uxo fill control masked diffusers lora-kohya lora-peft lora-native lora-bfl-control lora-bf16 lora-unknown-key lora-wrong-rank sampling sampling-bf16 schedules
 GOLDEN_GGUF := types types-v2 metadata five-dimensions orig-shape flux flux-k
 GOLDEN_CASES := $(addprefix flux/,$(GOLDEN_FLUX)) $(addprefix gguf/,$(GOLDEN_GGUF)) tables safetensors bad/safetensors bad/gguf bad/model
 

@@ -29,6 +29,7 @@ type goldenCase struct {
 	Weights      string                     `json:"weights_dtype"`
 	Options      map[string]json.RawMessage `json:"options"`
 	LoRA         json.RawMessage            `json:"lora"`
+	Strengths    []float64                  `json:"strengths"`
 	RawTolerance json.RawMessage            `json:"tolerance"`
 	Shift        map[string]float64         `json:"shift"`
 
@@ -127,7 +128,7 @@ func (v *verifier) dispatch(c *goldenCase) error {
 	case c.tolerances == nil:
 		return errors.New("case.json has no tolerances")
 	case len(c.LoRA) > 0:
-		return errors.New("not supported: this build does not apply LoRA files")
+		return v.lora(c)
 	case c.unknownOption() != "":
 		return fmt.Errorf("not supported: option %s of the case", c.unknownOption())
 	case c.Model == "" && len(c.Shift) > 0:

@@ -79,6 +79,7 @@ func TestGoldenCases(t *testing.T) {
 		"flux/head128": 27, "flux/head128-fp8": 12, "flux/prefixed": 14, "flux/fp8-e4m3": 15, "flux/fp8-e5m2": 15,
 		"flux/sampling": 40, "flux/sampling-bf16": 20, "flux/schedules": 52, "tables": 28,
 		"flux/kontext-offset": 15, "flux/kontext-index": 15, "flux/kontext-uxo": 15, "flux/fill": 15, "flux/control": 14, "flux/masked": 14, "flux/diffusers": 18,
+		"flux/lora-kohya": 7, "flux/lora-peft": 7, "flux/lora-native": 7, "flux/lora-bfl-control": 6, "flux/lora-bf16": 5, "flux/lora-unknown-key": 5, "flux/lora-wrong-rank": 5,
 		"bad/model": 12, "bad/gguf": 32, "testdata": 25, "flux/fp8-scaled": 15, "gguf/flux-k": 18,
 		"gguf/types": 20, "gguf/metadata": 3, "gguf/five-dimensions": 7, "gguf/orig-shape": 3,
 	}
@@ -91,7 +92,7 @@ func TestGoldenCases(t *testing.T) {
 // the same bytes.
 func TestSameBits(t *testing.T) {
 	var dirs []string
-	for _, name := range []string{"dev-bf16", "schnell", "fp8-e4m3", "fp8-scaled", "kontext-index", "control", "masked"} {
+	for _, name := range []string{"dev-bf16", "schnell", "fp8-e4m3", "fp8-scaled", "kontext-index", "control", "masked", "lora-bf16", "lora-bfl-control"} {
 		dirs = append(dirs, filepath.Join(fluxRoot, name))
 	}
 	dirs = append(dirs, filepath.Join(goldenRoot, "gguf", "flux-k"))

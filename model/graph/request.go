@@ -9,7 +9,11 @@ const DigestBytes = 32
 // PerStep says whether a request input changes with every step. All others are
 // conditioning: they stay the same over the steps of one branch and are sent
 // once.
-func PerStep(name string) bool { return name == "x" || name == "timestep" }
+func PerStep(name string) bool { return name == "x" || name == "timestep" || name == LoRAStrength }
+
+// LoRAStrength is the input [L] f32 of a model whose linears L LoRAs change:
+// what each is multiplied by in this forward.
+const LoRAStrength = "lora.strength"
 
 // StepLayout is what a client sends to the first stage for every forward: the
 // per-step inputs and, behind them at offset digest, the digest of the
