@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // f8E4M3Max is the largest finite value of F8_E4M3.
@@ -26,26 +27,37 @@ func FromF32(dst []byte, src []float32, d DType) error {
 	if len(src)%elements != 0 || len(dst) != len(src)/elements*bytes {
 		return fmt.Errorf("quantise %d elements to %v: must be whole blocks of %d in %d bytes, %d bytes given", len(src), d, elements, bytes, len(dst))
 	}
-	for at := 0; at < len(src); at += elements {
-		block, out := src[at:at+elements], dst[at/elements*bytes:][:bytes]
-		top := float32(0)
-		for i, x := range block {
-			m := math.Float32frombits(math.Float32bits(x) &^ (1 << 31))
-			if !(m <= math.MaxFloat32) {
-				return fmt.Errorf("quantise to %v: element %d is %g, must be finite", d, at+i, x)
-			}
-			top = max(top, m)
+	for len(src) > 0 {
+		if i := quantiseF8((*[68]byte)(dst), (*[64]float32)(src)); i >= 0 {
+			return fmt.Errorf("quantise to %v: a value is %g, must be finite", d, src[i])
 		}
-		scale := top / f8E4M3Max
-		binary.LittleEndian.PutUint32(out, math.Float32bits(scale))
-		for i, x := range block {
-			out[4+i] = 0
-			if scale > 0 {
-				out[4+i] = f8E4M3FromF32(x / scale)
-			}
-		}
+		dst, src = dst[bytes:], src[elements:]
 	}
 	return nil
+}
+
+// quantiseF8 is one block; it returns the index of a value that is not finite,
+// or -1.
+func quantiseF8(dst *[68]byte, src *[64]float32) int {
+	const magnitude = 1<<31 - 1
+	top := uint32(0) // magnitudes order as their bits do
+	for _, x := range src {
+		top = max(top, math.Float32bits(x)&magnitude)
+	}
+	if top >= 0x7f800000 {
+		return slices.IndexFunc(src[:], func(x float32) bool { return math.Float32bits(x)&magnitude >= 0x7f800000 })
+	}
+	scale := math.Float32frombits(top) / f8E4M3Max
+	binary.LittleEndian.PutUint32(dst[:], math.Float32bits(scale))
+	codes := (*[64]byte)(dst[4:])
+	if scale == 0 {
+		clear(codes[:])
+		return -1
+	}
+	for i, x := range src {
+		codes[i] = f8E4M3FromF32(x / scale)
+	}
+	return -1
 }
 
 // f8E4M3FromF32 rounds a number to F8_E4M3, nearest even, at most 448 in
@@ -63,4 +75,21 @@ func f8E4M3FromF32(x float32) byte {
 	// Three bits of mantissa stay of 23, and the exponent's bias is 7 of 127.
 	m += 1<<19 - 1 + m>>20&1
 	return sign | byte(min((m>>20)-(127-7)<<3, 0x7e))
+}
+
+// StorageF8 is the dtype of a tensor where weights are kept in fp8 by choice:
+// F8_E4M3_B64 for floats of two dimensions or more whose rows are whole blocks
+// and which become smaller by it, d for every other.
+func StorageF8(s Shape, d DType) DType {
+	if len(s) < 2 || !d.Float() {
+		return d
+	}
+	as, err := s.Bytes(F8E4M3B64)
+	if err != nil {
+		return d
+	}
+	if is, err := s.Bytes(d); err != nil || is <= as {
+		return d
+	}
+	return F8E4M3B64
 }
