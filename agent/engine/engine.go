@@ -13,10 +13,16 @@ package engine
 
 import (
 	"context"
+	"errors"
 
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/tensor"
 )
+
+// ErrLost is in the chain of every error of a session whose device is gone: a
+// driver or a worker process that failed. Nothing more can be done with the
+// session but to close it; Engine.Open may give a new one.
+var ErrLost = errors.New("the device was lost")
 
 // DeviceID names a device within its node: "cpu", "cuda:0".
 type DeviceID string

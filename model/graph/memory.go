@@ -44,6 +44,7 @@ type planner struct {
 // keep gives up all reuse of memory.
 func (s *Segment) place(bound *Segment, keep bool) error {
 	p := &planner{seg: s, keep: keep}
+	s.Kept = keep
 	p.begin()
 	for i := range slices.Backward(s.Steps) {
 		p.pushDown(i)

@@ -77,6 +77,7 @@ type Segment struct {
 	Steps     []Step
 	Taps      []Tap
 	Arena     tensor.Bytes // liveness peak of values inside, Align-ed
+	Kept      bool         // every value is to be found at its place after a run
 	Cost      Cost
 }
 

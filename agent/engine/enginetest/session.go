@@ -1,0 +1,185 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package enginetest
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/tensor"
+)
+
+// SiLU is a segment: y = silu(x) on n elements.
+func SiLU(t testing.TB, n int64) *graph.Segment {
+	t.Helper()
+	var s sketch
+	x := s.in("x", graph.Compute, 1, n)
+	s.Outputs = append(s.Outputs, s.node(graph.OpSiLU, graph.Attrs{}, s.value("y", graph.Compute, 1, n), x))
+	return s.segment(t, tensor.F32)
+}
+
+// Matrix is a segment: y = x·Wᵀ for x [1,rows,k] and W [n,k].
+func Matrix(t testing.TB, rows, n, k int64, compute tensor.DType) *graph.Segment {
+	t.Helper()
+	var s sketch
+	x := s.in("x", graph.Compute, 1, rows, k)
+	s.Outputs = append(s.Outputs, s.node(graph.OpLinear, graph.Attrs{}, s.value("y", graph.Compute, 1, rows, n), x))
+	s.weighted(s.weight("matrix", n, k))
+	return s.segment(t, compute)
+}
+
+// Sessions holds a unified device's sessions against their contract; open gives
+// a session whose account has a limit.
+func Sessions(t *testing.T, open func(t *testing.T, limit tensor.Bytes) engine.Session) {
+	t.Run("account", func(t *testing.T) { account(t, open(t, 10<<20)) })
+	t.Run("wrong work", func(t *testing.T) { wrongWork(t, open(t, 0), open(t, 0)) })
+	t.Run("order", func(t *testing.T) { order(t, open(t, 0)) })
+	t.Run("cancelled wait and close", func(t *testing.T) { cancelled(t, open(t, 0)) })
+}
+
+func account(t *testing.T, s engine.Session) {
+	check := func(wantUsed, wantPeak tensor.Bytes) {
+		t.Helper()
+		used, peak, limit := s.Account()
+		if used != wantUsed || peak != wantPeak || limit != 10<<20 {
+			t.Errorf("used %d, peak %d, limit %d; want %d, %d", used, peak, limit, wantUsed, wantPeak)
+		}
+	}
+	a, err := s.Buffer(6 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := s.Buffer(1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(6<<20+1000, 6<<20+1000)
+	if _, err := s.Buffer(4 << 20); !errors.Is(err, engine.ErrNoMemory) || !strings.Contains(err.Error(), tensor.Bytes(4<<20).String()) {
+		t.Errorf("beyond the limit: %v", err)
+	}
+	if _, err := s.Buffer(-1); err == nil {
+		t.Error("a negative size was accepted")
+	}
+	none, err := s.Buffer(0)
+	if err != nil || none.Bytes() != 0 {
+		t.Errorf("an empty buffer: %v", err)
+	}
+	none.Free()
+	a.Host()[6<<20-1] = 1
+	a.Free()
+	a.Free()
+	check(1000, 6<<20+1000)
+	if a.Host() != nil || a.Bytes() != 0 {
+		t.Error("a freed buffer still shows memory")
+	}
+	b.Free()
+	check(0, 6<<20+1000)
+}
+
+func compile(t *testing.T, s engine.Session, seg *graph.Segment) engine.Program {
+	t.Helper()
+	p, err := s.Compile(t.Context(), seg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func wrongWork(t *testing.T, s, other engine.Session) {
+	seg := SiLU(t, 100)
+	p, foreign := compile(t, s, seg), compile(t, other, seg)
+	b, err := s.Buffer(1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Free()
+	bound := func(name string, at tensor.Bytes) engine.Binding {
+		return engine.Binding{Name: name, Buffer: b, Offset: at}
+	}
+	good := []engine.Binding{bound("x", 0), bound("y", 512)}
+	for want, e := range map[string]engine.Event{
+		"another session": s.Run(foreign, nil, 0, nil, good),
+		"y is not bound":  s.Run(p, nil, 0, nil, good[:1]),
+		"x: 400 B at 960": s.Run(p, nil, 0, nil, []engine.Binding{bound("x", 960), good[1]}),
+		"at -8":           s.Run(p, nil, 0, nil, []engine.Binding{bound("x", -8), good[1]}),
+		"copy to":         s.Copy(b, 1023, b, 0, 2),
+		"copy from":       s.Fetch(b, 0, b, 1023, 2),
+		"takes 0 weights": s.Pack(p, b, 0, b, []engine.Weight{{Name: "w"}}),
+	} {
+		// What comes after it, on either queue, waited for or not, fails for its reason and is not done.
+		b.Host()[0] = 7
+		for _, after := range []engine.Event{s.Copy(b, 0, b, 1, 1, e), s.Fetch(b, 0, b, 1, 1, e), e} {
+			if err := s.Wait(t.Context(), after); err == nil || !strings.Contains(err.Error(), want) || b.Host()[0] != 7 {
+				t.Errorf("got %v, want an error with %q", err, want)
+			}
+		}
+		if err := s.Wait(t.Context(), s.Copy(b, 0, b, 1, 1, e)); err == nil || !strings.Contains(err.Error(), want) || b.Host()[0] != 7 {
+			t.Errorf("after %q has failed: %v", want, err)
+		}
+	}
+	if err := s.Wait(t.Context(), s.Run(p, nil, 0, nil, good)); err != nil {
+		t.Errorf("right work after wrong work: %v", err)
+	}
+	if err := s.Wait(t.Context(), 0); err != nil {
+		t.Errorf("the zero event: %v", err)
+	}
+}
+
+// order hands a byte from queue to queue.
+func order(t *testing.T, s engine.Session) {
+	b, err := s.Buffer(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Free()
+	b.Host()[0] = 42
+	var last engine.Event
+	const hops = 300
+	for i := range tensor.Bytes(hops) {
+		move := s.Copy
+		if i%2 == 1 {
+			move = s.Fetch
+		}
+		last = move(b, (i+1)*1000, b, i*1000, 1000, last)
+	}
+	if err := s.Wait(t.Context(), last); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.Host()[hops*1000]; got != 42 {
+		t.Errorf("the byte arrived as %d", got)
+	}
+}
+
+func cancelled(t *testing.T, s engine.Session) {
+	b, err := s.Buffer(64 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Free()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("no longer wanted")
+	cancel(why)
+	var last engine.Event
+	for range 20 {
+		last = s.Copy(b, 0, b, 32<<20, 32<<20)
+	}
+	if err := s.Wait(ctx, last); !errors.Is(err, why) {
+		t.Errorf("cancelled wait: %v", err)
+	}
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := s.Wait(t.Context(), last); err == nil {
+		t.Log("all copies were done before Close")
+	}
+	if err := s.Wait(t.Context(), s.Copy(b, 0, b, 0, 1)); err == nil {
+		t.Error("work on a closed session was accepted")
+	}
+}
