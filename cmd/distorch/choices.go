@@ -33,7 +33,7 @@ func choices(flag string) []string {
 	case "dtype":
 		return []string{"f32", "bf16"}
 	case "engine":
-		return []string{"native"}
+		return []string{"native", "torch"}
 	case "isa", "cpu-isa":
 		return append([]string{"auto"}, isaNames()...)
 	case "log-level":

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/agent/engine/torch"
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/verify"
 )
@@ -29,6 +31,8 @@ type verifyFlags struct {
 	stages  int
 	isa     string
 	threads int
+	python  string
+	device  string
 	stored  bool
 	output  output.Format
 }
@@ -55,50 +59,74 @@ are within their tolerance; the JSON and YAML forms, an array, list all.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return runVerify(cmd, args, f) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.engine, "engine", "native", "engine to run on: native")
+	flags.StringVar(&f.engine, "engine", "native", "engine to run on: "+strings.Join(choices("engine"), " or "))
 	flags.IntVar(&f.stages, "stages", 1, "cut the model in so many stages, at most one per block")
 	flags.StringVar(&f.isa, "isa", "auto", "instruction sets, the stages take them by turns: "+strings.Join(choices("isa"), ", "))
 	flags.IntVar(&f.threads, "threads", 0, "worker threads per stage; 0: one per core")
+	flags.StringVar(&f.python, "python", "", "with --engine torch: the Python whose PyTorch is used (default: a ComfyUI's or the one on PATH)")
+	flags.StringVar(&f.device, "device", "", "with --engine torch: the device, such as cuda:0 or cpu (default: the first GPU, else the CPU)")
 	flags.BoolVar(&f.stored, "stored", false, "keep weights as in the file and expand them for every block")
 	f.output = output.Table
 	flags.VarP(&f.output, "output", "o", "how to print the records")
 	return cmd
 }
 
-func (f verifyFlags) layout() (verify.Layout, error) {
-	l := verify.Layout{Stages: f.stages, Stored: f.stored}
+// layout makes the engines; end ends what they started.
+func (f verifyFlags) layout(ctx context.Context) (l verify.Layout, end func() error, err error) {
+	l, end = verify.Layout{Stages: f.stages, Stored: f.stored}, func() error { return nil }
 	if err := chosen("engine", f.engine); err != nil {
-		return l, err
+		return l, end, err
 	}
 	if f.stages < 1 {
-		return l, fmt.Errorf("--stages %d: at least 1", f.stages)
+		return l, end, fmt.Errorf("--stages %d: at least 1", f.stages)
 	}
 	if f.threads < 0 {
-		return l, fmt.Errorf("--threads %d: 0 for one per core, or more", f.threads)
+		return l, end, fmt.Errorf("--threads %d: 0 for one per core, or more", f.threads)
+	}
+	if f.engine == "torch" {
+		e, err := f.torch(ctx)
+		if err != nil {
+			return l, end, err
+		}
+		l.Engines = []engine.Engine{e}
+		return l, e.Close, nil
+	}
+	if f.python != "" || f.device != "" {
+		return l, end, errors.New("--python and --device go with --engine torch")
 	}
 	for name := range strings.SplitSeq(f.isa, ",") {
 		name = strings.TrimSpace(name)
 		if err := chosen("isa", name); err != nil {
-			return l, err
+			return l, end, err
 		}
 		i, err := isa.Parse(name)
 		if err != nil {
-			return l, err
+			return l, end, err
 		}
 		e, err := native.New(native.Config{ISA: i, Threads: f.threads})
 		if err != nil {
-			return l, err
+			return l, end, err
 		}
 		l.Engines = append(l.Engines, engine.Engine(e))
 	}
-	return l, nil
+	return l, end, nil
 }
 
-func runVerify(cmd *cobra.Command, dirs []string, f verifyFlags) error {
-	l, err := f.layout()
+// torch is one worker for all stages.
+func (f verifyFlags) torch(ctx context.Context) (*torch.Engine, error) {
+	found, err := torch.First(ctx, torch.Search{Python: f.python})
+	if err != nil {
+		return nil, err
+	}
+	return torch.New(torch.Config{Python: found.Python, Threads: f.threads, Only: engine.DeviceID(f.device)})
+}
+
+func runVerify(cmd *cobra.Command, dirs []string, f verifyFlags) (err error) {
+	l, end, err := f.layout(cmd.Context())
 	if err != nil {
 		return usage(err)
 	}
+	defer func() { err = errors.Join(err, end()) }()
 	var p verifyPrinter = newVerifyTable(cmd.OutOrStdout())
 	switch f.output {
 	case output.JSON:

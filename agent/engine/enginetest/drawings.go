@@ -64,6 +64,32 @@ func linear(n int64, bias bool) drawing {
 	}}
 }
 
+// lowRank changes columns from first on of a linear's result by two strengths,
+// whose ranks are 2 and z.d; over is whether y is used again, so that the
+// result cannot lie on it.
+func lowRank(first, n, m int64, offsets, over bool) drawing {
+	return drawing{fmt.Sprintf("low rank, columns %d to %d of %d, offsets %v, y used again %v", first, first+m, n, offsets, over), func(s *sketch, z size) {
+		x, strength := s.in("x", graph.Compute, z.b, z.s, z.d+3), s.in("strength", graph.F32, 2)
+		a, b := s.value("a", graph.Compute, z.b, z.s, z.d), s.value("b", graph.Compute, z.b, z.s, 3)
+		s.split(2, x, a, b)
+		y := s.node(graph.OpLinear, graph.Attrs{}, s.value("y", graph.Compute, z.b, z.s, n), a)
+		s.weighted(s.weight("matrix", n, z.d))
+		r := 2 + z.d
+		wide := r
+		if offsets {
+			wide += 2
+		}
+		t := s.node(graph.OpLowRank, graph.Attrs{Ranks: []int{2, int(z.d)}}, s.value("t", graph.Compute, z.b, z.s, wide), a, strength)
+		s.weighted(s.weight("down", r, z.d))
+		out := s.node(graph.OpLowRankAdd, graph.Attrs{First: first}, s.value("changed", graph.Compute, z.b, z.s, n), y, t)
+		s.weighted(s.weight("up", m, wide))
+		if over {
+			s.concat("twice", 2, []int64{z.b, z.s, 2 * n}, out, s.node(graph.OpSiLU, graph.Attrs{}, s.value("silu", graph.Compute, z.b, z.s, n), y))
+		}
+		s.concat("out", 2, []int64{z.b, z.s, n + 3}, out, b)
+	}}
+}
+
 const headSize = 12
 
 // heads splits rows of q, k, v for z.d heads into three views [B,S,H,12].
@@ -99,6 +125,7 @@ func drawings() []drawing {
 			s.node(graph.OpGatedAdd, graph.Attrs{Fused: true}, out, a, v, b)
 		}),
 		linear(1, true), linear(33, true), linear(48, false), linear(50, true),
+		lowRank(0, 48, 48, false, false), lowRank(3, 70, 33, true, false), lowRank(40, 64, 24, false, true), lowRank(0, 33, 1, true, true),
 	}
 	return append(all, headDrawings()...)
 }
@@ -122,6 +149,12 @@ func headDrawings() []drawing {
 			q := s.in("queries", graph.Compute, z.b, 3, z.d, headSize)
 			y := s.node(graph.OpAttention, graph.Attrs{Scale: 0.3}, s.value("y", graph.Compute, z.b, 3, z.d, headSize), q, k, v)
 			s.concat("out", 1, []int64{z.b, 6, z.d, headSize}, y, q)
+		}},
+		{"masked attention", func(s *sketch, z size) {
+			q, k, v := heads(s, z)
+			mask := s.in("mask", graph.Compute, z.b, z.s, z.s)
+			y := s.node(graph.OpAttention, graph.Attrs{Scale: 0.3}, s.value("y", graph.Compute, z.b, z.s, z.d, headSize), q, k, v, mask)
+			s.concat("out", 1, []int64{z.b, 2 * z.s, z.d, headSize}, y, q)
 		}},
 		{"transpose and reshape", func(s *sketch, z size) {
 			q, k, _ := heads(s, z)

@@ -78,6 +78,7 @@ func (s *sketch) segment(t testing.TB, compute tensor.DType) *graph.Segment {
 // Operands are random inputs and weights that bf16 holds exactly.
 type Operands map[string][]float32
 
+// Draw makes operands for a segment, with special numbers among them or without.
 func Draw(seg *graph.Segment, special bool) Operands {
 	rng := rand.New(rand.NewPCG(1, uint64(len(seg.Values))))
 	specials := []float32{0, float32(math.Copysign(0, -1)), 1e-40, -3e-39, 1e30, -1e30, float32(math.Inf(1)), float32(math.Inf(-1))}

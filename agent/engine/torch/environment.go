@@ -23,6 +23,7 @@ func environment(threads int) []string {
 	n := strconv.Itoa(threads)
 	return append(out,
 		"OMP_NUM_THREADS="+n, "MKL_NUM_THREADS="+n, "MKL_DYNAMIC=FALSE",
+		"MKL_CBWR=AUTO,STRICT",         // the same bits wherever a matrix begins in memory
 		"CUDA_DEVICE_ORDER=PCI_BUS_ID", // as the driver's own tools count
 	)
 }

@@ -35,8 +35,7 @@ func absentError(python string) error {
 
 // startError says why a process never said hello.
 func startError(python string, ended, read error, said *tail) error {
-	var exit *exec.ExitError
-	if errors.As(ended, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](ended); ok {
 		switch exit.ExitCode() {
 		case exitAbsent:
 			return absentError(python)

@@ -21,7 +21,6 @@ type program struct {
 	segment *graph.Segment
 	temp    tensor.Bytes
 	packed  tensor.Bytes
-	needs   []engine.Weight // of a pack: names and shapes to hold stored weights against
 	budget  time.Duration
 }
 
@@ -213,8 +212,8 @@ func (p *program) bind(weights engine.Buffer, at tensor.Bytes, scratch engine.Bu
 			if err != nil {
 				return nil, err
 			}
-			if b[1]%int64(graph.Align) != 0 {
-				return nil, fmt.Errorf("%s at %d, no multiple of %d", v.Name, b[1], int64(graph.Align))
+			if size := int64(v.DType.Size()); b[1]%size != 0 {
+				return nil, fmt.Errorf("%s at %d, no multiple of %d", v.Name, b[1], size)
 			}
 			bound = append(bound, b)
 		}

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +34,8 @@ type Config struct {
 	// Memory is what sessions may take of a device, HostMemory what they may
 	// take of the host beside a device of its own memory; 0: no limit.
 	Memory, HostMemory tensor.Bytes
+	// Only names the one device to offer; "" offers all.
+	Only engine.DeviceID
 	// Attention pins the kernels of scaled dot products on a GPU: flash,
 	// efficient, cudnn, math; "" or auto: what is fastest on these GPUs.
 	Attention string
@@ -113,7 +116,7 @@ func (e *Engine) running(ctx context.Context) (*worker, error) {
 	return w, nil
 }
 
-// Devices lists the CPU and the GPUs that this PyTorch sees and has code for.
+// Devices lists the GPUs that this PyTorch sees and has code for, then the CPU.
 func (e *Engine) Devices(ctx context.Context) ([]engine.Device, error) {
 	w, err := e.running(ctx)
 	if err != nil {
@@ -121,10 +124,19 @@ func (e *Engine) Devices(ctx context.Context) ([]engine.Device, error) {
 	}
 	var out []engine.Device
 	for _, d := range w.hello.Devices {
-		if d.Lacks == "" {
+		if d.Lacks == "" && (e.cfg.Only == "" || string(e.cfg.Only) == d.ID) {
 			out = append(out, e.device(w, d))
 		}
 	}
+	slices.SortStableFunc(out, func(a, b engine.Device) int {
+		switch {
+		case a.Unified == b.Unified:
+			return 0
+		case a.Unified:
+			return 1
+		}
+		return -1
+	})
 	return out, nil
 }
 

@@ -193,7 +193,7 @@ func startWorker(ctx context.Context, cfg Config) (_ *worker, err error) {
 	if err != nil {
 		return nil, errors.Join(err, link.close())
 	}
-	w.cmd = exec.Command(cfg.Python, "-I", "-c", bootstrap)
+	w.cmd = exec.Command(cfg.Python, "-I", "-c", bootstrap) //nolint:noctx // it outlives the call; end kills it
 	w.cmd.Stdout, w.cmd.Stderr = w.stderr, w.stderr
 	w.cmd.Env = environment(cfg.Threads)
 	link.prepare(w.cmd)

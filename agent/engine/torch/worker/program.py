@@ -14,10 +14,22 @@ import torch
 import torch.nn.functional as F
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-NO_OUT = ("layer_norm", "rms_norm", "attention")
 ALIGN = 256  # of weights; products may choose their algorithm by it
+
+
+def product(x, w):
+    """x·wᵀ in float32, not rounded."""
+    if x.dtype == torch.float32:
+        return torch.mm(x, w.t())
+    if x.is_cuda and WIDE:
+        return torch.mm(x, w.t(), out_dtype=torch.float32)
+    return torch.mm(x.to(torch.float32), w.t().to(torch.float32))
+
+
+WIDE = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 9)  # mm has out_dtype
 TOOLS = {
-    "torch": torch, "addmm": torch.addmm, "mm": torch.mm, "linear": F.linear, "layer_norm": F.layer_norm,
+    "product": product,
+    "torch": torch, "addmm": torch.addmm, "mm": torch.mm, "layer_norm": F.layer_norm,
     "rms_norm": F.rms_norm, "sdpa": F.scaled_dot_product_attention, "mul": torch.mul, "add": torch.add,
     "addcmul": torch.addcmul, "gelu": torch._C._nn.gelu, "silu": torch._C._nn.silu, "complex": torch.complex,
     "as_complex": torch.view_as_complex, "f32": torch.float32, "cat": torch.cat, "pad": F.pad, "stack": torch.stack,
@@ -31,6 +43,8 @@ def up(n, to=ALIGN):
 def clean(st):
     """A step with nothing but numbers in it."""
     out = {k: [int(n) for n in st.get(k) or []] for k in ("in", "out", "w")}
+    if not st["op"].replace("_", "").isalpha():
+        raise ValueError("an operation's name is off")
     return {**out, "op": st["op"], "a": st.get("a") or {}, "view": bool(st.get("view")), "inplace": [bool(b) for b in st.get("inplace") or []]}
 
 
@@ -122,7 +136,7 @@ class Program:
             shape, at = self.weights[i]
             return weights[at : at + math.prod(shape) * self.compute.itemsize].view(self.compute).view(shape)
 
-        return self.make(view, weight, self.device)
+        return self.make(view, weight, self.device.torch)
 
     # What follows writes source.
 
@@ -210,19 +224,45 @@ class Program:
                 self.emit(f"t{o} = t{src}.reshape({tuple(v.shape)})")
 
     def op_linear(self, i, st, a, x, out):
-        vx, vo = self.values[x], self.values[out]
-        w = st["w"]
-        bias = f"w{w[1]}" if len(w) > 1 else None
-        rx, ro = vx.rows(), vo.rows()
-        if vx.temporary:
-            self.spend(i, 0 if rx else up(vx.bytes, 512))
-            rx = ((vx.elements // vx.shape[-1], vx.shape[-1]), None)
-        if rx is None or ro is None:
-            self.result(i, out, f"linear({self.name(x)}, w{w[0]}, {bias})")
-            return
-        mx = self.derive(x, f"@.reshape({rx[0]})") if vx.temporary else self.strided(x, *rx)
-        mo, wt = self.strided(out, *ro), self.fixed(f"w{w[0]}.t()")
-        self.emit(f"addmm({bias}, {mx}, {wt}, out={mo})" if bias else f"mm({mx}, {wt}, out={mo})")
+        vo, w = self.values[out], st["w"]
+        call = f"addmm(w{w[1]}, " if len(w) > 1 else "mm("
+        call += f"{self.matrix(i, x)}, {self.fixed(f'w{w[0]}.t()')}"
+        if vo.rows():
+            self.emit(f"{call}, out={self.strided(out, *vo.rows())})")
+        else:
+            self.result(i, out, f"{call}).view({tuple(vo.shape)})")
+
+    def matrix(self, i, x):
+        """A value as a matrix of rows; a copy where they are not a fixed step apart."""
+        v = self.values[x]
+        if v.rows() and not v.temporary:
+            return self.strided(x, *v.rows())
+        self.spend(i, 0 if v.rows() else up(v.bytes, 512))
+        return f"{self.name(x)}.reshape({(v.elements // v.shape[-1], v.shape[-1])})"
+
+    def op_low_rank(self, i, st, a, x, strength, out):
+        v, ranks = self.values[out], [int(n) for n in a["ranks"]]
+        rows, columns = v.elements // v.shape[-1], sum(ranks)
+        self.spend(i, up(4 * rows * columns, 512) + up(4 * self.values[x].elements, 512) + 1024)
+        by = self.fixed(f"torch.tensor({[l for l, n in enumerate(ranks) for _ in range(n)]}, device=device)")
+        part = self.derive(out, f"@.narrow(-1, 0, {columns})")
+        shape = (*v.shape[:-1], columns)
+        self.emit(f"{part}.copy_((product({self.matrix(i, x)}, w{st['w'][0]}) * {self.name(strength)}[{by}]).view({shape}))")
+        if v.shape[-1] > columns:
+            self.emit(f"{self.derive(out, f'@.narrow(-1, {columns}, {len(ranks)})')}.copy_({self.name(strength)})")
+
+    def op_low_rank_add(self, i, st, a, y, t, out):
+        vy, vo, w = self.values[y], self.values[out], st["w"][0]
+        if (vy.space, vy.index, vy.offset) != (vo.space, vo.index, vo.offset) or vy.temporary:
+            self.emit(f"v{out}.copy_({self.name(y)})")
+        part = self.derive(out, f"@.narrow(-1, {int(a.get('first', 0))}, {self.weights[w][0][0]})")
+        if vo.rows():
+            (n, _), strides = vo.rows()
+            part = self.fixed(f"torch.as_strided({part}, {(n, self.weights[w][0][0])}, {strides}, {part}.storage_offset())")
+            self.emit(f"addmm({part}, {self.matrix(i, t)}, {self.fixed(f'w{w}.t()')}, out={part})")
+        else:
+            self.spend(i, 3 * up(4 * vo.elements, 512))
+            self.emit(f"{part}.copy_(product({self.matrix(i, t)}, w{w}).view({part}.shape) + {part})")
 
     def op_attention(self, i, st, a, q, k, v, *rest):
         mask, out = (rest[0] if len(rest) == 2 else None), rest[-1]
