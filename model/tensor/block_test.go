@@ -307,3 +307,25 @@ func BenchmarkBlocks(b *testing.B) {
 		})
 	}
 }
+
+func TestStorageF8(t *testing.T) {
+	for _, c := range []struct {
+		shape Shape
+		is    DType
+		want  DType
+	}{
+		{Shape{3072, 3072}, BF16, F8E4M3B64},
+		{Shape{3072, 64}, F32, F8E4M3B64},
+		{Shape{9216}, BF16, BF16},
+		{Shape{64, 48}, F16, F16},
+		{Shape{64, 64}, F8E4M3, F8E4M3},
+		{Shape{64, 64}, Q8_0, Q8_0}, // as many bytes
+		{Shape{64, 256}, Q4_K, Q4_K},
+		{Shape{64, 64}, I32, I32},
+		{Shape{0, 64}, F32, F32},
+	} {
+		if got := StorageF8(c.shape, c.is); got != c.want {
+			t.Errorf("%v %v is kept as %v, want %v", c.is, c.shape, got, c.want)
+		}
+	}
+}
