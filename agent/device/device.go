@@ -2,7 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package device finds what this machine has to compute and keep weights with:
-// the CPU and its RAM, within the limits of the control group.
+// the CPU and its RAM, within the limits of the control group, and the cards of
+// NVIDIA, AMD and Intel.
+//
+// A card is found on the PCI bus whether or not a driver holds it. What the bus
+// does not tell of NVIDIA's cards comes from NVML, or from nvidia-smi where this
+// build has no NVML (it takes cgo, on Linux) or the library does not answer.
+// Answers are joined by PCI address, cards known elsewhere by UUID, never by an
+// index: CUDA, NVML and the bus count differently.
 //
 // Imported by the agent. It is the place, and the only one, for GPU libraries;
 // it imports nothing of distorch but model/tensor.

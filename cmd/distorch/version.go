@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/distorch/distorch/agent/device"
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/model/graph"
@@ -84,7 +85,7 @@ func serverVersion(a *app, cmd *cobra.Command) (*serverView, error) {
 func thisVersion() versionView {
 	v := versionView{
 		Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
-		Engines: []string{"native"}, NVML: "not in this build", OpSet: graph.OpSet, Protocol: protocolView{node.ProtocolMin, node.ProtocolMax},
+		Engines: []string{"native"}, NVML: nvmlState(), OpSet: graph.OpSet, Protocol: protocolView{node.ProtocolMin, node.ProtocolMax},
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
@@ -95,6 +96,13 @@ func thisVersion() versionView {
 		v.ISA = append(v.ISA, i.String())
 	}
 	return v
+}
+
+func nvmlState() string {
+	if device.NVMLBuilt() {
+		return "in this build"
+	}
+	return "not in this build"
 }
 
 func (v versionView) write(a *app) error {

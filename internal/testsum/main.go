@@ -144,6 +144,9 @@ func goTest(ctx context.Context, s *summary, g packages, extra []string) error {
 	cmd := exec.CommandContext(ctx, "go", append(args, g.paths...)...)
 	if g.race {
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+		if os.Getenv("CGO_CFLAGS") == "" { // go-nvml declares what NVIDIA will take away
+			cmd.Env = append(cmd.Env, "CGO_CFLAGS=-O2 -g -Wno-deprecated-declarations")
+		}
 	}
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.Stderr = os.Stderr
