@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/distorch/distorch/coordinator/reconcile"
+	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
@@ -174,6 +175,11 @@ func TestPlanRoundTrip(t *testing.T) {
 // fill gives every field another value.
 func fill(v reflect.Value, n *int) {
 	*n++
+	if v.Type() == reflect.TypeFor[placement.TierKind]() {
+		kinds := []placement.TierKind{placement.TierDevice, placement.TierDonor, placement.TierRAM, placement.TierRemote, placement.TierDisk}
+		v.SetString(string(kinds[*n%len(kinds)]))
+		return
+	}
 	switch v.Kind() {
 	case reflect.String:
 		v.SetString(fmt.Sprint("s", *n))
@@ -275,4 +281,18 @@ func FuzzDeploymentSpec(f *testing.F) {
 			t.Errorf("%d blocks, %v", blocks, p.Err)
 		}
 	})
+}
+
+// TestTierWords: each kind of tier has a word in the record.
+func TestTierWords(t *testing.T) {
+	for word := range pb.BlockTier_Kind_name {
+		kind := pb.BlockTier_Kind(word)
+		if kind == pb.BlockTier_KIND_UNSPECIFIED {
+			continue
+		}
+		in := []*pb.BlockTier{{Kind: kind, Blocks: 1}}
+		if out := tiersToProto(tiersFromProto(in)); out[0].Kind != kind {
+			t.Errorf("%s came back as %s", kind, out[0].Kind)
+		}
+	}
 }

@@ -5,6 +5,7 @@ package coordinator
 
 import (
 	"github.com/distorch/distorch/coordinator/reconcile"
+	"github.com/distorch/distorch/placement"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
@@ -42,12 +43,48 @@ func stageToProto(s *reconcile.Stage) *pb.Stage {
 	return &pb.Stage{
 		Node: s.Node, NodeName: s.Name, Device: s.Device, Address: s.Address, Incarnation: s.Incarnation,
 		FirstBlock: uint32(s.First), Blocks: uint32(s.Blocks), Head: s.Head, Tail: s.Tail,
-		Stored: s.Stored, Slots: uint32(s.Slots), NumericsClass: s.Class,
+		Stored: s.Stored, Slots: uint32(s.Slots), Ring: uint32(s.Ring), Storage: s.Storage, NumericsClass: s.Class, Tiers: tiersToProto(s.Tiers),
 		Forecast: &pb.StageForecast{
 			ComputeSeconds: f.Compute, ExpandSeconds: f.Expand, HopSeconds: f.Hop, LoadSeconds: f.Load, PeakBytes: f.PeakBytes,
 			Correction: f.Correction, Calibration: f.Calibration,
+			HostPeakBytes: f.HostPeakBytes, StreamSeconds: f.Stream, StallSeconds: f.Stall,
 		},
 	}
+}
+
+// tierKinds pairs the words of the plan with those of placement.
+func tierKinds() map[pb.BlockTier_Kind]placement.TierKind {
+	return map[pb.BlockTier_Kind]placement.TierKind{
+		pb.BlockTier_DEVICE: placement.TierDevice, pb.BlockTier_DONOR: placement.TierDonor, pb.BlockTier_RAM: placement.TierRAM,
+		pb.BlockTier_REMOTE: placement.TierRemote, pb.BlockTier_DISK: placement.TierDisk,
+	}
+}
+
+func tiersToProto(tiers []reconcile.Tier) []*pb.BlockTier {
+	words := map[placement.TierKind]pb.BlockTier_Kind{}
+	for k, v := range tierKinds() {
+		words[v] = k
+	}
+	var out []*pb.BlockTier
+	for _, t := range tiers {
+		out = append(out, &pb.BlockTier{
+			FirstBlock: uint32(t.First), Blocks: uint32(t.Blocks), Kind: words[t.Kind], Device: t.Device,
+			Node: t.Node, Address: t.Address, Incarnation: t.Incarnation, Compressed: t.Compressed,
+		})
+	}
+	return out
+}
+
+func tiersFromProto(tiers []*pb.BlockTier) []reconcile.Tier {
+	words := tierKinds()
+	var out []reconcile.Tier
+	for _, t := range tiers {
+		out = append(out, reconcile.Tier{
+			First: int(t.GetFirstBlock()), Blocks: int(t.GetBlocks()), Kind: words[t.GetKind()], Device: t.GetDevice(),
+			Node: t.GetNode(), Address: t.GetAddress(), Incarnation: t.GetIncarnation(), Compressed: t.GetCompressed(),
+		})
+	}
+	return out
 }
 
 func planFromProto(name string, p *pb.Plan) reconcile.Plan {
@@ -82,10 +119,12 @@ func stageFromProto(s *pb.Stage) reconcile.Stage {
 	return reconcile.Stage{
 		Node: s.GetNode(), Name: s.GetNodeName(), Device: s.GetDevice(), Address: s.GetAddress(), Incarnation: s.GetIncarnation(),
 		First: int(s.GetFirstBlock()), Blocks: int(s.GetBlocks()), Head: s.GetHead(), Tail: s.GetTail(),
-		Stored: s.GetStored(), Slots: int(s.GetSlots()), Class: s.GetNumericsClass(),
+		Stored: s.GetStored(), Slots: int(s.GetSlots()), Ring: int(s.GetRing()), Storage: s.GetStorage(), Class: s.GetNumericsClass(),
+		Tiers: tiersFromProto(s.GetTiers()),
 		Forecast: reconcile.StageForecast{
 			Compute: f.GetComputeSeconds(), Expand: f.GetExpandSeconds(), Hop: f.GetHopSeconds(), Load: f.GetLoadSeconds(),
 			PeakBytes: f.GetPeakBytes(), Correction: f.GetCorrection(), Calibration: f.GetCalibration(),
+			HostPeakBytes: f.GetHostPeakBytes(), Stream: f.GetStreamSeconds(), Stall: f.GetStallSeconds(),
 		},
 	}
 }

@@ -3,12 +3,27 @@
 
 package reconcile
 
+import "github.com/distorch/distorch/placement"
+
 // StageForecast is what one stage will take.
 type StageForecast struct {
 	Compute, Expand, Hop, Load float64 // seconds; Hop goes to the next stage, the last one's to the endpoint
 	PeakBytes                  uint64
 	Correction                 float64 // Compute and Expand are the model's times this
 	Calibration                string  // the device's rates that they rest on
+	HostPeakBytes              uint64  // of RAM, beside a device that does not compute in it
+	Stream, Stall              float64 // seconds of a forward's copies, and what compute does not hide of them
+}
+
+// Tier is where a range of a stage's blocks rests, if not on the device that
+// computes.
+type Tier struct {
+	First, Blocks int // over all runs
+	Kind          placement.TierKind
+	Device        string // of a donor device
+	// Of the node whose RAM it is.
+	Node, Address, Incarnation string
+	Compressed                 bool
 }
 
 // Stage is a contiguous range of blocks on one node.
@@ -18,6 +33,9 @@ type Stage struct {
 	Head, Tail                               bool
 	Stored                                   bool // weights rest as in the file and are expanded into staging slots
 	Slots                                    int
+	Tiers                                    []Tier // in order of their blocks
+	Ring                                     int    // staging slots for blocks that rest elsewhere
+	Storage                                  string // of weights at rest: "" as the file has it, "fp8" by choice
 	Class                                    string
 	Forecast                                 StageForecast
 }

@@ -28,6 +28,64 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type BlockTier_Kind int32
+
+const (
+	BlockTier_KIND_UNSPECIFIED BlockTier_Kind = 0
+	BlockTier_DEVICE           BlockTier_Kind = 1
+	BlockTier_DONOR            BlockTier_Kind = 2 // another device of the node
+	BlockTier_RAM              BlockTier_Kind = 3 // of the node
+	BlockTier_REMOTE           BlockTier_Kind = 4 // RAM of another node
+	BlockTier_DISK             BlockTier_Kind = 5 // the file, on the node
+)
+
+// Enum value maps for BlockTier_Kind.
+var (
+	BlockTier_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "DEVICE",
+		2: "DONOR",
+		3: "RAM",
+		4: "REMOTE",
+		5: "DISK",
+	}
+	BlockTier_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"DEVICE":           1,
+		"DONOR":            2,
+		"RAM":              3,
+		"REMOTE":           4,
+		"DISK":             5,
+	}
+)
+
+func (x BlockTier_Kind) Enum() *BlockTier_Kind {
+	p := new(BlockTier_Kind)
+	*p = x
+	return p
+}
+
+func (x BlockTier_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BlockTier_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_distorch_v1_control_proto_enumTypes[0].Descriptor()
+}
+
+func (BlockTier_Kind) Type() protoreflect.EnumType {
+	return &file_distorch_v1_control_proto_enumTypes[0]
+}
+
+func (x BlockTier_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BlockTier_Kind.Descriptor instead.
+func (BlockTier_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16, 0}
+}
+
 type Observed_State int32
 
 const (
@@ -67,11 +125,11 @@ func (x Observed_State) String() string {
 }
 
 func (Observed_State) Descriptor() protoreflect.EnumDescriptor {
-	return file_distorch_v1_control_proto_enumTypes[0].Descriptor()
+	return file_distorch_v1_control_proto_enumTypes[1].Descriptor()
 }
 
 func (Observed_State) Type() protoreflect.EnumType {
-	return &file_distorch_v1_control_proto_enumTypes[0]
+	return &file_distorch_v1_control_proto_enumTypes[1]
 }
 
 func (x Observed_State) Number() protoreflect.EnumNumber {
@@ -80,7 +138,7 @@ func (x Observed_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Observed_State.Descriptor instead.
 func (Observed_State) EnumDescriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21, 0}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24, 0}
 }
 
 // Workload is the largest request that a deployment is placed for.
@@ -413,15 +471,21 @@ type Device struct {
 	Rates                  []*Rates               `protobuf:"bytes,10,rep,name=rates,proto3" json:"rates,omitempty"`
 	// What the agent's process and its engine's kernels take of the allocatable
 	// memory, beside any stage. Counted once per node.
-	OverheadBytes              uint64      `protobuf:"varint,11,opt,name=overhead_bytes,json=overheadBytes,proto3" json:"overhead_bytes,omitempty"`
-	Calibration                string      `protobuf:"bytes,12,opt,name=calibration,proto3" json:"calibration,omitempty"` // names this set of rates; another one after each measuring
-	Feedback                   []*Feedback `protobuf:"bytes,13,rep,name=feedback,proto3" json:"feedback,omitempty"`
-	MemoryBytesPerSecond       float64     `protobuf:"fixed64,14,opt,name=memory_bytes_per_second,json=memoryBytesPerSecond,proto3" json:"memory_bytes_per_second,omitempty"`                       // read and written by a copy with all threads; 0: not measured
-	HostCopyBytesPerSecond     float64     `protobuf:"fixed64,15,opt,name=host_copy_bytes_per_second,json=hostCopyBytesPerSecond,proto3" json:"host_copy_bytes_per_second,omitempty"`               // copied by one thread in RAM; 0: not measured
-	HostToDeviceBytesPerSecond float64     `protobuf:"fixed64,16,opt,name=host_to_device_bytes_per_second,json=hostToDeviceBytesPerSecond,proto3" json:"host_to_device_bytes_per_second,omitempty"` // 0: the device computes in RAM
-	DeviceToHostBytesPerSecond float64     `protobuf:"fixed64,17,opt,name=device_to_host_bytes_per_second,json=deviceToHostBytesPerSecond,proto3" json:"device_to_host_bytes_per_second,omitempty"`
-	unknownFields              protoimpl.UnknownFields
-	sizeCache                  protoimpl.SizeCache
+	OverheadBytes              uint64        `protobuf:"varint,11,opt,name=overhead_bytes,json=overheadBytes,proto3" json:"overhead_bytes,omitempty"`
+	Calibration                string        `protobuf:"bytes,12,opt,name=calibration,proto3" json:"calibration,omitempty"` // names this set of rates; another one after each measuring
+	Feedback                   []*Feedback   `protobuf:"bytes,13,rep,name=feedback,proto3" json:"feedback,omitempty"`
+	MemoryBytesPerSecond       float64       `protobuf:"fixed64,14,opt,name=memory_bytes_per_second,json=memoryBytesPerSecond,proto3" json:"memory_bytes_per_second,omitempty"`                       // read and written by a copy with all threads; 0: not measured
+	HostCopyBytesPerSecond     float64       `protobuf:"fixed64,15,opt,name=host_copy_bytes_per_second,json=hostCopyBytesPerSecond,proto3" json:"host_copy_bytes_per_second,omitempty"`               // copied by one thread in RAM; 0: not measured
+	HostToDeviceBytesPerSecond float64       `protobuf:"fixed64,16,opt,name=host_to_device_bytes_per_second,json=hostToDeviceBytesPerSecond,proto3" json:"host_to_device_bytes_per_second,omitempty"` // 0: the device computes in RAM
+	DeviceToHostBytesPerSecond float64       `protobuf:"fixed64,17,opt,name=device_to_host_bytes_per_second,json=deviceToHostBytesPerSecond,proto3" json:"device_to_host_bytes_per_second,omitempty"`
+	Kind                       string        `protobuf:"bytes,18,opt,name=kind,proto3" json:"kind,omitempty"`            // cpu, cuda, rocm, xpu, mps, sim; empty: cpu
+	Unified                    bool          `protobuf:"varint,19,opt,name=unified,proto3" json:"unified,omitempty"`     // it computes in host memory, of which its own is a part
+	Simulated                  bool          `protobuf:"varint,20,opt,name=simulated,proto3" json:"simulated,omitempty"` // its speeds and its capacity are made up
+	Peers                      []*DevicePeer `protobuf:"bytes,21,rep,name=peers,proto3" json:"peers,omitempty"`
+	// Expansion of stored bytes runs on the copy queue, beside compute.
+	Overlaps      bool `protobuf:"varint,22,opt,name=overlaps,proto3" json:"overlaps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
@@ -573,6 +637,94 @@ func (x *Device) GetDeviceToHostBytesPerSecond() float64 {
 	return 0
 }
 
+func (x *Device) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Device) GetUnified() bool {
+	if x != nil {
+		return x.Unified
+	}
+	return false
+}
+
+func (x *Device) GetSimulated() bool {
+	if x != nil {
+		return x.Simulated
+	}
+	return false
+}
+
+func (x *Device) GetPeers() []*DevicePeer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Device) GetOverlaps() bool {
+	if x != nil {
+		return x.Overlaps
+	}
+	return false
+}
+
+// DevicePeer is a measured path from a device to another of its node.
+type DevicePeer struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Device         string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"` // that the bytes come from
+	BytesPerSecond float64                `protobuf:"fixed64,2,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DevicePeer) Reset() {
+	*x = DevicePeer{}
+	mi := &file_distorch_v1_control_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DevicePeer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DevicePeer) ProtoMessage() {}
+
+func (x *DevicePeer) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DevicePeer.ProtoReflect.Descriptor instead.
+func (*DevicePeer) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DevicePeer) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *DevicePeer) GetBytesPerSecond() float64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
 // NodeRecord is /nodes/<id>, written by that agent under its lease.
 type NodeRecord struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
@@ -592,13 +744,18 @@ type NodeRecord struct {
 	LoadBytesPerSecond float64                `protobuf:"fixed64,14,opt,name=load_bytes_per_second,json=loadBytesPerSecond,proto3" json:"load_bytes_per_second,omitempty"` // model file into memory
 	LoadCold           bool                   `protobuf:"varint,15,opt,name=load_cold,json=loadCold,proto3" json:"load_cold,omitempty"`                                    // that rate was measured past the system's file cache
 	DonateBytes        uint64                 `protobuf:"varint,16,opt,name=donate_bytes,json=donateBytes,proto3" json:"donate_bytes,omitempty"`                           // of its RAM that may hold other nodes' blocks; its own stages' RAM is the same
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// RAM that stages, their tiers and donations may take together; 0: that of the cpu device.
+	HostMemoryBytes       uint64        `protobuf:"varint,17,opt,name=host_memory_bytes,json=hostMemoryBytes,proto3" json:"host_memory_bytes,omitempty"`
+	DiskBytesPerSecond    float64       `protobuf:"fixed64,18,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"`            // that a stage may stream from the model's disk while it runs; 0: it may not
+	HostBusBytesPerSecond float64       `protobuf:"fixed64,19,opt,name=host_bus_bytes_per_second,json=hostBusBytesPerSecond,proto3" json:"host_bus_bytes_per_second,omitempty"` // from RAM to all devices together; 0: not measured
+	Lost                  []*LostDevice `protobuf:"bytes,20,rep,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *NodeRecord) Reset() {
 	*x = NodeRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[5]
+	mi := &file_distorch_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +767,7 @@ func (x *NodeRecord) String() string {
 func (*NodeRecord) ProtoMessage() {}
 
 func (x *NodeRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[5]
+	mi := &file_distorch_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +780,7 @@ func (x *NodeRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRecord.ProtoReflect.Descriptor instead.
 func (*NodeRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeRecord) GetId() string {
@@ -738,6 +895,87 @@ func (x *NodeRecord) GetDonateBytes() uint64 {
 	return 0
 }
 
+func (x *NodeRecord) GetHostMemoryBytes() uint64 {
+	if x != nil {
+		return x.HostMemoryBytes
+	}
+	return 0
+}
+
+func (x *NodeRecord) GetDiskBytesPerSecond() float64 {
+	if x != nil {
+		return x.DiskBytesPerSecond
+	}
+	return 0
+}
+
+func (x *NodeRecord) GetHostBusBytesPerSecond() float64 {
+	if x != nil {
+		return x.HostBusBytesPerSecond
+	}
+	return 0
+}
+
+func (x *NodeRecord) GetLost() []*LostDevice {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+// LostDevice was there when the agent started, and is not any more.
+type LostDevice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostDevice) Reset() {
+	*x = LostDevice{}
+	mi := &file_distorch_v1_control_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostDevice) ProtoMessage() {}
+
+func (x *LostDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostDevice.ProtoReflect.Descriptor instead.
+func (*LostDevice) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LostDevice) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LostDevice) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type PeerLink struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -749,7 +987,7 @@ type PeerLink struct {
 
 func (x *PeerLink) Reset() {
 	*x = PeerLink{}
-	mi := &file_distorch_v1_control_proto_msgTypes[6]
+	mi := &file_distorch_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +999,7 @@ func (x *PeerLink) String() string {
 func (*PeerLink) ProtoMessage() {}
 
 func (x *PeerLink) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[6]
+	mi := &file_distorch_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +1012,7 @@ func (x *PeerLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLink.ProtoReflect.Descriptor instead.
 func (*PeerLink) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PeerLink) GetNode() string {
@@ -811,7 +1049,7 @@ type LinkRecord struct {
 
 func (x *LinkRecord) Reset() {
 	*x = LinkRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[7]
+	mi := &file_distorch_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +1061,7 @@ func (x *LinkRecord) String() string {
 func (*LinkRecord) ProtoMessage() {}
 
 func (x *LinkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[7]
+	mi := &file_distorch_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +1074,7 @@ func (x *LinkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkRecord.ProtoReflect.Descriptor instead.
 func (*LinkRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LinkRecord) GetNode() string {
@@ -879,7 +1117,7 @@ type WeightEntry struct {
 
 func (x *WeightEntry) Reset() {
 	*x = WeightEntry{}
-	mi := &file_distorch_v1_control_proto_msgTypes[8]
+	mi := &file_distorch_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +1129,7 @@ func (x *WeightEntry) String() string {
 func (*WeightEntry) ProtoMessage() {}
 
 func (x *WeightEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[8]
+	mi := &file_distorch_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +1142,7 @@ func (x *WeightEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightEntry.ProtoReflect.Descriptor instead.
 func (*WeightEntry) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WeightEntry) GetName() string {
@@ -948,7 +1186,7 @@ type ModelRecord struct {
 
 func (x *ModelRecord) Reset() {
 	*x = ModelRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[9]
+	mi := &file_distorch_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1198,7 @@ func (x *ModelRecord) String() string {
 func (*ModelRecord) ProtoMessage() {}
 
 func (x *ModelRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[9]
+	mi := &file_distorch_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1211,7 @@ func (x *ModelRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelRecord.ProtoReflect.Descriptor instead.
 func (*ModelRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ModelRecord) GetId() string {
@@ -1066,7 +1304,7 @@ type HolderRecord struct {
 
 func (x *HolderRecord) Reset() {
 	*x = HolderRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[10]
+	mi := &file_distorch_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1316,7 @@ func (x *HolderRecord) String() string {
 func (*HolderRecord) ProtoMessage() {}
 
 func (x *HolderRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[10]
+	mi := &file_distorch_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1329,7 @@ func (x *HolderRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HolderRecord.ProtoReflect.Descriptor instead.
 func (*HolderRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HolderRecord) GetModel() string {
@@ -1134,7 +1372,7 @@ type Pin struct {
 
 func (x *Pin) Reset() {
 	*x = Pin{}
-	mi := &file_distorch_v1_control_proto_msgTypes[11]
+	mi := &file_distorch_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1384,7 @@ func (x *Pin) String() string {
 func (*Pin) ProtoMessage() {}
 
 func (x *Pin) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[11]
+	mi := &file_distorch_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1397,7 @@ func (x *Pin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pin.ProtoReflect.Descriptor instead.
 func (*Pin) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Pin) GetNode() string {
@@ -1185,24 +1423,30 @@ func (x *Pin) GetBlocks() uint32 {
 
 // DeploymentSpec is /deployments/<name>/spec: what the operator wants.
 type DeploymentSpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	Model         string                 `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"` // model id
-	ModelName     string                 `protobuf:"bytes,4,opt,name=model_name,json=modelName,proto3" json:"model_name,omitempty"`
-	Workload      *Workload              `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`
-	Dtype         string                 `protobuf:"bytes,6,opt,name=dtype,proto3" json:"dtype,omitempty"`         // f32, bf16; empty: the model's default
-	Objective     string                 `protobuf:"bytes,7,opt,name=objective,proto3" json:"objective,omitempty"` // latency
-	Pins          []*Pin                 `protobuf:"bytes,8,rep,name=pins,proto3" json:"pins,omitempty"`
-	Excludes      []string               `protobuf:"bytes,9,rep,name=excludes,proto3" json:"excludes,omitempty"`
-	Id            string                 `protobuf:"bytes,10,opt,name=id,proto3" json:"id,omitempty"` // random per deploy, so that a name used again is another deployment
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Name             string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Generation       uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Model            string                 `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"` // model id
+	ModelName        string                 `protobuf:"bytes,4,opt,name=model_name,json=modelName,proto3" json:"model_name,omitempty"`
+	Workload         *Workload              `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`
+	Dtype            string                 `protobuf:"bytes,6,opt,name=dtype,proto3" json:"dtype,omitempty"`         // f32, bf16; empty: the model's default
+	Objective        string                 `protobuf:"bytes,7,opt,name=objective,proto3" json:"objective,omitempty"` // latency
+	Pins             []*Pin                 `protobuf:"bytes,8,rep,name=pins,proto3" json:"pins,omitempty"`
+	Excludes         []string               `protobuf:"bytes,9,rep,name=excludes,proto3" json:"excludes,omitempty"`
+	Id               string                 `protobuf:"bytes,10,opt,name=id,proto3" json:"id,omitempty"`                                                        // random per deploy, so that a name used again is another deployment
+	Allocation       string                 `protobuf:"bytes,11,opt,name=allocation,proto3" json:"allocation,omitempty"`                                        // as written by hand: its tiers, or none
+	Compat           string                 `protobuf:"bytes,12,opt,name=compat,proto3" json:"compat,omitempty"`                                                // rules of the allocation: empty, distorch2
+	VirtualVramBytes uint64                 `protobuf:"varint,13,opt,name=virtual_vram_bytes,json=virtualVramBytes,proto3" json:"virtual_vram_bytes,omitempty"` // of the model's blocks, to rest off the compute devices
+	Fit              string                 `protobuf:"bytes,14,opt,name=fit,proto3" json:"fit,omitempty"`                                                      // fallback, strict; empty: fallback
+	ReserveBytes     uint64                 `protobuf:"varint,15,opt,name=reserve_bytes,json=reserveBytes,proto3" json:"reserve_bytes,omitempty"`               // kept free on every device, where its own reserve is smaller
+	Storage          string                 `protobuf:"bytes,16,opt,name=storage,proto3" json:"storage,omitempty"`                                              // of blocks that rest: as the file has it, or fp8
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *DeploymentSpec) Reset() {
 	*x = DeploymentSpec{}
-	mi := &file_distorch_v1_control_proto_msgTypes[12]
+	mi := &file_distorch_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1458,7 @@ func (x *DeploymentSpec) String() string {
 func (*DeploymentSpec) ProtoMessage() {}
 
 func (x *DeploymentSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[12]
+	mi := &file_distorch_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1471,7 @@ func (x *DeploymentSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentSpec.ProtoReflect.Descriptor instead.
 func (*DeploymentSpec) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeploymentSpec) GetName() string {
@@ -1300,6 +1544,48 @@ func (x *DeploymentSpec) GetId() string {
 	return ""
 }
 
+func (x *DeploymentSpec) GetAllocation() string {
+	if x != nil {
+		return x.Allocation
+	}
+	return ""
+}
+
+func (x *DeploymentSpec) GetCompat() string {
+	if x != nil {
+		return x.Compat
+	}
+	return ""
+}
+
+func (x *DeploymentSpec) GetVirtualVramBytes() uint64 {
+	if x != nil {
+		return x.VirtualVramBytes
+	}
+	return 0
+}
+
+func (x *DeploymentSpec) GetFit() string {
+	if x != nil {
+		return x.Fit
+	}
+	return ""
+}
+
+func (x *DeploymentSpec) GetReserveBytes() uint64 {
+	if x != nil {
+		return x.ReserveBytes
+	}
+	return 0
+}
+
+func (x *DeploymentSpec) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
 type StageForecast struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ComputeSeconds float64                `protobuf:"fixed64,1,opt,name=compute_seconds,json=computeSeconds,proto3" json:"compute_seconds,omitempty"`
@@ -1310,14 +1596,17 @@ type StageForecast struct {
 	// Compute and expansion are the model's times by the device's rates times
 	// this, which earlier forwards taught; 0 is 1.
 	Correction    float64 `protobuf:"fixed64,6,opt,name=correction,proto3" json:"correction,omitempty"`
-	Calibration   string  `protobuf:"bytes,7,opt,name=calibration,proto3" json:"calibration,omitempty"` // the rates that were used, as Device has it
+	Calibration   string  `protobuf:"bytes,7,opt,name=calibration,proto3" json:"calibration,omitempty"`                             // the rates that were used, as Device has it
+	HostPeakBytes uint64  `protobuf:"varint,8,opt,name=host_peak_bytes,json=hostPeakBytes,proto3" json:"host_peak_bytes,omitempty"` // of RAM, beside a device that does not compute in it
+	StreamSeconds float64 `protobuf:"fixed64,9,opt,name=stream_seconds,json=streamSeconds,proto3" json:"stream_seconds,omitempty"`  // copies of a forward, hidden or not
+	StallSeconds  float64 `protobuf:"fixed64,10,opt,name=stall_seconds,json=stallSeconds,proto3" json:"stall_seconds,omitempty"`    // the part that compute does not hide
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StageForecast) Reset() {
 	*x = StageForecast{}
-	mi := &file_distorch_v1_control_proto_msgTypes[13]
+	mi := &file_distorch_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1618,7 @@ func (x *StageForecast) String() string {
 func (*StageForecast) ProtoMessage() {}
 
 func (x *StageForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[13]
+	mi := &file_distorch_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1631,7 @@ func (x *StageForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageForecast.ProtoReflect.Descriptor instead.
 func (*StageForecast) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StageForecast) GetComputeSeconds() float64 {
@@ -1394,6 +1683,129 @@ func (x *StageForecast) GetCalibration() string {
 	return ""
 }
 
+func (x *StageForecast) GetHostPeakBytes() uint64 {
+	if x != nil {
+		return x.HostPeakBytes
+	}
+	return 0
+}
+
+func (x *StageForecast) GetStreamSeconds() float64 {
+	if x != nil {
+		return x.StreamSeconds
+	}
+	return 0
+}
+
+func (x *StageForecast) GetStallSeconds() float64 {
+	if x != nil {
+		return x.StallSeconds
+	}
+	return 0
+}
+
+// BlockTier is where a range of a stage's blocks rests. Blocks that no tier
+// names rest on the compute device, as head and tail always do.
+type BlockTier struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FirstBlock    uint32                 `protobuf:"varint,1,opt,name=first_block,json=firstBlock,proto3" json:"first_block,omitempty"` // over all runs
+	Blocks        uint32                 `protobuf:"varint,2,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Kind          BlockTier_Kind         `protobuf:"varint,3,opt,name=kind,proto3,enum=distorch.v1.BlockTier_Kind" json:"kind,omitempty"`
+	Device        string                 `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"` // DONOR: its name
+	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`     // REMOTE: id
+	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	Incarnation   string                 `protobuf:"bytes,7,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Compressed    bool                   `protobuf:"varint,8,opt,name=compressed,proto3" json:"compressed,omitempty"` // losslessly, at rest and on the way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockTier) Reset() {
+	*x = BlockTier{}
+	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockTier) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockTier) ProtoMessage() {}
+
+func (x *BlockTier) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockTier.ProtoReflect.Descriptor instead.
+func (*BlockTier) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *BlockTier) GetFirstBlock() uint32 {
+	if x != nil {
+		return x.FirstBlock
+	}
+	return 0
+}
+
+func (x *BlockTier) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *BlockTier) GetKind() BlockTier_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return BlockTier_KIND_UNSPECIFIED
+}
+
+func (x *BlockTier) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *BlockTier) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *BlockTier) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *BlockTier) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
+func (x *BlockTier) GetCompressed() bool {
+	if x != nil {
+		return x.Compressed
+	}
+	return false
+}
+
 // Stage is a contiguous range of blocks on one node.
 type Stage struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1412,13 +1824,16 @@ type Stage struct {
 	Slots         uint32         `protobuf:"varint,11,opt,name=slots,proto3" json:"slots,omitempty"`
 	NumericsClass string         `protobuf:"bytes,12,opt,name=numerics_class,json=numericsClass,proto3" json:"numerics_class,omitempty"`
 	Forecast      *StageForecast `protobuf:"bytes,13,opt,name=forecast,proto3" json:"forecast,omitempty"`
+	Tiers         []*BlockTier   `protobuf:"bytes,14,rep,name=tiers,proto3" json:"tiers,omitempty"`     // in order of their blocks
+	Ring          uint32         `protobuf:"varint,15,opt,name=ring,proto3" json:"ring,omitempty"`      // staging slots for blocks that do not rest on the compute device
+	Storage       string         `protobuf:"bytes,16,opt,name=storage,proto3" json:"storage,omitempty"` // of weights at rest: as the file has it, or fp8 by choice
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1845,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1858,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Stage) GetNode() string {
@@ -1537,6 +1952,27 @@ func (x *Stage) GetForecast() *StageForecast {
 	return nil
 }
 
+func (x *Stage) GetTiers() []*BlockTier {
+	if x != nil {
+		return x.Tiers
+	}
+	return nil
+}
+
+func (x *Stage) GetRing() uint32 {
+	if x != nil {
+		return x.Ring
+	}
+	return 0
+}
+
+func (x *Stage) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
 type Forecast struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	StepSeconds    float64                `protobuf:"fixed64,1,opt,name=step_seconds,json=stepSeconds,proto3" json:"step_seconds,omitempty"`
@@ -1552,7 +1988,7 @@ type Forecast struct {
 
 func (x *Forecast) Reset() {
 	*x = Forecast{}
-	mi := &file_distorch_v1_control_proto_msgTypes[15]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +2000,7 @@ func (x *Forecast) String() string {
 func (*Forecast) ProtoMessage() {}
 
 func (x *Forecast) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[15]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +2013,7 @@ func (x *Forecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
 func (*Forecast) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Forecast) GetStepSeconds() float64 {
@@ -1639,7 +2075,7 @@ type UnusedNode struct {
 
 func (x *UnusedNode) Reset() {
 	*x = UnusedNode{}
-	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +2087,7 @@ func (x *UnusedNode) String() string {
 func (*UnusedNode) ProtoMessage() {}
 
 func (x *UnusedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +2100,7 @@ func (x *UnusedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnusedNode.ProtoReflect.Descriptor instead.
 func (*UnusedNode) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UnusedNode) GetNode() string {
@@ -1691,7 +2127,7 @@ type NodeLoss struct {
 
 func (x *NodeLoss) Reset() {
 	*x = NodeLoss{}
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +2139,7 @@ func (x *NodeLoss) String() string {
 func (*NodeLoss) ProtoMessage() {}
 
 func (x *NodeLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +2152,7 @@ func (x *NodeLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLoss.ProtoReflect.Descriptor instead.
 func (*NodeLoss) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeLoss) GetNode() string {
@@ -1744,7 +2180,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +2192,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +2205,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Certificate) GetOptimal() bool {
@@ -1809,7 +2245,7 @@ type BarredNode struct {
 
 func (x *BarredNode) Reset() {
 	*x = BarredNode{}
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +2257,7 @@ func (x *BarredNode) String() string {
 func (*BarredNode) ProtoMessage() {}
 
 func (x *BarredNode) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +2270,7 @@ func (x *BarredNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BarredNode.ProtoReflect.Descriptor instead.
 func (*BarredNode) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BarredNode) GetNode() string {
@@ -1899,7 +2335,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +2347,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2360,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Plan) GetDeployment() string {
@@ -2059,13 +2495,16 @@ type Observed struct {
 	LoadedBytes      uint64                 `protobuf:"varint,8,opt,name=loaded_bytes,json=loadedBytes,proto3" json:"loaded_bytes,omitempty"`
 	TotalBytes       uint64                 `protobuf:"varint,9,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
 	AccountPeakBytes uint64                 `protobuf:"varint,10,opt,name=account_peak_bytes,json=accountPeakBytes,proto3" json:"account_peak_bytes,omitempty"`
+	Device           string                 `protobuf:"bytes,11,opt,name=device,proto3" json:"device,omitempty"` // FAILED: the one at fault, if one is
+	Donor            string                 `protobuf:"bytes,12,opt,name=donor,proto3" json:"donor,omitempty"`   // FAILED: the other node at fault, if one is
+	HostPeakBytes    uint64                 `protobuf:"varint,13,opt,name=host_peak_bytes,json=hostPeakBytes,proto3" json:"host_peak_bytes,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Observed) Reset() {
 	*x = Observed{}
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2077,7 +2516,7 @@ func (x *Observed) String() string {
 func (*Observed) ProtoMessage() {}
 
 func (x *Observed) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2090,7 +2529,7 @@ func (x *Observed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observed.ProtoReflect.Descriptor instead.
 func (*Observed) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Observed) GetDeployment() string {
@@ -2163,6 +2602,27 @@ func (x *Observed) GetAccountPeakBytes() uint64 {
 	return 0
 }
 
+func (x *Observed) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Observed) GetDonor() string {
+	if x != nil {
+		return x.Donor
+	}
+	return ""
+}
+
+func (x *Observed) GetHostPeakBytes() uint64 {
+	if x != nil {
+		return x.HostPeakBytes
+	}
+	return 0
+}
+
 // TokenRecord is /tokens/<id>.
 type TokenRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2178,7 +2638,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2190,7 +2650,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2203,7 +2663,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TokenRecord) GetId() string {
@@ -2257,7 +2717,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2269,7 +2729,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2282,7 +2742,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
@@ -2301,7 +2761,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2773,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2786,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2344,7 +2804,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2816,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2829,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 type NodeStatus struct {
@@ -2383,7 +2843,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2855,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +2868,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodeStatus) GetRecord() *NodeRecord {
@@ -2441,7 +2901,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2913,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2926,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeStatus {
@@ -2488,7 +2948,7 @@ type MeasureLinkRequest struct {
 
 func (x *MeasureLinkRequest) Reset() {
 	*x = MeasureLinkRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2960,7 @@ func (x *MeasureLinkRequest) String() string {
 func (*MeasureLinkRequest) ProtoMessage() {}
 
 func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2973,7 @@ func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeasureLinkRequest.ProtoReflect.Descriptor instead.
 func (*MeasureLinkRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MeasureLinkRequest) GetNode() string {
@@ -2539,7 +2999,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +3011,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +3024,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -2582,7 +3042,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +3054,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +3067,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 type ListModelsRequest struct {
@@ -2619,7 +3079,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +3091,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +3104,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListModelsRequest) GetGraphOf() string {
@@ -2664,7 +3124,7 @@ type ModelStatus struct {
 
 func (x *ModelStatus) Reset() {
 	*x = ModelStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2676,7 +3136,7 @@ func (x *ModelStatus) String() string {
 func (*ModelStatus) ProtoMessage() {}
 
 func (x *ModelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2689,7 +3149,7 @@ func (x *ModelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelStatus.ProtoReflect.Descriptor instead.
 func (*ModelStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ModelStatus) GetRecord() *ModelRecord {
@@ -2715,7 +3175,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2727,7 +3187,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2740,7 +3200,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelStatus {
@@ -2759,7 +3219,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +3231,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2784,7 +3244,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PlanRequest) GetSpec() *DeploymentSpec {
@@ -2805,7 +3265,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2817,7 +3277,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2830,7 +3290,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PlanResponse) GetPlan() *Plan {
@@ -2863,7 +3323,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2875,7 +3335,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2888,7 +3348,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeployRequest) GetSpec() *DeploymentSpec {
@@ -2907,7 +3367,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3379,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3392,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeployResponse) GetSpec() *DeploymentSpec {
@@ -2943,19 +3403,21 @@ func (x *DeployResponse) GetSpec() *DeploymentSpec {
 }
 
 type DeploymentStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Spec          *DeploymentSpec        `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
-	Plan          *Plan                  `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
-	Observed      []*Observed            `protobuf:"bytes,3,rep,name=observed,proto3" json:"observed,omitempty"`
-	Ready         bool                   `protobuf:"varint,4,opt,name=ready,proto3" json:"ready,omitempty"`
-	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Spec     *DeploymentSpec        `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	Plan     *Plan                  `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
+	Observed []*Observed            `protobuf:"bytes,3,rep,name=observed,proto3" json:"observed,omitempty"`
+	Ready    bool                   `protobuf:"varint,4,opt,name=ready,proto3" json:"ready,omitempty"`
+	Message  string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// What the stages' agents say of them now; those that do not answer are left out.
+	Stages        []*StageStats `protobuf:"bytes,6,rep,name=stages,proto3" json:"stages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeploymentStatus) Reset() {
 	*x = DeploymentStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3429,7 @@ func (x *DeploymentStatus) String() string {
 func (*DeploymentStatus) ProtoMessage() {}
 
 func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3442,7 @@ func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentStatus.ProtoReflect.Descriptor instead.
 func (*DeploymentStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeploymentStatus) GetSpec() *DeploymentSpec {
@@ -3018,6 +3480,343 @@ func (x *DeploymentStatus) GetMessage() string {
 	return ""
 }
 
+func (x *DeploymentStatus) GetStages() []*StageStats {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+// TierStats is what a stage did with the blocks of one tier since it was loaded.
+type TierStats struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Kind           BlockTier_Kind         `protobuf:"varint,1,opt,name=kind,proto3,enum=distorch.v1.BlockTier_Kind" json:"kind,omitempty"`
+	Where          string                 `protobuf:"bytes,2,opt,name=where,proto3" json:"where,omitempty"` // device, or the other node's name
+	Blocks         uint32                 `protobuf:"varint,3,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Bytes          uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`                                      // at rest
+	StreamedBytes  uint64                 `protobuf:"varint,5,opt,name=streamed_bytes,json=streamedBytes,proto3" json:"streamed_bytes,omitempty"` // into ring slots
+	StreamedBlocks uint64                 `protobuf:"varint,6,opt,name=streamed_blocks,json=streamedBlocks,proto3" json:"streamed_blocks,omitempty"`
+	Hits           uint64                 `protobuf:"varint,7,opt,name=hits,proto3" json:"hits,omitempty"`        // blocks that were in their slot when compute came to them
+	Stall          *durationpb.Duration   `protobuf:"bytes,8,opt,name=stall,proto3" json:"stall,omitempty"`       // compute waited for them
+	Transfer       *durationpb.Duration   `protobuf:"bytes,9,opt,name=transfer,proto3" json:"transfer,omitempty"` // copies of them took, hidden or not
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *TierStats) Reset() {
+	*x = TierStats{}
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TierStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TierStats) ProtoMessage() {}
+
+func (x *TierStats) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TierStats.ProtoReflect.Descriptor instead.
+func (*TierStats) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *TierStats) GetKind() BlockTier_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return BlockTier_KIND_UNSPECIFIED
+}
+
+func (x *TierStats) GetWhere() string {
+	if x != nil {
+		return x.Where
+	}
+	return ""
+}
+
+func (x *TierStats) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *TierStats) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *TierStats) GetStreamedBytes() uint64 {
+	if x != nil {
+		return x.StreamedBytes
+	}
+	return 0
+}
+
+func (x *TierStats) GetStreamedBlocks() uint64 {
+	if x != nil {
+		return x.StreamedBlocks
+	}
+	return 0
+}
+
+func (x *TierStats) GetHits() uint64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *TierStats) GetStall() *durationpb.Duration {
+	if x != nil {
+		return x.Stall
+	}
+	return nil
+}
+
+func (x *TierStats) GetTransfer() *durationpb.Duration {
+	if x != nil {
+		return x.Transfer
+	}
+	return nil
+}
+
+// StageStats is what a stage did since it was loaded.
+type StageStats struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Node             string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	NodeName         string                 `protobuf:"bytes,2,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	Pid              int64                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	Isa              string                 `protobuf:"bytes,4,opt,name=isa,proto3" json:"isa,omitempty"`
+	Threads          uint32                 `protobuf:"varint,5,opt,name=threads,proto3" json:"threads,omitempty"`
+	BlocksRun        uint64                 `protobuf:"varint,6,opt,name=blocks_run,json=blocksRun,proto3" json:"blocks_run,omitempty"`
+	Forwards         uint64                 `protobuf:"varint,7,opt,name=forwards,proto3" json:"forwards,omitempty"`
+	Compute          *durationpb.Duration   `protobuf:"bytes,8,opt,name=compute,proto3" json:"compute,omitempty"`
+	AccountBytes     uint64                 `protobuf:"varint,9,opt,name=account_bytes,json=accountBytes,proto3" json:"account_bytes,omitempty"`
+	AccountPeakBytes uint64                 `protobuf:"varint,10,opt,name=account_peak_bytes,json=accountPeakBytes,proto3" json:"account_peak_bytes,omitempty"`
+	VmHwmBytes       uint64                 `protobuf:"varint,11,opt,name=vm_hwm_bytes,json=vmHwmBytes,proto3" json:"vm_hwm_bytes,omitempty"`
+	FirstBlock       uint32                 `protobuf:"varint,12,opt,name=first_block,json=firstBlock,proto3" json:"first_block,omitempty"`
+	Blocks           uint32                 `protobuf:"varint,13,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	NumericsClass    string                 `protobuf:"bytes,14,opt,name=numerics_class,json=numericsClass,proto3" json:"numerics_class,omitempty"`
+	Run              string                 `protobuf:"bytes,15,opt,name=run,proto3" json:"run,omitempty"`           // the run whose end was asked for
+	Feedback         *Feedback              `protobuf:"bytes,16,opt,name=feedback,proto3" json:"feedback,omitempty"` // what the stage's forwards have taught its agent; none: nothing yet
+	Device           string                 `protobuf:"bytes,17,opt,name=device,proto3" json:"device,omitempty"`
+	HostBytes        uint64                 `protobuf:"varint,18,opt,name=host_bytes,json=hostBytes,proto3" json:"host_bytes,omitempty"` // RAM beside a device that does not compute in it
+	HostPeakBytes    uint64                 `protobuf:"varint,19,opt,name=host_peak_bytes,json=hostPeakBytes,proto3" json:"host_peak_bytes,omitempty"`
+	Tiers            []*TierStats           `protobuf:"bytes,20,rep,name=tiers,proto3" json:"tiers,omitempty"`
+	Stall            *durationpb.Duration   `protobuf:"bytes,21,opt,name=stall,proto3" json:"stall,omitempty"`                                           // compute waited for blocks of all tiers
+	Stage            uint32                 `protobuf:"varint,22,opt,name=stage,proto3" json:"stage,omitempty"`                                          // of the plan
+	ForwardSeconds   float64                `protobuf:"fixed64,23,opt,name=forward_seconds,json=forwardSeconds,proto3" json:"forward_seconds,omitempty"` // measured over the last forwards, as the feedback has it; 0: none
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *StageStats) Reset() {
+	*x = StageStats{}
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StageStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StageStats) ProtoMessage() {}
+
+func (x *StageStats) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StageStats.ProtoReflect.Descriptor instead.
+func (*StageStats) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *StageStats) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *StageStats) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+func (x *StageStats) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *StageStats) GetIsa() string {
+	if x != nil {
+		return x.Isa
+	}
+	return ""
+}
+
+func (x *StageStats) GetThreads() uint32 {
+	if x != nil {
+		return x.Threads
+	}
+	return 0
+}
+
+func (x *StageStats) GetBlocksRun() uint64 {
+	if x != nil {
+		return x.BlocksRun
+	}
+	return 0
+}
+
+func (x *StageStats) GetForwards() uint64 {
+	if x != nil {
+		return x.Forwards
+	}
+	return 0
+}
+
+func (x *StageStats) GetCompute() *durationpb.Duration {
+	if x != nil {
+		return x.Compute
+	}
+	return nil
+}
+
+func (x *StageStats) GetAccountBytes() uint64 {
+	if x != nil {
+		return x.AccountBytes
+	}
+	return 0
+}
+
+func (x *StageStats) GetAccountPeakBytes() uint64 {
+	if x != nil {
+		return x.AccountPeakBytes
+	}
+	return 0
+}
+
+func (x *StageStats) GetVmHwmBytes() uint64 {
+	if x != nil {
+		return x.VmHwmBytes
+	}
+	return 0
+}
+
+func (x *StageStats) GetFirstBlock() uint32 {
+	if x != nil {
+		return x.FirstBlock
+	}
+	return 0
+}
+
+func (x *StageStats) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *StageStats) GetNumericsClass() string {
+	if x != nil {
+		return x.NumericsClass
+	}
+	return ""
+}
+
+func (x *StageStats) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *StageStats) GetFeedback() *Feedback {
+	if x != nil {
+		return x.Feedback
+	}
+	return nil
+}
+
+func (x *StageStats) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *StageStats) GetHostBytes() uint64 {
+	if x != nil {
+		return x.HostBytes
+	}
+	return 0
+}
+
+func (x *StageStats) GetHostPeakBytes() uint64 {
+	if x != nil {
+		return x.HostPeakBytes
+	}
+	return 0
+}
+
+func (x *StageStats) GetTiers() []*TierStats {
+	if x != nil {
+		return x.Tiers
+	}
+	return nil
+}
+
+func (x *StageStats) GetStall() *durationpb.Duration {
+	if x != nil {
+		return x.Stall
+	}
+	return nil
+}
+
+func (x *StageStats) GetStage() uint32 {
+	if x != nil {
+		return x.Stage
+	}
+	return 0
+}
+
+func (x *StageStats) GetForwardSeconds() float64 {
+	if x != nil {
+		return x.ForwardSeconds
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3027,7 +3826,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +3838,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3851,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StatusRequest) GetName() string {
@@ -3072,7 +3871,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3084,7 +3883,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3097,7 +3896,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatusResponse) GetDeployments() []*DeploymentStatus {
@@ -3123,7 +3922,7 @@ type UndeployRequest struct {
 
 func (x *UndeployRequest) Reset() {
 	*x = UndeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +3934,7 @@ func (x *UndeployRequest) String() string {
 func (*UndeployRequest) ProtoMessage() {}
 
 func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +3947,7 @@ func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
 func (*UndeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *UndeployRequest) GetName() string {
@@ -3166,7 +3965,7 @@ type UndeployResponse struct {
 
 func (x *UndeployResponse) Reset() {
 	*x = UndeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3178,7 +3977,7 @@ func (x *UndeployResponse) String() string {
 func (*UndeployResponse) ProtoMessage() {}
 
 func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3191,7 +3990,7 @@ func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
 func (*UndeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 type VersionRequest struct {
@@ -3202,7 +4001,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +4013,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +4026,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 type VersionResponse struct {
@@ -3242,7 +4041,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3254,7 +4053,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3267,7 +4066,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -3329,7 +4128,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x05ratio\x18\x03 \x01(\x01R\x05ratio\x12\x18\n" +
 	"\asamples\x18\x04 \x01(\x04R\asamples\x12\x12\n" +
 	"\x04base\x18\x05 \x01(\x01R\x04base\x12\x14\n" +
-	"\x05event\x18\x06 \x01(\tR\x05event\"\xcd\x05\n" +
+	"\x05event\x18\x06 \x01(\tR\x05event\"\xe4\x06\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x14\n" +
@@ -3348,7 +4147,16 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x17memory_bytes_per_second\x18\x0e \x01(\x01R\x14memoryBytesPerSecond\x12:\n" +
 	"\x1ahost_copy_bytes_per_second\x18\x0f \x01(\x01R\x16hostCopyBytesPerSecond\x12C\n" +
 	"\x1fhost_to_device_bytes_per_second\x18\x10 \x01(\x01R\x1ahostToDeviceBytesPerSecond\x12C\n" +
-	"\x1fdevice_to_host_bytes_per_second\x18\x11 \x01(\x01R\x1adeviceToHostBytesPerSecond\"\xc3\x04\n" +
+	"\x1fdevice_to_host_bytes_per_second\x18\x11 \x01(\x01R\x1adeviceToHostBytesPerSecond\x12\x12\n" +
+	"\x04kind\x18\x12 \x01(\tR\x04kind\x12\x18\n" +
+	"\aunified\x18\x13 \x01(\bR\aunified\x12\x1c\n" +
+	"\tsimulated\x18\x14 \x01(\bR\tsimulated\x12-\n" +
+	"\x05peers\x18\x15 \x03(\v2\x17.distorch.v1.DevicePeerR\x05peers\x12\x1a\n" +
+	"\boverlaps\x18\x16 \x01(\bR\boverlaps\"N\n" +
+	"\n" +
+	"DevicePeer\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12(\n" +
+	"\x10bytes_per_second\x18\x02 \x01(\x01R\x0ebytesPerSecond\"\x89\x06\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3367,10 +4175,18 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x03pid\x18\r \x01(\x03R\x03pid\x121\n" +
 	"\x15load_bytes_per_second\x18\x0e \x01(\x01R\x12loadBytesPerSecond\x12\x1b\n" +
 	"\tload_cold\x18\x0f \x01(\bR\bloadCold\x12!\n" +
-	"\fdonate_bytes\x18\x10 \x01(\x04R\vdonateBytes\x1a9\n" +
+	"\fdonate_bytes\x18\x10 \x01(\x04R\vdonateBytes\x12*\n" +
+	"\x11host_memory_bytes\x18\x11 \x01(\x04R\x0fhostMemoryBytes\x121\n" +
+	"\x15disk_bytes_per_second\x18\x12 \x01(\x01R\x12diskBytesPerSecond\x128\n" +
+	"\x19host_bus_bytes_per_second\x18\x13 \x01(\x01R\x15hostBusBytesPerSecond\x12+\n" +
+	"\x04lost\x18\x14 \x03(\v2\x17.distorch.v1.LostDeviceR\x04lost\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x82\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"8\n" +
+	"\n" +
+	"LostDevice\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x82\x01\n" +
 	"\bPeerLink\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12(\n" +
 	"\x10bytes_per_second\x18\x02 \x01(\x01R\x0ebytesPerSecond\x128\n" +
@@ -3414,7 +4230,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1f\n" +
 	"\vfirst_block\x18\x02 \x01(\rR\n" +
 	"firstBlock\x12\x16\n" +
-	"\x06blocks\x18\x03 \x01(\rR\x06blocks\"\xb2\x02\n" +
+	"\x06blocks\x18\x03 \x01(\rR\x06blocks\"\xe9\x03\n" +
 	"\x0eDeploymentSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -3429,7 +4245,15 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04pins\x18\b \x03(\v2\x10.distorch.v1.PinR\x04pins\x12\x1a\n" +
 	"\bexcludes\x18\t \x03(\tR\bexcludes\x12\x0e\n" +
 	"\x02id\x18\n" +
-	" \x01(\tR\x02id\"\x84\x02\n" +
+	" \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"allocation\x18\v \x01(\tR\n" +
+	"allocation\x12\x16\n" +
+	"\x06compat\x18\f \x01(\tR\x06compat\x12,\n" +
+	"\x12virtual_vram_bytes\x18\r \x01(\x04R\x10virtualVramBytes\x12\x10\n" +
+	"\x03fit\x18\x0e \x01(\tR\x03fit\x12#\n" +
+	"\rreserve_bytes\x18\x0f \x01(\x04R\freserveBytes\x12\x18\n" +
+	"\astorage\x18\x10 \x01(\tR\astorage\"\xf8\x02\n" +
 	"\rStageForecast\x12'\n" +
 	"\x0fcompute_seconds\x18\x01 \x01(\x01R\x0ecomputeSeconds\x12%\n" +
 	"\x0eexpand_seconds\x18\x02 \x01(\x01R\rexpandSeconds\x12\x1f\n" +
@@ -3441,7 +4265,32 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"correction\x18\x06 \x01(\x01R\n" +
 	"correction\x12 \n" +
-	"\vcalibration\x18\a \x01(\tR\vcalibration\"\xfa\x02\n" +
+	"\vcalibration\x18\a \x01(\tR\vcalibration\x12&\n" +
+	"\x0fhost_peak_bytes\x18\b \x01(\x04R\rhostPeakBytes\x12%\n" +
+	"\x0estream_seconds\x18\t \x01(\x01R\rstreamSeconds\x12#\n" +
+	"\rstall_seconds\x18\n" +
+	" \x01(\x01R\fstallSeconds\"\xd1\x02\n" +
+	"\tBlockTier\x12\x1f\n" +
+	"\vfirst_block\x18\x01 \x01(\rR\n" +
+	"firstBlock\x12\x16\n" +
+	"\x06blocks\x18\x02 \x01(\rR\x06blocks\x12/\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x1b.distorch.v1.BlockTier.KindR\x04kind\x12\x16\n" +
+	"\x06device\x18\x04 \x01(\tR\x06device\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12 \n" +
+	"\vincarnation\x18\a \x01(\tR\vincarnation\x12\x1e\n" +
+	"\n" +
+	"compressed\x18\b \x01(\bR\n" +
+	"compressed\"R\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
+	"\n" +
+	"\x06DEVICE\x10\x01\x12\t\n" +
+	"\x05DONOR\x10\x02\x12\a\n" +
+	"\x03RAM\x10\x03\x12\n" +
+	"\n" +
+	"\x06REMOTE\x10\x04\x12\b\n" +
+	"\x04DISK\x10\x05\"\xd6\x03\n" +
 	"\x05Stage\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x16\n" +
@@ -3457,7 +4306,10 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	" \x01(\bR\x06stored\x12\x14\n" +
 	"\x05slots\x18\v \x01(\rR\x05slots\x12%\n" +
 	"\x0enumerics_class\x18\f \x01(\tR\rnumericsClass\x126\n" +
-	"\bforecast\x18\r \x01(\v2\x1a.distorch.v1.StageForecastR\bforecast\"\x8d\x02\n" +
+	"\bforecast\x18\r \x01(\v2\x1a.distorch.v1.StageForecastR\bforecast\x12,\n" +
+	"\x05tiers\x18\x0e \x03(\v2\x16.distorch.v1.BlockTierR\x05tiers\x12\x12\n" +
+	"\x04ring\x18\x0f \x01(\rR\x04ring\x12\x18\n" +
+	"\astorage\x18\x10 \x01(\tR\astorage\"\x8d\x02\n" +
 	"\bForecast\x12!\n" +
 	"\fstep_seconds\x18\x01 \x01(\x01R\vstepSeconds\x12!\n" +
 	"\fpair_seconds\x18\x02 \x01(\x01R\vpairSeconds\x12'\n" +
@@ -3510,7 +4362,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"infeasible\x18\x10 \x01(\tR\n" +
 	"infeasible\x12/\n" +
-	"\x06barred\x18\x11 \x03(\v2\x17.distorch.v1.BarredNodeR\x06barred\"\xa9\x03\n" +
+	"\x06barred\x18\x11 \x03(\v2\x17.distorch.v1.BarredNodeR\x06barred\"\xff\x03\n" +
 	"\bObserved\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
@@ -3525,7 +4377,10 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\vtotal_bytes\x18\t \x01(\x04R\n" +
 	"totalBytes\x12,\n" +
 	"\x12account_peak_bytes\x18\n" +
-	" \x01(\x04R\x10accountPeakBytes\"M\n" +
+	" \x01(\x04R\x10accountPeakBytes\x12\x16\n" +
+	"\x06device\x18\v \x01(\tR\x06device\x12\x14\n" +
+	"\x05donor\x18\f \x01(\tR\x05donor\x12&\n" +
+	"\x0fhost_peak_bytes\x18\r \x01(\x04R\rhostPeakBytes\"M\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aLOADING\x10\x01\x12\t\n" +
@@ -3576,13 +4431,54 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\rDeployRequest\x12/\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\"A\n" +
 	"\x0eDeployResponse\x12/\n" +
-	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\"\xcd\x01\n" +
+	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\"\xfe\x01\n" +
 	"\x10DeploymentStatus\x12/\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\x12%\n" +
 	"\x04plan\x18\x02 \x01(\v2\x11.distorch.v1.PlanR\x04plan\x121\n" +
 	"\bobserved\x18\x03 \x03(\v2\x15.distorch.v1.ObservedR\bobserved\x12\x14\n" +
 	"\x05ready\x18\x04 \x01(\bR\x05ready\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"#\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12/\n" +
+	"\x06stages\x18\x06 \x03(\v2\x17.distorch.v1.StageStatsR\x06stages\"\xcc\x02\n" +
+	"\tTierStats\x12/\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1b.distorch.v1.BlockTier.KindR\x04kind\x12\x14\n" +
+	"\x05where\x18\x02 \x01(\tR\x05where\x12\x16\n" +
+	"\x06blocks\x18\x03 \x01(\rR\x06blocks\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12%\n" +
+	"\x0estreamed_bytes\x18\x05 \x01(\x04R\rstreamedBytes\x12'\n" +
+	"\x0fstreamed_blocks\x18\x06 \x01(\x04R\x0estreamedBlocks\x12\x12\n" +
+	"\x04hits\x18\a \x01(\x04R\x04hits\x12/\n" +
+	"\x05stall\x18\b \x01(\v2\x19.google.protobuf.DurationR\x05stall\x125\n" +
+	"\btransfer\x18\t \x01(\v2\x19.google.protobuf.DurationR\btransfer\"\x82\x06\n" +
+	"\n" +
+	"StageStats\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
+	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x10\n" +
+	"\x03pid\x18\x03 \x01(\x03R\x03pid\x12\x10\n" +
+	"\x03isa\x18\x04 \x01(\tR\x03isa\x12\x18\n" +
+	"\athreads\x18\x05 \x01(\rR\athreads\x12\x1d\n" +
+	"\n" +
+	"blocks_run\x18\x06 \x01(\x04R\tblocksRun\x12\x1a\n" +
+	"\bforwards\x18\a \x01(\x04R\bforwards\x123\n" +
+	"\acompute\x18\b \x01(\v2\x19.google.protobuf.DurationR\acompute\x12#\n" +
+	"\raccount_bytes\x18\t \x01(\x04R\faccountBytes\x12,\n" +
+	"\x12account_peak_bytes\x18\n" +
+	" \x01(\x04R\x10accountPeakBytes\x12 \n" +
+	"\fvm_hwm_bytes\x18\v \x01(\x04R\n" +
+	"vmHwmBytes\x12\x1f\n" +
+	"\vfirst_block\x18\f \x01(\rR\n" +
+	"firstBlock\x12\x16\n" +
+	"\x06blocks\x18\r \x01(\rR\x06blocks\x12%\n" +
+	"\x0enumerics_class\x18\x0e \x01(\tR\rnumericsClass\x12\x10\n" +
+	"\x03run\x18\x0f \x01(\tR\x03run\x121\n" +
+	"\bfeedback\x18\x10 \x01(\v2\x15.distorch.v1.FeedbackR\bfeedback\x12\x16\n" +
+	"\x06device\x18\x11 \x01(\tR\x06device\x12\x1d\n" +
+	"\n" +
+	"host_bytes\x18\x12 \x01(\x04R\thostBytes\x12&\n" +
+	"\x0fhost_peak_bytes\x18\x13 \x01(\x04R\rhostPeakBytes\x12,\n" +
+	"\x05tiers\x18\x14 \x03(\v2\x16.distorch.v1.TierStatsR\x05tiers\x12/\n" +
+	"\x05stall\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\x05stall\x12\x14\n" +
+	"\x05stage\x18\x16 \x01(\rR\x05stage\x12'\n" +
+	"\x0fforward_seconds\x18\x17 \x01(\x01R\x0eforwardSeconds\"#\n" +
 	"\rStatusRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"i\n" +
 	"\x0eStatusResponse\x12?\n" +
@@ -3623,125 +4519,143 @@ func file_distorch_v1_control_proto_rawDescGZIP() []byte {
 	return file_distorch_v1_control_proto_rawDescData
 }
 
-var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_distorch_v1_control_proto_goTypes = []any{
-	(Observed_State)(0),         // 0: distorch.v1.Observed.State
-	(*Workload)(nil),            // 1: distorch.v1.Workload
-	(*Rates)(nil),               // 2: distorch.v1.Rates
-	(*RateUncertainty)(nil),     // 3: distorch.v1.RateUncertainty
-	(*Feedback)(nil),            // 4: distorch.v1.Feedback
-	(*Device)(nil),              // 5: distorch.v1.Device
-	(*NodeRecord)(nil),          // 6: distorch.v1.NodeRecord
-	(*PeerLink)(nil),            // 7: distorch.v1.PeerLink
-	(*LinkRecord)(nil),          // 8: distorch.v1.LinkRecord
-	(*WeightEntry)(nil),         // 9: distorch.v1.WeightEntry
-	(*ModelRecord)(nil),         // 10: distorch.v1.ModelRecord
-	(*HolderRecord)(nil),        // 11: distorch.v1.HolderRecord
-	(*Pin)(nil),                 // 12: distorch.v1.Pin
-	(*DeploymentSpec)(nil),      // 13: distorch.v1.DeploymentSpec
-	(*StageForecast)(nil),       // 14: distorch.v1.StageForecast
-	(*Stage)(nil),               // 15: distorch.v1.Stage
-	(*Forecast)(nil),            // 16: distorch.v1.Forecast
-	(*UnusedNode)(nil),          // 17: distorch.v1.UnusedNode
-	(*NodeLoss)(nil),            // 18: distorch.v1.NodeLoss
-	(*Certificate)(nil),         // 19: distorch.v1.Certificate
-	(*BarredNode)(nil),          // 20: distorch.v1.BarredNode
-	(*Plan)(nil),                // 21: distorch.v1.Plan
-	(*Observed)(nil),            // 22: distorch.v1.Observed
-	(*TokenRecord)(nil),         // 23: distorch.v1.TokenRecord
-	(*CreateTokenRequest)(nil),  // 24: distorch.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil), // 25: distorch.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),    // 26: distorch.v1.ListNodesRequest
-	(*NodeStatus)(nil),          // 27: distorch.v1.NodeStatus
-	(*ListNodesResponse)(nil),   // 28: distorch.v1.ListNodesResponse
-	(*MeasureLinkRequest)(nil),  // 29: distorch.v1.MeasureLinkRequest
-	(*RemoveNodeRequest)(nil),   // 30: distorch.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),  // 31: distorch.v1.RemoveNodeResponse
-	(*ListModelsRequest)(nil),   // 32: distorch.v1.ListModelsRequest
-	(*ModelStatus)(nil),         // 33: distorch.v1.ModelStatus
-	(*ListModelsResponse)(nil),  // 34: distorch.v1.ListModelsResponse
-	(*PlanRequest)(nil),         // 35: distorch.v1.PlanRequest
-	(*PlanResponse)(nil),        // 36: distorch.v1.PlanResponse
-	(*DeployRequest)(nil),       // 37: distorch.v1.DeployRequest
-	(*DeployResponse)(nil),      // 38: distorch.v1.DeployResponse
-	(*DeploymentStatus)(nil),    // 39: distorch.v1.DeploymentStatus
-	(*StatusRequest)(nil),       // 40: distorch.v1.StatusRequest
-	(*StatusResponse)(nil),      // 41: distorch.v1.StatusResponse
-	(*UndeployRequest)(nil),     // 42: distorch.v1.UndeployRequest
-	(*UndeployResponse)(nil),    // 43: distorch.v1.UndeployResponse
-	(*VersionRequest)(nil),      // 44: distorch.v1.VersionRequest
-	(*VersionResponse)(nil),     // 45: distorch.v1.VersionResponse
-	nil,                         // 46: distorch.v1.Workload.DimsEntry
-	nil,                         // 47: distorch.v1.NodeRecord.LabelsEntry
-	nil,                         // 48: distorch.v1.ModelRecord.HyperParametersEntry
-	(*durationpb.Duration)(nil), // 49: google.protobuf.Duration
-	(*Model)(nil),               // 50: distorch.v1.Model
+	(BlockTier_Kind)(0),         // 0: distorch.v1.BlockTier.Kind
+	(Observed_State)(0),         // 1: distorch.v1.Observed.State
+	(*Workload)(nil),            // 2: distorch.v1.Workload
+	(*Rates)(nil),               // 3: distorch.v1.Rates
+	(*RateUncertainty)(nil),     // 4: distorch.v1.RateUncertainty
+	(*Feedback)(nil),            // 5: distorch.v1.Feedback
+	(*Device)(nil),              // 6: distorch.v1.Device
+	(*DevicePeer)(nil),          // 7: distorch.v1.DevicePeer
+	(*NodeRecord)(nil),          // 8: distorch.v1.NodeRecord
+	(*LostDevice)(nil),          // 9: distorch.v1.LostDevice
+	(*PeerLink)(nil),            // 10: distorch.v1.PeerLink
+	(*LinkRecord)(nil),          // 11: distorch.v1.LinkRecord
+	(*WeightEntry)(nil),         // 12: distorch.v1.WeightEntry
+	(*ModelRecord)(nil),         // 13: distorch.v1.ModelRecord
+	(*HolderRecord)(nil),        // 14: distorch.v1.HolderRecord
+	(*Pin)(nil),                 // 15: distorch.v1.Pin
+	(*DeploymentSpec)(nil),      // 16: distorch.v1.DeploymentSpec
+	(*StageForecast)(nil),       // 17: distorch.v1.StageForecast
+	(*BlockTier)(nil),           // 18: distorch.v1.BlockTier
+	(*Stage)(nil),               // 19: distorch.v1.Stage
+	(*Forecast)(nil),            // 20: distorch.v1.Forecast
+	(*UnusedNode)(nil),          // 21: distorch.v1.UnusedNode
+	(*NodeLoss)(nil),            // 22: distorch.v1.NodeLoss
+	(*Certificate)(nil),         // 23: distorch.v1.Certificate
+	(*BarredNode)(nil),          // 24: distorch.v1.BarredNode
+	(*Plan)(nil),                // 25: distorch.v1.Plan
+	(*Observed)(nil),            // 26: distorch.v1.Observed
+	(*TokenRecord)(nil),         // 27: distorch.v1.TokenRecord
+	(*CreateTokenRequest)(nil),  // 28: distorch.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil), // 29: distorch.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),    // 30: distorch.v1.ListNodesRequest
+	(*NodeStatus)(nil),          // 31: distorch.v1.NodeStatus
+	(*ListNodesResponse)(nil),   // 32: distorch.v1.ListNodesResponse
+	(*MeasureLinkRequest)(nil),  // 33: distorch.v1.MeasureLinkRequest
+	(*RemoveNodeRequest)(nil),   // 34: distorch.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),  // 35: distorch.v1.RemoveNodeResponse
+	(*ListModelsRequest)(nil),   // 36: distorch.v1.ListModelsRequest
+	(*ModelStatus)(nil),         // 37: distorch.v1.ModelStatus
+	(*ListModelsResponse)(nil),  // 38: distorch.v1.ListModelsResponse
+	(*PlanRequest)(nil),         // 39: distorch.v1.PlanRequest
+	(*PlanResponse)(nil),        // 40: distorch.v1.PlanResponse
+	(*DeployRequest)(nil),       // 41: distorch.v1.DeployRequest
+	(*DeployResponse)(nil),      // 42: distorch.v1.DeployResponse
+	(*DeploymentStatus)(nil),    // 43: distorch.v1.DeploymentStatus
+	(*TierStats)(nil),           // 44: distorch.v1.TierStats
+	(*StageStats)(nil),          // 45: distorch.v1.StageStats
+	(*StatusRequest)(nil),       // 46: distorch.v1.StatusRequest
+	(*StatusResponse)(nil),      // 47: distorch.v1.StatusResponse
+	(*UndeployRequest)(nil),     // 48: distorch.v1.UndeployRequest
+	(*UndeployResponse)(nil),    // 49: distorch.v1.UndeployResponse
+	(*VersionRequest)(nil),      // 50: distorch.v1.VersionRequest
+	(*VersionResponse)(nil),     // 51: distorch.v1.VersionResponse
+	nil,                         // 52: distorch.v1.Workload.DimsEntry
+	nil,                         // 53: distorch.v1.NodeRecord.LabelsEntry
+	nil,                         // 54: distorch.v1.ModelRecord.HyperParametersEntry
+	(*durationpb.Duration)(nil), // 55: google.protobuf.Duration
+	(*Model)(nil),               // 56: distorch.v1.Model
 }
 var file_distorch_v1_control_proto_depIdxs = []int32{
-	46, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
-	3,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
-	2,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
-	4,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
-	5,  // 4: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
-	47, // 5: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
-	49, // 6: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
-	49, // 7: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
-	7,  // 8: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
-	50, // 9: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
-	9,  // 10: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
-	48, // 11: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
-	1,  // 12: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
-	12, // 13: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
-	14, // 14: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
-	1,  // 15: distorch.v1.Plan.workload:type_name -> distorch.v1.Workload
-	15, // 16: distorch.v1.Plan.stages:type_name -> distorch.v1.Stage
-	16, // 17: distorch.v1.Plan.forecast:type_name -> distorch.v1.Forecast
-	17, // 18: distorch.v1.Plan.unused:type_name -> distorch.v1.UnusedNode
-	18, // 19: distorch.v1.Plan.if_lost:type_name -> distorch.v1.NodeLoss
-	19, // 20: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
-	20, // 21: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
-	0,  // 22: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
-	49, // 23: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
-	49, // 24: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	6,  // 25: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
-	8,  // 26: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
-	27, // 27: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
-	10, // 28: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
-	33, // 29: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
-	13, // 30: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	21, // 31: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
-	13, // 32: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	13, // 33: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
-	13, // 34: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
-	21, // 35: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
-	22, // 36: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
-	39, // 37: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
-	44, // 38: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
-	24, // 39: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
-	26, // 40: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
-	29, // 41: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	30, // 42: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
-	32, // 43: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
-	35, // 44: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
-	37, // 45: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
-	40, // 46: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
-	42, // 47: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
-	45, // 48: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
-	25, // 49: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
-	28, // 50: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
-	7,  // 51: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
-	31, // 52: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
-	34, // 53: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
-	36, // 54: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
-	38, // 55: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
-	41, // 56: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
-	43, // 57: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
-	48, // [48:58] is the sub-list for method output_type
-	38, // [38:48] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	52, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
+	4,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
+	3,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
+	5,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
+	7,  // 4: distorch.v1.Device.peers:type_name -> distorch.v1.DevicePeer
+	6,  // 5: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
+	53, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
+	9,  // 7: distorch.v1.NodeRecord.lost:type_name -> distorch.v1.LostDevice
+	55, // 8: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
+	55, // 9: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
+	10, // 10: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
+	56, // 11: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
+	12, // 12: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
+	54, // 13: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
+	2,  // 14: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
+	15, // 15: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
+	0,  // 16: distorch.v1.BlockTier.kind:type_name -> distorch.v1.BlockTier.Kind
+	17, // 17: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
+	18, // 18: distorch.v1.Stage.tiers:type_name -> distorch.v1.BlockTier
+	2,  // 19: distorch.v1.Plan.workload:type_name -> distorch.v1.Workload
+	19, // 20: distorch.v1.Plan.stages:type_name -> distorch.v1.Stage
+	20, // 21: distorch.v1.Plan.forecast:type_name -> distorch.v1.Forecast
+	21, // 22: distorch.v1.Plan.unused:type_name -> distorch.v1.UnusedNode
+	22, // 23: distorch.v1.Plan.if_lost:type_name -> distorch.v1.NodeLoss
+	23, // 24: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
+	24, // 25: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
+	1,  // 26: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
+	55, // 27: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
+	55, // 28: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	8,  // 29: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
+	11, // 30: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
+	31, // 31: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
+	13, // 32: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
+	37, // 33: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
+	16, // 34: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	25, // 35: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
+	16, // 36: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	16, // 37: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
+	16, // 38: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
+	25, // 39: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
+	26, // 40: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
+	45, // 41: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
+	0,  // 42: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
+	55, // 43: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
+	55, // 44: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
+	55, // 45: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
+	5,  // 46: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
+	44, // 47: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
+	55, // 48: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
+	43, // 49: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
+	50, // 50: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
+	28, // 51: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
+	30, // 52: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
+	33, // 53: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	34, // 54: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
+	36, // 55: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
+	39, // 56: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
+	41, // 57: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
+	46, // 58: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
+	48, // 59: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
+	51, // 60: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
+	29, // 61: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
+	32, // 62: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
+	10, // 63: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
+	35, // 64: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
+	38, // 65: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
+	40, // 66: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
+	42, // 67: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
+	47, // 68: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
+	49, // 69: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
+	60, // [60:70] is the sub-list for method output_type
+	50, // [50:60] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_control_proto_init() }
@@ -3755,8 +4669,8 @@ func file_distorch_v1_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_control_proto_rawDesc), len(file_distorch_v1_control_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   48,
+			NumEnums:      2,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

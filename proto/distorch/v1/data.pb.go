@@ -90,7 +90,7 @@ func (x StageFault_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StageFault_Kind.Descriptor instead.
 func (StageFault_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{21, 0}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{20, 0}
 }
 
 // Tensor is a small tensor at the client's edge: row-major, little-endian.
@@ -963,170 +963,6 @@ func (x *AttachResponse) GetSlots() []*RemoteKey {
 	return nil
 }
 
-type StageStats struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Node             string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	NodeName         string                 `protobuf:"bytes,2,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
-	Pid              int64                  `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
-	Isa              string                 `protobuf:"bytes,4,opt,name=isa,proto3" json:"isa,omitempty"`
-	Threads          uint32                 `protobuf:"varint,5,opt,name=threads,proto3" json:"threads,omitempty"`
-	BlocksRun        uint64                 `protobuf:"varint,6,opt,name=blocks_run,json=blocksRun,proto3" json:"blocks_run,omitempty"` // since the stage was loaded
-	Forwards         uint64                 `protobuf:"varint,7,opt,name=forwards,proto3" json:"forwards,omitempty"`
-	Compute          *durationpb.Duration   `protobuf:"bytes,8,opt,name=compute,proto3" json:"compute,omitempty"`
-	AccountBytes     uint64                 `protobuf:"varint,9,opt,name=account_bytes,json=accountBytes,proto3" json:"account_bytes,omitempty"`
-	AccountPeakBytes uint64                 `protobuf:"varint,10,opt,name=account_peak_bytes,json=accountPeakBytes,proto3" json:"account_peak_bytes,omitempty"`
-	VmHwmBytes       uint64                 `protobuf:"varint,11,opt,name=vm_hwm_bytes,json=vmHwmBytes,proto3" json:"vm_hwm_bytes,omitempty"`
-	FirstBlock       uint32                 `protobuf:"varint,12,opt,name=first_block,json=firstBlock,proto3" json:"first_block,omitempty"`
-	Blocks           uint32                 `protobuf:"varint,13,opt,name=blocks,proto3" json:"blocks,omitempty"`
-	NumericsClass    string                 `protobuf:"bytes,14,opt,name=numerics_class,json=numericsClass,proto3" json:"numerics_class,omitempty"`
-	Run              string                 `protobuf:"bytes,15,opt,name=run,proto3" json:"run,omitempty"`           // the run whose end was asked for
-	Feedback         *Feedback              `protobuf:"bytes,16,opt,name=feedback,proto3" json:"feedback,omitempty"` // what the stage's forwards have taught its agent; none: nothing yet
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
-}
-
-func (x *StageStats) Reset() {
-	*x = StageStats{}
-	mi := &file_distorch_v1_data_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StageStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StageStats) ProtoMessage() {}
-
-func (x *StageStats) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StageStats.ProtoReflect.Descriptor instead.
-func (*StageStats) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *StageStats) GetNode() string {
-	if x != nil {
-		return x.Node
-	}
-	return ""
-}
-
-func (x *StageStats) GetNodeName() string {
-	if x != nil {
-		return x.NodeName
-	}
-	return ""
-}
-
-func (x *StageStats) GetPid() int64 {
-	if x != nil {
-		return x.Pid
-	}
-	return 0
-}
-
-func (x *StageStats) GetIsa() string {
-	if x != nil {
-		return x.Isa
-	}
-	return ""
-}
-
-func (x *StageStats) GetThreads() uint32 {
-	if x != nil {
-		return x.Threads
-	}
-	return 0
-}
-
-func (x *StageStats) GetBlocksRun() uint64 {
-	if x != nil {
-		return x.BlocksRun
-	}
-	return 0
-}
-
-func (x *StageStats) GetForwards() uint64 {
-	if x != nil {
-		return x.Forwards
-	}
-	return 0
-}
-
-func (x *StageStats) GetCompute() *durationpb.Duration {
-	if x != nil {
-		return x.Compute
-	}
-	return nil
-}
-
-func (x *StageStats) GetAccountBytes() uint64 {
-	if x != nil {
-		return x.AccountBytes
-	}
-	return 0
-}
-
-func (x *StageStats) GetAccountPeakBytes() uint64 {
-	if x != nil {
-		return x.AccountPeakBytes
-	}
-	return 0
-}
-
-func (x *StageStats) GetVmHwmBytes() uint64 {
-	if x != nil {
-		return x.VmHwmBytes
-	}
-	return 0
-}
-
-func (x *StageStats) GetFirstBlock() uint32 {
-	if x != nil {
-		return x.FirstBlock
-	}
-	return 0
-}
-
-func (x *StageStats) GetBlocks() uint32 {
-	if x != nil {
-		return x.Blocks
-	}
-	return 0
-}
-
-func (x *StageStats) GetNumericsClass() string {
-	if x != nil {
-		return x.NumericsClass
-	}
-	return ""
-}
-
-func (x *StageStats) GetRun() string {
-	if x != nil {
-		return x.Run
-	}
-	return ""
-}
-
-func (x *StageStats) GetFeedback() *Feedback {
-	if x != nil {
-		return x.Feedback
-	}
-	return nil
-}
-
 // ForwardID names one forward for duplicates, cancellation and order.
 type ForwardID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1142,7 +978,7 @@ type ForwardID struct {
 
 func (x *ForwardID) Reset() {
 	*x = ForwardID{}
-	mi := &file_distorch_v1_data_proto_msgTypes[15]
+	mi := &file_distorch_v1_data_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +990,7 @@ func (x *ForwardID) String() string {
 func (*ForwardID) ProtoMessage() {}
 
 func (x *ForwardID) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[15]
+	mi := &file_distorch_v1_data_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1003,7 @@ func (x *ForwardID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardID.ProtoReflect.Descriptor instead.
 func (*ForwardID) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{15}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ForwardID) GetRun() string {
@@ -1224,7 +1060,7 @@ type BeginStageRun struct {
 
 func (x *BeginStageRun) Reset() {
 	*x = BeginStageRun{}
-	mi := &file_distorch_v1_data_proto_msgTypes[16]
+	mi := &file_distorch_v1_data_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1072,7 @@ func (x *BeginStageRun) String() string {
 func (*BeginStageRun) ProtoMessage() {}
 
 func (x *BeginStageRun) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[16]
+	mi := &file_distorch_v1_data_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1085,7 @@ func (x *BeginStageRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginStageRun.ProtoReflect.Descriptor instead.
 func (*BeginStageRun) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{16}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BeginStageRun) GetRun() string {
@@ -1276,7 +1112,7 @@ type RunReady struct {
 
 func (x *RunReady) Reset() {
 	*x = RunReady{}
-	mi := &file_distorch_v1_data_proto_msgTypes[17]
+	mi := &file_distorch_v1_data_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1124,7 @@ func (x *RunReady) String() string {
 func (*RunReady) ProtoMessage() {}
 
 func (x *RunReady) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[17]
+	mi := &file_distorch_v1_data_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1137,7 @@ func (x *RunReady) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunReady.ProtoReflect.Descriptor instead.
 func (*RunReady) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{17}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RunReady) GetRun() string {
@@ -1329,7 +1165,7 @@ type ConditioningReady struct {
 
 func (x *ConditioningReady) Reset() {
 	*x = ConditioningReady{}
-	mi := &file_distorch_v1_data_proto_msgTypes[18]
+	mi := &file_distorch_v1_data_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1177,7 @@ func (x *ConditioningReady) String() string {
 func (*ConditioningReady) ProtoMessage() {}
 
 func (x *ConditioningReady) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[18]
+	mi := &file_distorch_v1_data_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1190,7 @@ func (x *ConditioningReady) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConditioningReady.ProtoReflect.Descriptor instead.
 func (*ConditioningReady) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{18}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ConditioningReady) GetRun() string {
@@ -1394,7 +1230,7 @@ type StageCommand struct {
 
 func (x *StageCommand) Reset() {
 	*x = StageCommand{}
-	mi := &file_distorch_v1_data_proto_msgTypes[19]
+	mi := &file_distorch_v1_data_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1242,7 @@ func (x *StageCommand) String() string {
 func (*StageCommand) ProtoMessage() {}
 
 func (x *StageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[19]
+	mi := &file_distorch_v1_data_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1255,7 @@ func (x *StageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageCommand.ProtoReflect.Descriptor instead.
 func (*StageCommand) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{19}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StageCommand) GetCommand() isStageCommand_Command {
@@ -1520,7 +1356,7 @@ type StageDone struct {
 
 func (x *StageDone) Reset() {
 	*x = StageDone{}
-	mi := &file_distorch_v1_data_proto_msgTypes[20]
+	mi := &file_distorch_v1_data_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1368,7 @@ func (x *StageDone) String() string {
 func (*StageDone) ProtoMessage() {}
 
 func (x *StageDone) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[20]
+	mi := &file_distorch_v1_data_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1381,7 @@ func (x *StageDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageDone.ProtoReflect.Descriptor instead.
 func (*StageDone) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{20}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StageDone) GetForward() *ForwardID {
@@ -1588,7 +1424,7 @@ type StageFault struct {
 
 func (x *StageFault) Reset() {
 	*x = StageFault{}
-	mi := &file_distorch_v1_data_proto_msgTypes[21]
+	mi := &file_distorch_v1_data_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1436,7 @@ func (x *StageFault) String() string {
 func (*StageFault) ProtoMessage() {}
 
 func (x *StageFault) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[21]
+	mi := &file_distorch_v1_data_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1449,7 @@ func (x *StageFault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageFault.ProtoReflect.Descriptor instead.
 func (*StageFault) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{21}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StageFault) GetForward() *ForwardID {
@@ -1662,7 +1498,7 @@ type StageEvent struct {
 
 func (x *StageEvent) Reset() {
 	*x = StageEvent{}
-	mi := &file_distorch_v1_data_proto_msgTypes[22]
+	mi := &file_distorch_v1_data_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1510,7 @@ func (x *StageEvent) String() string {
 func (*StageEvent) ProtoMessage() {}
 
 func (x *StageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[22]
+	mi := &file_distorch_v1_data_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1523,7 @@ func (x *StageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageEvent.ProtoReflect.Descriptor instead.
 func (*StageEvent) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{22}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StageEvent) GetEvent() isStageEvent_Event {
@@ -1824,7 +1660,7 @@ type DonateRequest struct {
 
 func (x *DonateRequest) Reset() {
 	*x = DonateRequest{}
-	mi := &file_distorch_v1_data_proto_msgTypes[23]
+	mi := &file_distorch_v1_data_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1672,7 @@ func (x *DonateRequest) String() string {
 func (*DonateRequest) ProtoMessage() {}
 
 func (x *DonateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[23]
+	mi := &file_distorch_v1_data_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1685,7 @@ func (x *DonateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DonateRequest.ProtoReflect.Descriptor instead.
 func (*DonateRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{23}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DonateRequest) GetHello() *Hello {
@@ -1925,7 +1761,7 @@ type Donation struct {
 
 func (x *Donation) Reset() {
 	*x = Donation{}
-	mi := &file_distorch_v1_data_proto_msgTypes[24]
+	mi := &file_distorch_v1_data_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +1773,7 @@ func (x *Donation) String() string {
 func (*Donation) ProtoMessage() {}
 
 func (x *Donation) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[24]
+	mi := &file_distorch_v1_data_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +1786,7 @@ func (x *Donation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Donation.ProtoReflect.Descriptor instead.
 func (*Donation) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{24}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Donation) GetHello() *Hello {
@@ -2009,7 +1845,7 @@ type DonorCommand struct {
 
 func (x *DonorCommand) Reset() {
 	*x = DonorCommand{}
-	mi := &file_distorch_v1_data_proto_msgTypes[25]
+	mi := &file_distorch_v1_data_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +1857,7 @@ func (x *DonorCommand) String() string {
 func (*DonorCommand) ProtoMessage() {}
 
 func (x *DonorCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[25]
+	mi := &file_distorch_v1_data_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +1870,7 @@ func (x *DonorCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DonorCommand.ProtoReflect.Descriptor instead.
 func (*DonorCommand) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{25}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DonorCommand) GetCommand() isDonorCommand_Command {
@@ -2107,7 +1943,7 @@ type DonorEvent struct {
 
 func (x *DonorEvent) Reset() {
 	*x = DonorEvent{}
-	mi := &file_distorch_v1_data_proto_msgTypes[26]
+	mi := &file_distorch_v1_data_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +1955,7 @@ func (x *DonorEvent) String() string {
 func (*DonorEvent) ProtoMessage() {}
 
 func (x *DonorEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[26]
+	mi := &file_distorch_v1_data_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +1968,7 @@ func (x *DonorEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DonorEvent.ProtoReflect.Descriptor instead.
 func (*DonorEvent) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{26}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DonorEvent) GetEvent() isDonorEvent_Event {
@@ -2191,6 +2027,94 @@ func (*DonorEvent_Heartbeat) isDonorEvent_Event() {}
 
 func (*DonorEvent_Released_) isDonorEvent_Event() {}
 
+type StageStatsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DeploymentId  string                 `protobuf:"bytes,1,opt,name=deployment_id,json=deploymentId,proto3" json:"deployment_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StageStatsRequest) Reset() {
+	*x = StageStatsRequest{}
+	mi := &file_distorch_v1_data_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StageStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StageStatsRequest) ProtoMessage() {}
+
+func (x *StageStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_data_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StageStatsRequest.ProtoReflect.Descriptor instead.
+func (*StageStatsRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *StageStatsRequest) GetDeploymentId() string {
+	if x != nil {
+		return x.DeploymentId
+	}
+	return ""
+}
+
+type StageStatsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stages        []*StageStats          `protobuf:"bytes,1,rep,name=stages,proto3" json:"stages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StageStatsResponse) Reset() {
+	*x = StageStatsResponse{}
+	mi := &file_distorch_v1_data_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StageStatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StageStatsResponse) ProtoMessage() {}
+
+func (x *StageStatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_data_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StageStatsResponse.ProtoReflect.Descriptor instead.
+func (*StageStatsResponse) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *StageStatsResponse) GetStages() []*StageStats {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
 type ProbeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
@@ -2200,7 +2124,7 @@ type ProbeRequest struct {
 
 func (x *ProbeRequest) Reset() {
 	*x = ProbeRequest{}
-	mi := &file_distorch_v1_data_proto_msgTypes[27]
+	mi := &file_distorch_v1_data_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2212,7 +2136,7 @@ func (x *ProbeRequest) String() string {
 func (*ProbeRequest) ProtoMessage() {}
 
 func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[27]
+	mi := &file_distorch_v1_data_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2225,7 +2149,7 @@ func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{27}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProbeRequest) GetPayload() []byte {
@@ -2244,7 +2168,7 @@ type ProbeResponse struct {
 
 func (x *ProbeResponse) Reset() {
 	*x = ProbeResponse{}
-	mi := &file_distorch_v1_data_proto_msgTypes[28]
+	mi := &file_distorch_v1_data_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2180,7 @@ func (x *ProbeResponse) String() string {
 func (*ProbeResponse) ProtoMessage() {}
 
 func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[28]
+	mi := &file_distorch_v1_data_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2193,7 @@ func (x *ProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{28}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProbeResponse) GetBytes() uint64 {
@@ -2287,7 +2211,7 @@ type DonorCommand_Release struct {
 
 func (x *DonorCommand_Release) Reset() {
 	*x = DonorCommand_Release{}
-	mi := &file_distorch_v1_data_proto_msgTypes[31]
+	mi := &file_distorch_v1_data_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2299,7 +2223,7 @@ func (x *DonorCommand_Release) String() string {
 func (*DonorCommand_Release) ProtoMessage() {}
 
 func (x *DonorCommand_Release) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[31]
+	mi := &file_distorch_v1_data_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2312,7 +2236,7 @@ func (x *DonorCommand_Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DonorCommand_Release.ProtoReflect.Descriptor instead.
 func (*DonorCommand_Release) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{25, 0}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{24, 0}
 }
 
 type DonorEvent_Released struct {
@@ -2323,7 +2247,7 @@ type DonorEvent_Released struct {
 
 func (x *DonorEvent_Released) Reset() {
 	*x = DonorEvent_Released{}
-	mi := &file_distorch_v1_data_proto_msgTypes[32]
+	mi := &file_distorch_v1_data_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2259,7 @@ func (x *DonorEvent_Released) String() string {
 func (*DonorEvent_Released) ProtoMessage() {}
 
 func (x *DonorEvent_Released) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[32]
+	mi := &file_distorch_v1_data_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2272,7 @@ func (x *DonorEvent_Released) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DonorEvent_Released.ProtoReflect.Descriptor instead.
 func (*DonorEvent_Released) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_data_proto_rawDescGZIP(), []int{26, 0}
+	return file_distorch_v1_data_proto_rawDescGZIP(), []int{25, 0}
 }
 
 var File_distorch_v1_data_proto protoreflect.FileDescriptor
@@ -2421,29 +2345,7 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\x0eoutput_address\x18\b \x01(\tR\routputAddress\"h\n" +
 	"\x0eAttachResponse\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.distorch.v1.HelloR\x05hello\x12,\n" +
-	"\x05slots\x18\x02 \x03(\v2\x16.distorch.v1.RemoteKeyR\x05slots\"\x85\x04\n" +
-	"\n" +
-	"StageStats\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
-	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x10\n" +
-	"\x03pid\x18\x03 \x01(\x03R\x03pid\x12\x10\n" +
-	"\x03isa\x18\x04 \x01(\tR\x03isa\x12\x18\n" +
-	"\athreads\x18\x05 \x01(\rR\athreads\x12\x1d\n" +
-	"\n" +
-	"blocks_run\x18\x06 \x01(\x04R\tblocksRun\x12\x1a\n" +
-	"\bforwards\x18\a \x01(\x04R\bforwards\x123\n" +
-	"\acompute\x18\b \x01(\v2\x19.google.protobuf.DurationR\acompute\x12#\n" +
-	"\raccount_bytes\x18\t \x01(\x04R\faccountBytes\x12,\n" +
-	"\x12account_peak_bytes\x18\n" +
-	" \x01(\x04R\x10accountPeakBytes\x12 \n" +
-	"\fvm_hwm_bytes\x18\v \x01(\x04R\n" +
-	"vmHwmBytes\x12\x1f\n" +
-	"\vfirst_block\x18\f \x01(\rR\n" +
-	"firstBlock\x12\x16\n" +
-	"\x06blocks\x18\r \x01(\rR\x06blocks\x12%\n" +
-	"\x0enumerics_class\x18\x0e \x01(\tR\rnumericsClass\x12\x10\n" +
-	"\x03run\x18\x0f \x01(\tR\x03run\x121\n" +
-	"\bfeedback\x18\x10 \x01(\v2\x15.distorch.v1.FeedbackR\bfeedback\"\x93\x01\n" +
+	"\x05slots\x18\x02 \x03(\v2\x16.distorch.v1.RemoteKeyR\x05slots\"\x93\x01\n" +
 	"\tForwardID\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\rR\x04step\x12\x16\n" +
@@ -2534,7 +2436,11 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\breleased\x18\x03 \x01(\v2 .distorch.v1.DonorEvent.ReleasedH\x00R\breleased\x1a\n" +
 	"\n" +
 	"\bReleasedB\a\n" +
-	"\x05event\"(\n" +
+	"\x05event\"8\n" +
+	"\x11StageStatsRequest\x12#\n" +
+	"\rdeployment_id\x18\x01 \x01(\tR\fdeploymentId\"E\n" +
+	"\x12StageStatsResponse\x12/\n" +
+	"\x06stages\x18\x01 \x03(\v2\x17.distorch.v1.StageStatsR\x06stages\"(\n" +
 	"\fProbeRequest\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\"%\n" +
 	"\rProbeResponse\x12\x14\n" +
@@ -2543,8 +2449,9 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\bBeginRun\x12\x1c.distorch.v1.BeginRunRequest\x1a\x1d.distorch.v1.BeginRunResponse\x12\\\n" +
 	"\x0fPutConditioning\x12#.distorch.v1.PutConditioningRequest\x1a$.distorch.v1.PutConditioningResponse\x12D\n" +
 	"\aForward\x12\x1b.distorch.v1.ForwardRequest\x1a\x1c.distorch.v1.ForwardResponse\x12A\n" +
-	"\x06EndRun\x12\x1a.distorch.v1.EndRunRequest\x1a\x1b.distorch.v1.EndRunResponse2\x9b\x02\n" +
-	"\fStageService\x12?\n" +
+	"\x06EndRun\x12\x1a.distorch.v1.EndRunRequest\x1a\x1b.distorch.v1.EndRunResponse2\xe5\x02\n" +
+	"\fStageService\x12H\n" +
+	"\x05Stats\x12\x1e.distorch.v1.StageStatsRequest\x1a\x1f.distorch.v1.StageStatsResponse\x12?\n" +
 	"\x05Drive\x12\x19.distorch.v1.StageCommand\x1a\x17.distorch.v1.StageEvent(\x010\x01\x12A\n" +
 	"\x06Attach\x12\x1a.distorch.v1.AttachRequest\x1a\x1b.distorch.v1.AttachResponse\x12E\n" +
 	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink\x12@\n" +
@@ -2567,7 +2474,7 @@ func file_distorch_v1_data_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_data_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_distorch_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_distorch_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_distorch_v1_data_proto_goTypes = []any{
 	(StageFault_Kind)(0),            // 0: distorch.v1.StageFault.Kind
 	(*Tensor)(nil),                  // 1: distorch.v1.Tensor
@@ -2584,103 +2491,105 @@ var file_distorch_v1_data_proto_goTypes = []any{
 	(*Hello)(nil),                   // 12: distorch.v1.Hello
 	(*AttachRequest)(nil),           // 13: distorch.v1.AttachRequest
 	(*AttachResponse)(nil),          // 14: distorch.v1.AttachResponse
-	(*StageStats)(nil),              // 15: distorch.v1.StageStats
-	(*ForwardID)(nil),               // 16: distorch.v1.ForwardID
-	(*BeginStageRun)(nil),           // 17: distorch.v1.BeginStageRun
-	(*RunReady)(nil),                // 18: distorch.v1.RunReady
-	(*ConditioningReady)(nil),       // 19: distorch.v1.ConditioningReady
-	(*StageCommand)(nil),            // 20: distorch.v1.StageCommand
-	(*StageDone)(nil),               // 21: distorch.v1.StageDone
-	(*StageFault)(nil),              // 22: distorch.v1.StageFault
-	(*StageEvent)(nil),              // 23: distorch.v1.StageEvent
-	(*DonateRequest)(nil),           // 24: distorch.v1.DonateRequest
-	(*Donation)(nil),                // 25: distorch.v1.Donation
-	(*DonorCommand)(nil),            // 26: distorch.v1.DonorCommand
-	(*DonorEvent)(nil),              // 27: distorch.v1.DonorEvent
-	(*ProbeRequest)(nil),            // 28: distorch.v1.ProbeRequest
-	(*ProbeResponse)(nil),           // 29: distorch.v1.ProbeResponse
-	nil,                             // 30: distorch.v1.BeginRunRequest.DimsEntry
-	nil,                             // 31: distorch.v1.BeginStageRun.DimsEntry
-	(*DonorCommand_Release)(nil),    // 32: distorch.v1.DonorCommand.Release
-	(*DonorEvent_Released)(nil),     // 33: distorch.v1.DonorEvent.Released
-	(*Plan)(nil),                    // 34: distorch.v1.Plan
-	(*durationpb.Duration)(nil),     // 35: google.protobuf.Duration
-	(*Feedback)(nil),                // 36: distorch.v1.Feedback
-	(*MeasureLinkRequest)(nil),      // 37: distorch.v1.MeasureLinkRequest
-	(*PeerLink)(nil),                // 38: distorch.v1.PeerLink
+	(*ForwardID)(nil),               // 15: distorch.v1.ForwardID
+	(*BeginStageRun)(nil),           // 16: distorch.v1.BeginStageRun
+	(*RunReady)(nil),                // 17: distorch.v1.RunReady
+	(*ConditioningReady)(nil),       // 18: distorch.v1.ConditioningReady
+	(*StageCommand)(nil),            // 19: distorch.v1.StageCommand
+	(*StageDone)(nil),               // 20: distorch.v1.StageDone
+	(*StageFault)(nil),              // 21: distorch.v1.StageFault
+	(*StageEvent)(nil),              // 22: distorch.v1.StageEvent
+	(*DonateRequest)(nil),           // 23: distorch.v1.DonateRequest
+	(*Donation)(nil),                // 24: distorch.v1.Donation
+	(*DonorCommand)(nil),            // 25: distorch.v1.DonorCommand
+	(*DonorEvent)(nil),              // 26: distorch.v1.DonorEvent
+	(*StageStatsRequest)(nil),       // 27: distorch.v1.StageStatsRequest
+	(*StageStatsResponse)(nil),      // 28: distorch.v1.StageStatsResponse
+	(*ProbeRequest)(nil),            // 29: distorch.v1.ProbeRequest
+	(*ProbeResponse)(nil),           // 30: distorch.v1.ProbeResponse
+	nil,                             // 31: distorch.v1.BeginRunRequest.DimsEntry
+	nil,                             // 32: distorch.v1.BeginStageRun.DimsEntry
+	(*DonorCommand_Release)(nil),    // 33: distorch.v1.DonorCommand.Release
+	(*DonorEvent_Released)(nil),     // 34: distorch.v1.DonorEvent.Released
+	(*Plan)(nil),                    // 35: distorch.v1.Plan
+	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
+	(*StageStats)(nil),              // 37: distorch.v1.StageStats
+	(*MeasureLinkRequest)(nil),      // 38: distorch.v1.MeasureLinkRequest
+	(*PeerLink)(nil),                // 39: distorch.v1.PeerLink
 }
 var file_distorch_v1_data_proto_depIdxs = []int32{
-	30, // 0: distorch.v1.BeginRunRequest.dims:type_name -> distorch.v1.BeginRunRequest.DimsEntry
-	34, // 1: distorch.v1.BeginRunResponse.plan:type_name -> distorch.v1.Plan
+	31, // 0: distorch.v1.BeginRunRequest.dims:type_name -> distorch.v1.BeginRunRequest.DimsEntry
+	35, // 1: distorch.v1.BeginRunResponse.plan:type_name -> distorch.v1.Plan
 	1,  // 2: distorch.v1.PutConditioningRequest.tensors:type_name -> distorch.v1.Tensor
 	1,  // 3: distorch.v1.ForwardRequest.tensors:type_name -> distorch.v1.Tensor
-	35, // 4: distorch.v1.ForwardRequest.deadline:type_name -> google.protobuf.Duration
-	35, // 5: distorch.v1.StageTiming.compute:type_name -> google.protobuf.Duration
-	35, // 6: distorch.v1.StageTiming.waiting:type_name -> google.protobuf.Duration
+	36, // 4: distorch.v1.ForwardRequest.deadline:type_name -> google.protobuf.Duration
+	36, // 5: distorch.v1.StageTiming.compute:type_name -> google.protobuf.Duration
+	36, // 6: distorch.v1.StageTiming.waiting:type_name -> google.protobuf.Duration
 	1,  // 7: distorch.v1.ForwardResponse.out:type_name -> distorch.v1.Tensor
 	7,  // 8: distorch.v1.ForwardResponse.stages:type_name -> distorch.v1.StageTiming
-	35, // 9: distorch.v1.ForwardResponse.total:type_name -> google.protobuf.Duration
-	15, // 10: distorch.v1.EndRunResponse.stages:type_name -> distorch.v1.StageStats
+	36, // 9: distorch.v1.ForwardResponse.total:type_name -> google.protobuf.Duration
+	37, // 10: distorch.v1.EndRunResponse.stages:type_name -> distorch.v1.StageStats
 	12, // 11: distorch.v1.AttachRequest.hello:type_name -> distorch.v1.Hello
 	11, // 12: distorch.v1.AttachRequest.outputs:type_name -> distorch.v1.RemoteKey
 	12, // 13: distorch.v1.AttachResponse.hello:type_name -> distorch.v1.Hello
 	11, // 14: distorch.v1.AttachResponse.slots:type_name -> distorch.v1.RemoteKey
-	35, // 15: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
-	36, // 16: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
-	31, // 17: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
-	13, // 18: distorch.v1.StageCommand.attach:type_name -> distorch.v1.AttachRequest
-	17, // 19: distorch.v1.StageCommand.begin_run:type_name -> distorch.v1.BeginStageRun
-	4,  // 20: distorch.v1.StageCommand.conditioning:type_name -> distorch.v1.PutConditioningRequest
-	16, // 21: distorch.v1.StageCommand.cancel:type_name -> distorch.v1.ForwardID
-	16, // 22: distorch.v1.StageDone.forward:type_name -> distorch.v1.ForwardID
-	35, // 23: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
-	35, // 24: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
-	16, // 25: distorch.v1.StageFault.forward:type_name -> distorch.v1.ForwardID
-	0,  // 26: distorch.v1.StageFault.kind:type_name -> distorch.v1.StageFault.Kind
-	14, // 27: distorch.v1.StageEvent.attached:type_name -> distorch.v1.AttachResponse
-	35, // 28: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
-	18, // 29: distorch.v1.StageEvent.run_ready:type_name -> distorch.v1.RunReady
-	19, // 30: distorch.v1.StageEvent.conditioning_ready:type_name -> distorch.v1.ConditioningReady
-	21, // 31: distorch.v1.StageEvent.done:type_name -> distorch.v1.StageDone
-	22, // 32: distorch.v1.StageEvent.fault:type_name -> distorch.v1.StageFault
-	15, // 33: distorch.v1.StageEvent.stats:type_name -> distorch.v1.StageStats
-	12, // 34: distorch.v1.DonateRequest.hello:type_name -> distorch.v1.Hello
-	12, // 35: distorch.v1.Donation.hello:type_name -> distorch.v1.Hello
-	11, // 36: distorch.v1.Donation.key:type_name -> distorch.v1.RemoteKey
-	35, // 37: distorch.v1.Donation.keep:type_name -> google.protobuf.Duration
-	24, // 38: distorch.v1.DonorCommand.request:type_name -> distorch.v1.DonateRequest
-	35, // 39: distorch.v1.DonorCommand.heartbeat:type_name -> google.protobuf.Duration
-	32, // 40: distorch.v1.DonorCommand.release:type_name -> distorch.v1.DonorCommand.Release
-	25, // 41: distorch.v1.DonorEvent.granted:type_name -> distorch.v1.Donation
-	35, // 42: distorch.v1.DonorEvent.heartbeat:type_name -> google.protobuf.Duration
-	33, // 43: distorch.v1.DonorEvent.released:type_name -> distorch.v1.DonorEvent.Released
-	2,  // 44: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
-	4,  // 45: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
-	6,  // 46: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
-	9,  // 47: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
-	20, // 48: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
+	32, // 15: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
+	13, // 16: distorch.v1.StageCommand.attach:type_name -> distorch.v1.AttachRequest
+	16, // 17: distorch.v1.StageCommand.begin_run:type_name -> distorch.v1.BeginStageRun
+	4,  // 18: distorch.v1.StageCommand.conditioning:type_name -> distorch.v1.PutConditioningRequest
+	15, // 19: distorch.v1.StageCommand.cancel:type_name -> distorch.v1.ForwardID
+	15, // 20: distorch.v1.StageDone.forward:type_name -> distorch.v1.ForwardID
+	36, // 21: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
+	36, // 22: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
+	15, // 23: distorch.v1.StageFault.forward:type_name -> distorch.v1.ForwardID
+	0,  // 24: distorch.v1.StageFault.kind:type_name -> distorch.v1.StageFault.Kind
+	14, // 25: distorch.v1.StageEvent.attached:type_name -> distorch.v1.AttachResponse
+	36, // 26: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
+	17, // 27: distorch.v1.StageEvent.run_ready:type_name -> distorch.v1.RunReady
+	18, // 28: distorch.v1.StageEvent.conditioning_ready:type_name -> distorch.v1.ConditioningReady
+	20, // 29: distorch.v1.StageEvent.done:type_name -> distorch.v1.StageDone
+	21, // 30: distorch.v1.StageEvent.fault:type_name -> distorch.v1.StageFault
+	37, // 31: distorch.v1.StageEvent.stats:type_name -> distorch.v1.StageStats
+	12, // 32: distorch.v1.DonateRequest.hello:type_name -> distorch.v1.Hello
+	12, // 33: distorch.v1.Donation.hello:type_name -> distorch.v1.Hello
+	11, // 34: distorch.v1.Donation.key:type_name -> distorch.v1.RemoteKey
+	36, // 35: distorch.v1.Donation.keep:type_name -> google.protobuf.Duration
+	23, // 36: distorch.v1.DonorCommand.request:type_name -> distorch.v1.DonateRequest
+	36, // 37: distorch.v1.DonorCommand.heartbeat:type_name -> google.protobuf.Duration
+	33, // 38: distorch.v1.DonorCommand.release:type_name -> distorch.v1.DonorCommand.Release
+	24, // 39: distorch.v1.DonorEvent.granted:type_name -> distorch.v1.Donation
+	36, // 40: distorch.v1.DonorEvent.heartbeat:type_name -> google.protobuf.Duration
+	34, // 41: distorch.v1.DonorEvent.released:type_name -> distorch.v1.DonorEvent.Released
+	37, // 42: distorch.v1.StageStatsResponse.stages:type_name -> distorch.v1.StageStats
+	2,  // 43: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
+	4,  // 44: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
+	6,  // 45: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
+	9,  // 46: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
+	27, // 47: distorch.v1.StageService.Stats:input_type -> distorch.v1.StageStatsRequest
+	19, // 48: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
 	13, // 49: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
-	37, // 50: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	26, // 51: distorch.v1.StageService.Donate:input_type -> distorch.v1.DonorCommand
-	28, // 52: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
-	28, // 53: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
-	28, // 54: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
+	38, // 50: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	25, // 51: distorch.v1.StageService.Donate:input_type -> distorch.v1.DonorCommand
+	29, // 52: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
+	29, // 53: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
+	29, // 54: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
 	3,  // 55: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
 	5,  // 56: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
 	8,  // 57: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
 	10, // 58: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
-	23, // 59: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
-	14, // 60: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
-	38, // 61: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
-	27, // 62: distorch.v1.StageService.Donate:output_type -> distorch.v1.DonorEvent
-	29, // 63: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
-	29, // 64: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
-	29, // 65: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
-	55, // [55:66] is the sub-list for method output_type
-	44, // [44:55] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	28, // 59: distorch.v1.StageService.Stats:output_type -> distorch.v1.StageStatsResponse
+	22, // 60: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
+	14, // 61: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
+	39, // 62: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
+	26, // 63: distorch.v1.StageService.Donate:output_type -> distorch.v1.DonorEvent
+	30, // 64: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
+	30, // 65: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
+	30, // 66: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
+	55, // [55:67] is the sub-list for method output_type
+	43, // [43:55] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_data_proto_init() }
@@ -2689,14 +2598,14 @@ func file_distorch_v1_data_proto_init() {
 		return
 	}
 	file_distorch_v1_control_proto_init()
-	file_distorch_v1_data_proto_msgTypes[19].OneofWrappers = []any{
+	file_distorch_v1_data_proto_msgTypes[18].OneofWrappers = []any{
 		(*StageCommand_Attach)(nil),
 		(*StageCommand_BeginRun)(nil),
 		(*StageCommand_Conditioning)(nil),
 		(*StageCommand_Cancel)(nil),
 		(*StageCommand_EndRun)(nil),
 	}
-	file_distorch_v1_data_proto_msgTypes[22].OneofWrappers = []any{
+	file_distorch_v1_data_proto_msgTypes[21].OneofWrappers = []any{
 		(*StageEvent_Attached)(nil),
 		(*StageEvent_Heartbeat)(nil),
 		(*StageEvent_RunReady)(nil),
@@ -2705,12 +2614,12 @@ func file_distorch_v1_data_proto_init() {
 		(*StageEvent_Fault)(nil),
 		(*StageEvent_Stats)(nil),
 	}
-	file_distorch_v1_data_proto_msgTypes[25].OneofWrappers = []any{
+	file_distorch_v1_data_proto_msgTypes[24].OneofWrappers = []any{
 		(*DonorCommand_Request)(nil),
 		(*DonorCommand_Heartbeat)(nil),
 		(*DonorCommand_Release_)(nil),
 	}
-	file_distorch_v1_data_proto_msgTypes[26].OneofWrappers = []any{
+	file_distorch_v1_data_proto_msgTypes[25].OneofWrappers = []any{
 		(*DonorEvent_Granted)(nil),
 		(*DonorEvent_Heartbeat)(nil),
 		(*DonorEvent_Released_)(nil),
@@ -2721,7 +2630,7 @@ func file_distorch_v1_data_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_data_proto_rawDesc), len(file_distorch_v1_data_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -246,6 +246,7 @@ var Endpoint_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	StageService_Stats_FullMethodName       = "/distorch.v1.StageService/Stats"
 	StageService_Drive_FullMethodName       = "/distorch.v1.StageService/Drive"
 	StageService_Attach_FullMethodName      = "/distorch.v1.StageService/Attach"
 	StageService_MeasureLink_FullMethodName = "/distorch.v1.StageService/MeasureLink"
@@ -262,6 +263,8 @@ const (
 // MeasureLink is a coordinator's wish, for an operator. Donate is the session of
 // a stage's agent with a node in whose RAM it keeps blocks.
 type StageServiceClient interface {
+	// Stats says what the stages of a deployment did, for a coordinator.
+	Stats(ctx context.Context, in *StageStatsRequest, opts ...grpc.CallOption) (*StageStatsResponse, error)
 	Drive(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StageCommand, StageEvent], error)
 	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachResponse, error)
 	MeasureLink(ctx context.Context, in *MeasureLinkRequest, opts ...grpc.CallOption) (*PeerLink, error)
@@ -274,6 +277,16 @@ type stageServiceClient struct {
 
 func NewStageServiceClient(cc grpc.ClientConnInterface) StageServiceClient {
 	return &stageServiceClient{cc}
+}
+
+func (c *stageServiceClient) Stats(ctx context.Context, in *StageStatsRequest, opts ...grpc.CallOption) (*StageStatsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StageStatsResponse)
+	err := c.cc.Invoke(ctx, StageService_Stats_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (c *stageServiceClient) Drive(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StageCommand, StageEvent], error) {
@@ -332,6 +345,8 @@ type StageService_DonateClient = grpc.BidiStreamingClient[DonorCommand, DonorEve
 // MeasureLink is a coordinator's wish, for an operator. Donate is the session of
 // a stage's agent with a node in whose RAM it keeps blocks.
 type StageServiceServer interface {
+	// Stats says what the stages of a deployment did, for a coordinator.
+	Stats(context.Context, *StageStatsRequest) (*StageStatsResponse, error)
 	Drive(grpc.BidiStreamingServer[StageCommand, StageEvent]) error
 	Attach(context.Context, *AttachRequest) (*AttachResponse, error)
 	MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error)
@@ -346,6 +361,9 @@ type StageServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedStageServiceServer struct{}
 
+func (UnimplementedStageServiceServer) Stats(context.Context, *StageStatsRequest) (*StageStatsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Stats not implemented")
+}
 func (UnimplementedStageServiceServer) Drive(grpc.BidiStreamingServer[StageCommand, StageEvent]) error {
 	return status.Error(codes.Unimplemented, "method Drive not implemented")
 }
@@ -377,6 +395,24 @@ func RegisterStageServiceServer(s grpc.ServiceRegistrar, srv StageServiceServer)
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&StageService_ServiceDesc, srv)
+}
+
+func _StageService_Stats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StageStatsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StageServiceServer).Stats(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StageService_Stats_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StageServiceServer).Stats(ctx, req.(*StageStatsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
 }
 
 func _StageService_Drive_Handler(srv interface{}, stream grpc.ServerStream) error {
@@ -436,6 +472,10 @@ var StageService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "distorch.v1.StageService",
 	HandlerType: (*StageServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Stats",
+			Handler:    _StageService_Stats_Handler,
+		},
 		{
 			MethodName: "Attach",
 			Handler:    _StageService_Attach_Handler,
