@@ -42,6 +42,7 @@ var adapters = map[string]string{
 	"github.com/hashicorp/memberlist": "transport/gossip",
 	"github.com/spf13/viper":          "cmd/internal/config",
 	"github.com/NVIDIA/go-nvml":       "agent/device",
+	"github.com/klauspost/compress":   "model/planes",
 }
 
 func within(name, folder string) bool {
