@@ -170,7 +170,7 @@ func Execute(t testing.TB, s engine.Session, seg *graph.Segment, o Operands) [][
 	return raw
 }
 
-// put fills a buffer, by way of the host where the device's memory is its own.
+// put fills a buffer's begin, by way of the host where the device's memory is its own.
 func put(t testing.TB, s engine.Session, b engine.Buffer, raw []byte) {
 	t.Helper()
 	if h := b.Host(); h != nil {
@@ -179,7 +179,7 @@ func put(t testing.TB, s engine.Session, b engine.Buffer, raw []byte) {
 	}
 	through(t, s, b, func(host engine.Buffer) engine.Event {
 		copy(host.Host(), raw)
-		return s.Copy(b, 0, host, 0, b.Bytes())
+		return s.Copy(b, 0, host, 0, tensor.Bytes(len(raw)))
 	})
 }
 

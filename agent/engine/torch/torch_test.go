@@ -6,8 +6,6 @@ package torch_test
 import (
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/enginetest"
 	"github.com/distorch/distorch/agent/engine/torch"
@@ -15,13 +13,16 @@ import (
 	"github.com/distorch/distorch/model/tensor"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
 const cpu engine.DeviceID = "cpu"
 
 func open(t *testing.T, e *torch.Engine) engine.Session {
 	t.Helper()
-	s, err := e.Open(t.Context(), cpu)
+	return openDevice(t, e, cpu)
+}
+
+func openDevice(t *testing.T, e *torch.Engine, id engine.DeviceID) engine.Session {
+	t.Helper()
+	s, err := e.Open(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
