@@ -5,7 +5,6 @@ package stage
 
 import (
 	"cmp"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -24,37 +23,17 @@ type blockFile struct {
 	bytes tensor.Bytes // of the buffer
 }
 
-// loadWeights fills every launch's resident buffer.
-func (st *Stage) loadWeights(ctx context.Context) error {
-	plans := make([]blockFile, len(st.launches))
-	var total, largest tensor.Bytes
+// findWeights finds every launch's weights in the file.
+func (st *Stage) findWeights() error {
 	for i := range st.launches {
 		l := &st.launches[i]
 		var err error
-		if plans[i], err = st.place(l); err != nil {
+		if l.file, err = st.place(l); err != nil {
 			return err
 		}
-		total += plans[i].bytes
-		largest = max(largest, plans[i].bytes)
-	}
-	var raw engine.Buffer
-	if direct := st.cfg.Stored && st.session.Device().Unified; !direct && largest > 0 {
-		var err error
-		if raw, err = st.session.HostBuffer(largest); err != nil {
-			return fmt.Errorf("memory to read one block: %w", err)
-		}
-		defer raw.Free()
-	}
-	var done tensor.Bytes
-	for i := range st.launches {
-		if len(plans[i].spans) == 0 {
-			continue
-		}
-		if err := st.loadOne(ctx, &st.launches[i], plans[i], raw); err != nil {
+		l.stored = l.file.bytes
+		if err := st.chooseStorage(l); err != nil {
 			return err
-		}
-		if done += plans[i].bytes; st.cfg.Progress != nil {
-			st.cfg.Progress(done, total)
 		}
 	}
 	return nil
@@ -182,37 +161,6 @@ func (c *Checkpoint) scale(name string) (float32, error) {
 		return 0, err
 	}
 	return math.Float32frombits(binary.LittleEndian.Uint32(raw[:])), nil
-}
-
-func (st *Stage) loadOne(ctx context.Context, l *launch, f blockFile, raw engine.Buffer) error {
-	var err error
-	unified := st.session.Device().Unified
-	if st.cfg.Stored {
-		if l.resident, err = st.buffer(f.bytes); err != nil {
-			return fmt.Errorf("memory for %s: %w", l.name(), err)
-		}
-		if unified {
-			raw = l.resident
-		}
-	}
-	if err := checkpoint.ReadArena(ctx, st.cfg.Checkpoint.File, raw.Host()[:f.bytes], f.spans, st.cfg.ReadWorkers); err != nil {
-		return fmt.Errorf("load %s: %w", l.name(), err)
-	}
-	var e engine.Event
-	switch {
-	case st.cfg.Stored && unified:
-		return nil
-	case st.cfg.Stored:
-		e = st.session.Fetch(l.resident, 0, raw, 0, f.bytes)
-	default:
-		p := st.programs[l.Segment]
-		if l.resident, err = st.buffer(p.PackedBytes()); err != nil {
-			return fmt.Errorf("memory for %s: %w", l.name(), err)
-		}
-		e = st.session.Pack(p, l.resident, 0, raw, l.weights)
-	}
-	// The read buffer is used again: the copy has to end whatever ctx says.
-	return st.session.Wait(context.WithoutCancel(ctx), e)
 }
 
 func (l *launch) name() string {

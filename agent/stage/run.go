@@ -13,6 +13,7 @@ import (
 	"unsafe"
 
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/offload"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/tensor"
 )
@@ -162,14 +163,36 @@ type Result struct {
 	Compute time.Duration
 }
 
+// ahead is how many segments are on the compute queue beside the one that is
+// waited for: the device need not wait for the host between two.
+const ahead = 2
+
+// pending is a segment on the compute queue.
+type pending struct {
+	event  engine.Event
+	staged *offload.Staged // nil: its weights are resident
+}
+
 // Do runs one forward: from the slot's input to the slot's output. When ctx
-// ends the caller is released at once; the segment that is running ends by
-// itself, and the next call waits for it.
-func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
-	var res Result
+// ends the caller is released at once; the segments that are on the queue end
+// by themselves, and the next call waits for them. After any other error none
+// runs any more.
+func (r *Run) Do(ctx context.Context, f Forward) (res Result, err error) {
+	st := r.stage
+	st.rewind()
+	defer func() {
+		if err == nil {
+			return
+		}
+		if ctx.Err() == nil {
+			st.drain(&r.issued)
+		}
+		st.rewind()
+	}()
 	began := time.Now()
 	last := r.bringIn(f)
 	env := r.environment(f)
+	var queue []pending
 	for i := range r.launches {
 		if f.Stop != nil && f.Stop() {
 			return res, ErrStopped
@@ -177,14 +200,18 @@ func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
 		if ctx.Err() != nil {
 			return res, context.Cause(ctx)
 		}
-		e, bound, err := r.issue(i, env, last)
+		p, bound, err := r.issue(ctx, i, env, last)
 		if err != nil {
 			return res, err
 		}
-		if err := r.stage.session.Wait(ctx, e); err != nil {
-			return res, err
+		last = p.event
+		queue = append(queue, p)
+		for len(queue) > ahead || f.Tap != nil && len(queue) > 0 {
+			if err := r.waitFor(ctx, queue[0]); err != nil {
+				return res, err
+			}
+			queue = queue[1:]
 		}
-		last = e
 		if f.Tap != nil {
 			if err := r.tap(ctx, f, i, bound); err != nil {
 				return res, err
@@ -194,11 +221,30 @@ func (r *Run) Do(ctx context.Context, f Forward) (Result, error) {
 			res.Blocks++
 		}
 	}
+	for _, p := range queue {
+		if err := r.waitFor(ctx, p); err != nil {
+			return res, err
+		}
+	}
 	if err := r.passOn(ctx, f, env, last); err != nil {
 		return res, err
 	}
 	res.Compute = time.Since(began)
 	return res, nil
+}
+
+// waitFor waits for a segment. What went wrong with bringing its weights names
+// the block and where it rests.
+func (r *Run) waitFor(ctx context.Context, p pending) error {
+	session := r.stage.session
+	err := session.Wait(ctx, p.event)
+	if err == nil || ctx.Err() != nil || p.staged == nil {
+		return err
+	}
+	if copied := session.Wait(ctx, p.staged.Ready); copied != nil {
+		return p.staged.Block.Fail(session.Device().ID, copied)
+	}
+	return err
 }
 
 // environment maps value names to where they lie now.
@@ -304,15 +350,13 @@ func (st *Stage) download(ctx context.Context, from engine.Buffer, at, n tensor.
 }
 
 // issue starts launch i, records where its outputs lie and says what it bound.
-func (r *Run) issue(i int, env environment, before engine.Event) (engine.Event, []engine.Binding, error) {
-	st, l, own := r.stage, r.launches[i], &r.stage.launches[i]
-	seg := l.Segment
-	var bindings []engine.Binding
+func (r *Run) issue(ctx context.Context, i int, env environment, before engine.Event) (p pending, bindings []engine.Binding, err error) {
+	seg := r.launches[i].Segment
 	for _, ids := range [][]graph.ValueID{seg.Inputs, seg.Constants} {
 		for _, id := range ids {
 			b, ok := env[seg.Values[id].Name]
 			if !ok || b.Buffer == nil {
-				return 0, nil, fmt.Errorf("segment %s: nothing made its input %s", seg.Name, seg.Values[id].Name)
+				return p, nil, fmt.Errorf("segment %s: nothing made its input %s", seg.Name, seg.Values[id].Name)
 			}
 			bindings = append(bindings, b)
 		}
@@ -321,24 +365,36 @@ func (r *Run) issue(i int, env environment, before engine.Event) (engine.Event, 
 	for k, id := range seg.Outputs {
 		bindings = append(bindings, engine.Binding{Name: seg.Values[id].Name, Buffer: made[k].Buffer, Offset: made[k].Offset})
 	}
-	weights := own.resident
-	after := []engine.Event{before}
-	slot := -1
-	if st.cfg.Stored && len(seg.Weights) > 0 {
-		slot = st.nextSlot
-		st.nextSlot = (slot + 1) % len(st.slots)
-		weights = st.slots[slot]
-		after = append(after, st.session.Pack(r.programs[i], weights, 0, own.resident, own.weights, st.slotUse[slot]))
-	}
-	e := st.session.Run(r.programs[i], weights, 0, st.scratch, bindings, after...)
-	r.note(e)
-	if slot >= 0 {
-		st.slotUse[slot] = e
+	if p, err = r.launch(ctx, i, bindings, before); err != nil {
+		return p, nil, err
 	}
 	for _, b := range made {
 		env[b.Name] = b
 	}
-	return e, bindings, nil
+	return p, bindings, nil
+}
+
+// launch puts launch i on the queue. Blocks do not change their place meanwhile.
+func (r *Run) launch(ctx context.Context, i int, bindings []engine.Binding, before engine.Event) (p pending, err error) {
+	st := r.stage
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	weights, staged, err := st.weightsOf(ctx, i)
+	if err != nil {
+		return p, err
+	}
+	p.staged = staged
+	after := []engine.Event{before}
+	if staged != nil {
+		after = append(after, staged.Ready)
+	}
+	p.event = st.session.Run(r.programs[i], weights, 0, st.scratch, bindings, after...)
+	if staged != nil {
+		st.staging.ring.Used(p.event, before)
+	}
+	r.note(p.event)
+	st.next = i + 1
+	return p, nil
 }
 
 // note remembers the last event that was issued.

@@ -6,9 +6,12 @@ package stage
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/offload"
 	"github.com/distorch/distorch/model/arch"
 	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
@@ -21,6 +24,9 @@ type Checkpoint struct {
 	// Source says where a weight of the graph comes from; nil: from the tensor of
 	// its name.
 	Source func(weight string) arch.Source
+	// Open opens the file once more, for blocks that rest on disk; nil: by File's
+	// path.
+	Open func() (checkpoint.File, error)
 }
 
 // Config of a Stage.
@@ -36,29 +42,67 @@ type Config struct {
 	Slots       int  // staging slots for that; at least 1 is used
 	InFlight    int  // input and output regions
 	ReadWorkers int  // preads at a time; 0: 2
+
+	// Tiers say where blocks rest; those not named, head and tail rest on the
+	// session's device.
+	Tiers []offload.Tier
+	// Ring is how many blocks are on the device ahead of their use when some rest
+	// elsewhere; 0: 2.
+	Ring int
+	// Storage "fp8" keeps the matrices of blocks as F8_E4M3 with a scale for each
+	// 64 values, "" as the file has them. It changes values: plans of it have
+	// offload.FP8Class in their numerics class.
+	Storage string
+	Fit     offload.Fit
+	// Reserve is left free of the device's account.
+	Reserve tensor.Bytes
+
 	// Progress is told the bytes loaded so far; may be nil.
 	Progress func(done, total tensor.Bytes)
+	Log      *slog.Logger // may be nil
 }
 
 // Stage is a loaded range of blocks.
 type Stage struct {
 	cfg      Config
 	session  engine.Session
+	file     checkpoint.File // for blocks that rest on disk; nil without
 	launches []launch
-	slots    []engine.Buffer // staging, when weights rest as stored
-	slotUse  []engine.Event  // the Run that last used each slot
-	scratch  engine.Buffer
-	state    [2]engine.Buffer
-	travel   engine.Buffer
-	Inputs   []engine.Buffer // one per slot in flight: what arrives, in host memory
-	Outputs  []engine.Buffer // one per slot in flight: what leaves, in host memory
+	need     offload.Need // predicted
+	moved    []offload.Move
+	claims   []offload.Claim
+
+	quantise   engine.Buffer // through which blocks on disk are quantised, one at a time
+	quantiseMu sync.Mutex
+
+	scratch engine.Buffer
+	state   [2]engine.Buffer
+	travel  engine.Buffer
+	Inputs  []engine.Buffer // one per slot in flight: what arrives, in host memory
+	Outputs []engine.Buffer // one per slot in flight: what leaves, in host memory
 	// near are the device's own copies of a forward's input, conditioning and
 	// output; nil on a device that computes in host memory.
 	near     *near
 	all      []engine.Buffer
 	programs map[*graph.Segment]engine.Program
-	nextSlot int
-	issued   atomic.Uint64 // the last event on the queue
+	issued   atomic.Uint64 // the last event on the compute queue
+
+	// mu is held while a launch is issued and while blocks change their place.
+	mu      sync.Mutex
+	staging staging
+	next    int              // launch of the forward in progress; 0 between forwards
+	before  offload.Traffics // of rings that were replaced
+	lent    []int            // launches that Lend moved, in that order
+
+	lending sync.Mutex // of one Lend or Restore at a time
+}
+
+// staging is the ring and its memory; no ring when everything is resident.
+type staging struct {
+	ring    *offload.Ring
+	slots   []engine.Buffer
+	raw     engine.Buffer
+	bounces []engine.Buffer
 }
 
 // near is what a forward reads and writes on a device of its own memory.
@@ -67,16 +111,32 @@ type near struct{ input, conditioning, output engine.Buffer }
 // launch is one execution of a segment with its weights.
 type launch struct {
 	graph.Launch
-	resident engine.Buffer   // packed, or as stored
-	weights  []engine.Weight // in resident, when as stored
+	file    blockFile
+	weights []engine.Weight // as stored in memory
+	stored  tensor.Bytes    // of them
+	packed  tensor.Bytes
+	// fromFile are the weights as in the file, where they rest otherwise; else nil.
+	fromFile []engine.Weight
+	rest     offload.Rest
+	// Where it rests, by rest.Kind: a buffer of the device, a donor or the host, or
+	// a reader.
+	resident engine.Buffer
+	reader   offload.Reader
 }
 
 // Load reads the stage's bytes, and nothing else, from the checkpoint. On an
-// error nothing stays allocated.
+// error nothing stays allocated. What does not fit where it should rest goes to
+// the next slower tier, or is refused with the numbers, as cfg.Fit says.
 func Load(ctx context.Context, cfg Config) (_ *Stage, err error) {
 	cfg.Slots, cfg.InFlight = max(cfg.Slots, 1), max(cfg.InFlight, 1)
 	if cfg.ReadWorkers == 0 {
 		cfg.ReadWorkers = 2
+	}
+	if cfg.Ring == 0 {
+		cfg.Ring = 2
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	st := &Stage{cfg: cfg, session: cfg.Session, programs: map[*graph.Segment]engine.Program{}}
 	defer func() {
@@ -89,18 +149,24 @@ func Load(ctx context.Context, cfg Config) (_ *Stage, err error) {
 		return nil, err
 	}
 	for _, l := range list {
-		st.launches = append(st.launches, launch{Launch: l})
 		if err := st.compile(ctx, l.Segment); err != nil {
 			return nil, err
 		}
+		st.launches = append(st.launches, launch{Launch: l, packed: st.programs[l.Segment].PackedBytes()})
 	}
-	if err := st.loadWeights(ctx); err != nil {
+	if err := st.findWeights(); err != nil {
+		return nil, err
+	}
+	if err := st.settle(); err != nil {
+		return nil, err
+	}
+	if err := st.fill(ctx); err != nil {
 		return nil, err
 	}
 	if err := st.allocate(); err != nil {
 		return nil, fmt.Errorf("memory to run blocks %d-%d: %w", cfg.FirstBlock, cfg.FirstBlock+cfg.Blocks-1, err)
 	}
-	return st, nil
+	return st, st.openRing(0)
 }
 
 func (st *Stage) compile(ctx context.Context, s *graph.Segment) error {
@@ -135,79 +201,34 @@ func (st *Stage) hostBuffer(n tensor.Bytes) (engine.Buffer, error) {
 	return b, nil
 }
 
-// allocate takes everything that forwards need at the workload's dimensions.
-func (st *Stage) allocate() error {
-	var scratch, slot tensor.Bytes
-	for _, l := range st.launches {
-		p := st.programs[l.Segment]
-		scratch, slot = max(scratch, p.Scratch()), max(slot, p.PackedBytes())
-	}
-	in, err := st.inputLayout(st.cfg.Program)
-	if err != nil {
-		return err
-	}
-	out, err := st.outputLayout(st.cfg.Program)
-	if err != nil {
-		return err
-	}
-	if st.scratch, err = st.buffer(scratch); err != nil {
-		return err
-	}
-	for i := range st.state {
-		if st.state[i], err = st.buffer(stateBytes(st.cfg.Program)); err != nil {
-			return err
-		}
-	}
-	if st.travel, err = st.buffer(layoutOf(st.cfg.Program.Travel).Bytes); err != nil {
-		return err
-	}
-	if st.cfg.Stored {
-		for range st.cfg.Slots {
-			b, err := st.buffer(slot)
-			if err != nil {
-				return err
-			}
-			st.slots = append(st.slots, b)
-		}
-		st.slotUse = make([]engine.Event, len(st.slots))
-	}
-	for range st.cfg.InFlight {
-		a, err := st.hostBuffer(in.Bytes)
-		if err != nil {
-			return err
-		}
-		b, err := st.hostBuffer(out.Bytes)
-		if err != nil {
-			return err
-		}
-		st.Inputs, st.Outputs = append(st.Inputs, a), append(st.Outputs, b)
-	}
-	return st.allocateNear(in.Bytes, out.Bytes)
-}
-
-func (st *Stage) allocateNear(in, out tensor.Bytes) (err error) {
-	if st.session.Device().Unified {
-		return nil
-	}
-	st.near = &near{}
-	if st.near.input, err = st.buffer(in); err != nil {
-		return err
-	}
-	if st.near.output, err = st.buffer(out); err != nil || !st.cfg.Head {
-		return err
-	}
-	st.near.conditioning, err = st.buffer(graph.ConditioningLayout(st.cfg.Program).Bytes)
-	return err
-}
-
 // Close gives all memory back. No forward may be begun any more; a segment that
 // a cancelled one left running is waited for.
 func (st *Stage) Close() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	st.drain(&st.issued)
+	st.closeRing()
+	for i := range st.launches {
+		l := &st.launches[i]
+		if l.resident != nil {
+			l.resident.Free()
+			l.resident = nil
+		}
+		if l.reader != nil {
+			_ = l.reader.Close() // it was only read
+			l.reader = nil
+		}
+	}
 	for _, b := range st.all {
 		b.Free()
 	}
-	st.all = nil
+	for _, c := range st.claims {
+		c.Close()
+	}
+	if st.file != nil {
+		_ = st.file.Close() // it was only read
+	}
+	st.all, st.claims, st.file = nil, nil, nil
 }
 
 // drain waits until the queue is past an event: what runs still reads and

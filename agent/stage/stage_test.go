@@ -19,6 +19,7 @@ import (
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/agent/offload"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/arch"
 	"github.com/distorch/distorch/model/checkpoint"
@@ -228,27 +229,34 @@ func TestMemoryLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, peak, _ := free.Account()
+	need := st.Need().Device
 	st.Close()
+	strict := func(s engine.Session) stage.Config {
+		cfg := part(s, parse(t, newSource(m.raw)), m.program, 0, 5)
+		cfg.Fit = offload.Strict
+		return cfg
+	}
 	for share := range tensor.Bytes(20) {
-		limit := 1 + (peak-2)*share/19 // up to a byte less than is needed
+		limit := 1 + (need-2)*share/19 // up to a byte less than is needed
 		s := session(t, limit)
-		_, err := stage.Load(t.Context(), part(s, parse(t, newSource(m.raw)), m.program, 0, 5))
-		if !errors.Is(err, engine.ErrNoMemory) || !strings.Contains(err.Error(), limit.String()) {
+		_, err := stage.Load(t.Context(), strict(s))
+		if !errors.Is(err, engine.ErrNoMemory) || !strings.Contains(err.Error(), limit.String()) || !strings.Contains(err.Error(), "strict") {
 			t.Errorf("limit %v: %v", limit, err)
 		}
 		if used(s) != 0 {
 			t.Errorf("limit %v: %v in use after the refusal", limit, used(s))
 		}
 	}
-	enough := session(t, peak)
-	if st, err = stage.Load(t.Context(), part(enough, parse(t, newSource(m.raw)), m.program, 0, 5)); err != nil {
-		t.Fatalf("limit of exactly the peak %v: %v", peak, err)
+	enough := session(t, need)
+	if st, err = stage.Load(t.Context(), strict(enough)); err != nil {
+		t.Fatalf("limit of exactly %v: %v", need, err)
 	}
 	defer st.Close()
-	if _, err := st.NewRun(t.Context(), workload()); !errors.Is(err, engine.ErrNoMemory) {
-		t.Logf("constants still fit: %v", err)
+	r, err := st.NewRun(t.Context(), workload())
+	if err != nil {
+		t.Fatal(err)
 	}
+	r.Close()
 }
 
 func TestOtherFilesAreRefusedByName(t *testing.T) {

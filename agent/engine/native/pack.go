@@ -33,6 +33,22 @@ func (p *program) expandBytes() tensor.Bytes {
 	return pieceBytes + tensor.Bytes(widest*p.dtype.Size())
 }
 
+// Expansion is what Pack takes of the device's account for these weights, for as
+// long as any buffer of the session is in use.
+func (p *program) Expansion(weights []engine.Weight) tensor.Bytes {
+	for i := range weights {
+		if !p.direct(&weights[i]) {
+			return tensor.Bytes(p.session.copiers.Workers()) * p.expandBytes()
+		}
+	}
+	return 0
+}
+
+// direct says whether a weight is packed without being expanded.
+func (p *program) direct(w *engine.Weight) bool {
+	return plain(w) && (w.DType == tensor.F32 && p.dtype == matmul.F32 || w.DType == tensor.BF16 && p.dtype == matmul.BF16)
+}
+
 // grow makes room for n bytes per worker; mu is held.
 func (x *expansion) grow(a *engine.Account, workers int, n tensor.Bytes) error {
 	if len(x.perWork) == 0 {
@@ -115,7 +131,7 @@ func (s *session) packOne(p *program, w *packedWeight, to []byte, src engine.Buf
 		return err
 	}
 	dst := to[w.offset : w.offset+w.bytes]
-	direct := plain(in) && (in.DType == tensor.F32 && p.dtype == matmul.F32 || in.DType == tensor.BF16 && p.dtype == matmul.BF16)
+	direct := p.direct(in)
 	if !direct {
 		if err := s.expand.grow(s.account, s.copiers.Workers(), p.expandBytes()); err != nil {
 			return err

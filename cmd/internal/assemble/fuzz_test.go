@@ -6,7 +6,6 @@ package assemble
 import (
 	"context"
 	"encoding/hex"
-	"maps"
 	"math"
 	"strings"
 	"testing"
@@ -78,10 +77,8 @@ func FuzzForward(f *testing.F) {
 }
 
 func FuzzPutConditioning(f *testing.F) {
-	r := newRig(f, "bf16", []int{6}, nil, withReferences())
+	r := newRig(f, "bf16", []int{6}, nil)
 	cond, _ := request(f, "large red circle on blue")
-	f.Add(marshal(f, &pb.PutConditioningRequest{Tensors: append(cond[:3:3], latent("ref.0", 8, 8), latent("ref.1", 8, 8), attentionMask(5+64+16+16))}))
-	f.Add(marshal(f, &pb.PutConditioningRequest{Tensors: append(cond[:3:3], latent("ref.0", 0, 0), attentionMask(2))}))
 	f.Add(marshal(f, &pb.PutConditioningRequest{Tensors: cond}))
 	f.Add(marshal(f, &pb.PutConditioningRequest{Tensors: cond[:2], Digest: "00"}))
 	f.Add(marshal(f, &pb.PutConditioningRequest{Run: strings.Repeat("f", 32), Tensors: []*pb.Tensor{{Name: "context", Dtype: "F32", Shape: []int64{math.MaxInt64, -1}}}}))
@@ -105,17 +102,8 @@ func FuzzPutConditioning(f *testing.F) {
 	})
 }
 
-// withReferences are words of a workload with two references and a mask.
-func withReferences() map[string]int64 {
-	return map[string]int64{"ref0_width": 64, "ref0_height": 64, "ref1_width": 64, "ref1_height": 64, "attention_mask": 1}
-}
-
 func FuzzBeginRun(f *testing.F) {
-	r := newRig(f, "bf16", []int{6}, nil, withReferences())
-	with := maps.Clone(demoDims)
-	maps.Copy(with, map[string]int64{"ref1_width": 24, "ref1_height": 8, "ref_method": 2, "attention_mask": 1})
-	f.Add(marshal(f, &pb.BeginRunRequest{Deployment: "demo", Dims: with}))
-	f.Add(marshal(f, &pb.BeginRunRequest{Deployment: "demo", Dims: map[string]int64{"width": 16, "height": 16, "text_tokens": 1, "batch": 1, "ref0_width": 64, "ref_method": 3}}))
+	r := newRig(f, "bf16", []int{6}, nil)
 	f.Add(marshal(f, &pb.BeginRunRequest{Deployment: "demo", Dims: demoDims}))
 	f.Add(marshal(f, &pb.BeginRunRequest{Dims: map[string]int64{"width": math.MaxInt64, "height": math.MinInt64, "text_tokens": 0, "batch": -1}}))
 	f.Add(marshal(f, &pb.BeginRunRequest{Dims: map[string]int64{"width": 64, "height": 17, "text_tokens": 1, "batch": 1, "frames": 3}}))

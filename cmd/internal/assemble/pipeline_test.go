@@ -259,7 +259,7 @@ func request(t testing.TB, prompt string) (conditioning, step []*pb.Tensor) {
 
 // forward runs one whole forward, with a run of its own.
 func (r *rig) forward(ctx context.Context) ([]byte, []*pb.StageStats, error) {
-	begun, err := r.server.BeginRun(ctx, &pb.BeginRunRequest{Deployment: "demo", Dims: demoDims})
+	begun, err := r.server.BeginRun(ctx, &pb.BeginRunRequest{Deployment: "demo", Dims: r.plan.Workload.Dims})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -5,6 +5,7 @@ package picture
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/sampling"
@@ -87,11 +88,8 @@ func readInput(f *safetensors.File, m Model, size tensor.Shape) (Latent, error) 
 	const name = "mask"
 	want := tensor.Shape{1, 1, size[2] * pixels, size[3] * pixels}
 	t, ok := f.Lookup(name)
-	if !ok {
-		return l, fmt.Errorf("%s takes a tensor mask %v, 1 where the picture is to be made anew; the file has none", m.Variant, want)
-	}
-	if !t.Shape.Equal(want) {
-		return l, fmt.Errorf("tensor mask is %v, must be %v", t.Shape, want)
+	if !ok || !slices.Equal(t.Shape, want) {
+		return l, fmt.Errorf("%s takes a tensor mask %v, 1 where the picture is to be made anew; the file has %v", m.Variant, want, t.Shape)
 	}
 	mask, _, err := f.Float32s(name)
 	if err != nil {
