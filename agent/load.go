@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -23,7 +24,7 @@ import (
 func lower(d tensor.DType) string { return strings.ToLower(d.String()) }
 
 // load loads this node's stages of a plan and begins to serve them.
-func (a *Agent) load(ctx context.Context, h *held) error {
+func (a *Agent) load(ctx context.Context, h *held) (err error) {
 	p := h.plan
 	i := -1
 	for k := range a.entries {
@@ -34,7 +35,7 @@ func (a *Agent) load(ctx context.Context, h *held) error {
 	if i < 0 {
 		return fmt.Errorf("no file of model %s (%s) in models.dirs", p.ModelName, p.Model)
 	}
-	program, err := a.program(ctx, p)
+	model, err := a.model(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -51,13 +52,22 @@ func (a *Agent) load(ctx context.Context, h *held) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", entry.Path, err)
 	}
+	model, weights, done, err := a.onTop(p, model, file, known)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	program, err := specialise(p, model)
+	if err != nil {
+		return err
+	}
 	report, stop := a.progress(ctx, p)
 	defer stop()
 	defer a.serve.Occupy()()
 	for _, index := range mine(p, a.ID(), a.node.Incarnation()) {
 		s := p.Stages[index]
 		st, err := stage.Load(ctx, stage.Config{
-			Session: a.session, Checkpoint: stage.Checkpoint{File: file, Source: known.Source}, Program: program,
+			Session: a.session, Checkpoint: weights, Program: program,
 			FirstBlock: int(s.FirstBlock), Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail,
 			Stored: s.Stored, Slots: int(s.Slots), InFlight: int(p.Workload.GetInFlight()),
 			Progress: report,
@@ -87,8 +97,8 @@ func unchanged(e *catalog.Entry) error {
 	return nil
 }
 
-// program is the plan's graph at its workload.
-func (a *Agent) program(ctx context.Context, p *pb.Plan) (*graph.Program, error) {
+// model is the graph of the plan's model, without LoRAs.
+func (a *Agent) model(ctx context.Context, p *pb.Plan) (*graph.Model, error) {
 	e, err := store.Get(ctx, a.cfg.Store, store.ModelKey(p.Model))
 	if err != nil {
 		return nil, fmt.Errorf("graph of %s: %w", p.ModelName, err)
@@ -100,6 +110,11 @@ func (a *Agent) program(ctx context.Context, p *pb.Plan) (*graph.Program, error)
 	if m.OpSet > graph.OpSet {
 		return nil, fmt.Errorf("graph of %s needs op set %d, this agent has %d; update it", p.ModelName, m.OpSet, graph.OpSet)
 	}
+	return m, nil
+}
+
+// specialise is the plan's graph at its workload.
+func specialise(p *pb.Plan, m *graph.Model) (*graph.Program, error) {
 	dtype, err := tensor.ParseDType(strings.ToUpper(p.Dtype))
 	if err != nil {
 		return nil, err

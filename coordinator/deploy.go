@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/distorch/distorch/coordinator/reconcile"
+	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/placement"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
@@ -117,8 +118,11 @@ func (c *Coordinator) propose(st *store.State, in *pb.DeploymentSpec) (*pb.Deplo
 	if err := checkSpec(spec); err != nil {
 		return nil, nil, err
 	}
-	id, err := resolveModel(st, cmp.Or(spec.GetModel(), spec.GetModelName()))
+	id, err := resolve(st, "model", cmp.Or(spec.GetModel(), spec.GetModelName()))
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := completeLoRAs(st, spec); err != nil {
 		return nil, nil, err
 	}
 	spec.Model, spec.ModelName, spec.Objective = id, st.Models[id].Value.GetName(), latency
@@ -168,13 +172,17 @@ func checkSpec(s *pb.DeploymentSpec) error {
 	return nil
 }
 
-// resolveModel finds a model by id, name, or file name without its folder or
+// resolve finds a model or LoRA by id, name, or file name without its folder or
 // extension.
-func resolveModel(st *store.State, ref string) (string, error) {
+func resolve(st *store.State, kind, ref string) (string, error) {
 	if ref == "" {
-		return "", invalid("the deployment names no model")
+		return "", invalid("the deployment names no %s", kind)
 	}
-	if _, ok := st.Models[ref]; ok {
+	fits := func(r *pb.ModelRecord) bool { return (r.GetArchitecture() == lora.Architecture) == (kind == "LoRA") }
+	if e, ok := st.Models[ref]; ok {
+		if !fits(e.Value) {
+			return "", invalid("%s is of the architecture %s: no %s", e.Value.GetName(), e.Value.GetArchitecture(), kind)
+		}
 		return ref, nil
 	}
 	file := path.Base(strings.ReplaceAll(ref, "\\", "/"))
@@ -185,7 +193,7 @@ func resolveModel(st *store.State, ref string) (string, error) {
 	} {
 		var found []string
 		for id, e := range st.Models {
-			if same(e.Value.GetName()) {
+			if fits(e.Value) && same(e.Value.GetName()) {
 				found = append(found, id)
 			}
 		}
@@ -194,15 +202,17 @@ func resolveModel(st *store.State, ref string) (string, error) {
 		case len(found) == 1:
 			return found[0], nil
 		case len(found) > 1:
-			return "", invalid("model %q is the name of %d different files: name one by its id: %s", ref, len(found), strings.Join(found, ", "))
+			return "", invalid("%s %q is the name of %d different files: name one by its id: %s", kind, ref, len(found), strings.Join(found, ", "))
 		}
 	}
 	var names []string
 	for _, e := range st.Models {
-		names = append(names, e.Value.GetName())
+		if fits(e.Value) {
+			names = append(names, e.Value.GetName())
+		}
 	}
 	slices.Sort(names)
-	return "", &UnknownError{Kind: "model", Name: ref, Nearest: nearest(file, names), Advice: "start an agent whose models.dirs has the file"}
+	return "", &UnknownError{Kind: kind, Name: ref, Nearest: nearest(file, names), Advice: "start an agent whose models.dirs has the file"}
 }
 
 func knownNode(st *store.State, ref string) error {

@@ -14,6 +14,7 @@ func planToProto(p *reconcile.Plan) *pb.Plan {
 		Deployment: p.Deployment, DeploymentId: p.DeploymentID, Epoch: p.Epoch, Generation: p.Generation,
 		Model: p.Model, ModelName: p.ModelName, Dtype: p.DType, Workload: workloadToProto(p.Workload),
 		Numerics: p.Numerics, InputDigest: p.InputDigest, Infeasible: p.Infeasible,
+		Loras: lorasToProto(p.LoRAs),
 	}
 	if len(p.Stages) > 0 {
 		f, c := p.Forecast, p.Certificate
@@ -98,6 +99,7 @@ func planFromProto(name string, p *pb.Plan) reconcile.Plan {
 		},
 		Certificate: reconcile.Certificate{Optimal: c.GetOptimal(), LowerBound: c.GetLowerBoundSeconds(), Gap: c.GetGap()},
 		Numerics:    p.GetNumerics(), InputDigest: p.GetInputDigest(), Infeasible: p.GetInfeasible(),
+		LoRAs: lorasFromProto(p.GetLoras()),
 	}
 	for _, s := range p.GetStages() {
 		out.Stages = append(out.Stages, stageFromProto(s))

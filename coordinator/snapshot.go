@@ -12,6 +12,7 @@ import (
 	"github.com/distorch/distorch/coordinator/reconcile"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/graph/wire"
+	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
@@ -42,7 +43,13 @@ func (g *graphs) models(records map[string]store.Entry[*pb.ModelRecord]) []recon
 }
 
 func modelFromProto(id string, r *pb.ModelRecord) reconcile.Model {
-	m := reconcile.Model{ID: id, Name: r.GetName(), DefaultDType: r.GetDefaultDtype(), Stored: map[string]tensor.DType{}}
+	m := reconcile.Model{
+		ID: id, Name: r.GetName(), DefaultDType: r.GetDefaultDtype(), Stored: map[string]tensor.DType{},
+		Arch: r.GetArchitecture(), Params: r.GetHyperParameters(),
+	}
+	if r.GetArchitecture() == lora.Architecture {
+		return loraFromProto(m, r)
+	}
 	g, err := wire.FromProto(r.GetGraph())
 	if err == nil && g.OpSet > graph.OpSet {
 		m.Problem = "it takes a newer operation set than this coordinator has; install a newer distorch"
@@ -153,6 +160,7 @@ func specFromProto(name string, p *pb.DeploymentSpec) reconcile.Spec {
 	s := reconcile.Spec{
 		Name: name, ID: p.GetId(), Generation: p.GetGeneration(), Model: p.GetModel(),
 		Workload: workloadFromProto(p.GetWorkload()), DType: p.GetDtype(), Excludes: p.GetExcludes(),
+		LoRAs: lorasFromProto(p.GetLoras()),
 	}
 	for _, x := range p.GetPins() {
 		s.Pins = append(s.Pins, reconcile.Pin{Node: x.GetNode(), First: int(x.GetFirstBlock()), Blocks: int(x.GetBlocks())})

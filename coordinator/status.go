@@ -131,10 +131,7 @@ func (c *Coordinator) deployment(st *store.State, name string) (endpoint.Deploym
 	}
 	s := statusOf(st, name)
 	d := endpoint.Deployment{Plan: s.Plan, Ready: s.Ready, Message: s.Message}
-	for _, m := range c.graphs.models(st.Models) {
-		if m.ID == s.Spec.GetModel() {
-			d.Graph = m.Graph
-		}
-	}
-	return d, nil
+	g, err := c.deployedGraph(st, s.Plan, s.Spec.GetModel())
+	d.Graph = g
+	return d, err
 }

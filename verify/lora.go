@@ -82,7 +82,7 @@ func (v *verifier) lora(c *goldenCase) error {
 		return err
 	}
 	base := lora.Base{Graph: m, Params: cp.params, Options: arch.Options{OmitGuidance: !guidance}, Stored: map[string]tensor.DType{}}
-	for w := range lora.Weights(m) {
+	for w := range m.Weights() {
 		t, ok := cp.File.Lookup(cp.Source(w).Slices[0].Tensor)
 		if !ok {
 			return fmt.Errorf("weight %s is missing", w)

@@ -9,7 +9,6 @@
 package catalog
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -140,6 +139,9 @@ func Describe(path string) (*pb.ModelRecord, error) {
 		return nil, err
 	}
 	defer f.Close()
+	if looksLikeLoRA(f) {
+		return describeLoRA(f)
+	}
 	r, err := Recognise(f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -154,7 +156,7 @@ func Describe(path string) (*pb.ModelRecord, error) {
 		Graph: wire.ToProto(model), FileBytes: uint64(f.Size()),
 		DefaultDtype: strings.ToLower(r.ComputeDType().String()),
 	}
-	if record.HyperParameters, err = hyperParameters(r.Params); err != nil {
+	if record.HyperParameters, err = arch.HyperParameters(r.Params); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	shapes := model.Weights()
@@ -176,23 +178,6 @@ func Recognise(f checkpoint.File) (*arch.Recognised, error) {
 		tensors[t.Name] = arch.Tensor{Shape: t.Shape, DType: t.DType}
 	}
 	return arch.Recognise(tensors, f.Metadata())
-}
-
-// hyperParameters are an architecture's numbers by name, as text.
-func hyperParameters(p arch.Params) (map[string]string, error) {
-	b, err := json.Marshal(p)
-	if err != nil {
-		return nil, fmt.Errorf("hyper-parameters: %w", err)
-	}
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(b, &fields); err != nil {
-		return nil, fmt.Errorf("hyper-parameters: %w", err)
-	}
-	out := make(map[string]string, len(fields))
-	for name, v := range fields {
-		out[name] = string(v)
-	}
-	return out, nil
 }
 
 // Largest is the entry with the largest file; nil without entries.

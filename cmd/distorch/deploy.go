@@ -47,6 +47,9 @@ when every node has loaded its blocks.`,
 		if spec.Model, err = resolveModel(cmd, o, spec.Model); err != nil {
 			return err
 		}
+		if err := resolveLoRAs(cmd, o, spec.Loras); err != nil {
+			return err
+		}
 		if spec, err = deploy(cmd.Context(), o, spec); err != nil {
 			return err
 		}

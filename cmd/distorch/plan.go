@@ -14,6 +14,7 @@ import (
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/model/checkpoint"
+	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/report"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
@@ -23,6 +24,8 @@ import (
 type specFlags struct {
 	model, workload, dtype string
 	pins, excludes         []string
+	loras                  []string
+	loraMode               string
 }
 
 func (f *specFlags) add(cmd *cobra.Command) {
@@ -32,6 +35,8 @@ func (f *specFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.dtype, "dtype", "", "compute dtype, f32 or bf16 (default: the model's own)")
 	flags.StringSliceVar(&f.pins, "pin", nil, "AGENT=BLOCKS: put a number of blocks (a=21) or a range (a=0-20) on a node; pins together name every block, in order")
 	flags.StringSliceVar(&f.excludes, "exclude", nil, "node not to use")
+	flags.StringArrayVar(&f.loras, "lora", nil, "FILE[:STRENGTH]: LoRA on the model, by its name, its id, or a file that nodes hold too; may be given several times")
+	flags.StringVar(&f.loraMode, "lora-mode", string(lora.Add), "add: strengths may change with every run and step; merge: into the weights at load, as ComfyUI does")
 }
 
 // spec is what the flags ask for, with the model as it was written.
@@ -52,8 +57,13 @@ func (f *specFlags) spec(name string) (*pb.DeploymentSpec, error) {
 	if err != nil {
 		return nil, err
 	}
+	loras, err := parseLoRAs(f.loras, f.loraMode)
+	if err != nil {
+		return nil, err
+	}
 	return &pb.DeploymentSpec{
-		Name: name, Model: f.model, Workload: load, Dtype: strings.ToLower(f.dtype), Objective: "latency", Pins: pins, Excludes: f.excludes,
+		Loras: loras,
+		Name:  name, Model: f.model, Workload: load, Dtype: strings.ToLower(f.dtype), Objective: "latency", Pins: pins, Excludes: f.excludes,
 	}, nil
 }
 
@@ -170,6 +180,9 @@ func (a *app) livePlan(cmd *cobra.Command, f *specFlags, format output.Format) e
 	}
 	defer o.close()
 	if spec.Model, err = resolveModel(cmd, o, spec.Model); err != nil {
+		return err
+	}
+	if err := resolveLoRAs(cmd, o, spec.Loras); err != nil {
 		return err
 	}
 	answer, err := ask(cmd.Context(), o, "", o.Control.Plan, &pb.PlanRequest{Spec: spec})

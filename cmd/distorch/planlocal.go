@@ -300,6 +300,9 @@ func eightBits(s whatif.Scenario, source modelSource) []report.Variant {
 // sources are the model and the machines: from files, or as the live nodes hold and measured them. A model that no node
 // holds may be planned for all the same, by a file of this machine or a published name.
 func (a *app) sources(cmd *cobra.Command, spec *specFlags, f *planFlags) (modelSource, cluster.Cluster, error) {
+	if len(spec.loras) > 0 {
+		return nil, cluster.Cluster{}, usage(errors.New("--lora: only a deployment's plan on the live cluster counts LoRAs; leave --cluster, --objective, --explain and the like out"))
+	}
 	if f.cluster != "" {
 		source, err := findSource(spec.model)
 		if err != nil {

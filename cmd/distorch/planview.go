@@ -27,6 +27,7 @@ type planView struct {
 	Certificate certificateView  `json:"certificate"`
 	Numerics    string           `json:"numerics"`
 	Infeasible  string           `json:"infeasible,omitempty"`
+	LoRAs       []loraView       `json:"loras,omitempty"`
 }
 
 type stageView struct {
@@ -84,6 +85,7 @@ func newPlanView(p *pb.Plan, names map[string]string) *planView {
 		},
 		Certificate: certificateView{c.GetOptimal(), c.GetLowerBoundSeconds(), c.GetGap()},
 		Numerics:    p.Numerics, Infeasible: p.Infeasible, Unused: []reasonView{}, IfLost: []reasonView{},
+		LoRAs: newLoRAViews(p.Loras),
 	}
 	name := func(id string) string {
 		for _, s := range p.Stages {
@@ -158,6 +160,7 @@ func (v *planView) write(w io.Writer) error {
 	} else {
 		p.line("at most %.1f %% above the best possible for the cost model (%s)", 100*v.Certificate.Gap, output.Seconds(v.Certificate.LowerBound))
 	}
+	writeLoRAs(p, v.LoRAs)
 	for _, u := range v.Unused {
 		p.line("not used: %s: %s", u.Node, u.Reason)
 	}

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -35,6 +36,7 @@ type runFlags struct {
 	out, saveLatent      string
 	references           []string
 	refMethod, input     string
+	loras                []string
 }
 
 func newRun(a *app) *cobra.Command {
@@ -101,6 +103,7 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.references, "reference", nil, "file with a reference latent, for FLUX.1 Kontext; may be given again")
 	flags.StringVar(&f.refMethod, "reference-method", picture.RefMethods()[0], "how references are placed: "+strings.Join(picture.RefMethods(), ", "))
 	flags.StringVar(&f.input, "input", "", "file with the latent, and for Fill the mask, that a Control or Fill model takes")
+	flags.StringArrayVar(&f.loras, "lora", nil, "NAME:STRENGTH or NAME:FIRST:LAST of a LoRA of the deployment: its strength in this run, or in the first and the last step; may be given several times")
 	flags.IntVar(&f.repeat, "repeat", 1, "make the same picture so many times; their digests must be equal")
 }
 
@@ -202,11 +205,16 @@ func (f *runFlags) request(cmd *cobra.Command, o *operator, deployment string) (
 		return none, notFound(fmt.Errorf("no deployment %q here (`distorch deployments` lists them)", deployment))
 	}
 	spec := status.Deployments[0].GetSpec()
-	model, err := findModel(cmd, o, spec)
+	model, err := findModel(cmd, o, status.Deployments[0])
+	if err != nil {
+		return none, err
+	}
+	strengths, err := runStrengths(cmd, o, spec, f.loras)
 	if err != nil {
 		return none, err
 	}
 	r := picture.Request{
+		LoRAs:      strengths,
 		Deployment: deployment, Model: model, Width: f.width, Height: f.height, Seed: f.seed, Steps: f.steps,
 		CFG: f.cfg, Guidance: f.guidance, Scheduler: sampling.Scheduler(f.scheduler), Shift: f.shift,
 	}
@@ -275,13 +283,20 @@ func (f *runFlags) text(r *picture.Request) error {
 	return nil
 }
 
-func findModel(cmd *cobra.Command, o *operator, spec *pb.DeploymentSpec) (picture.Model, error) {
+func findModel(cmd *cobra.Command, o *operator, d *pb.DeploymentStatus) (picture.Model, error) {
+	spec := d.GetSpec()
 	answer, err := ask(cmd.Context(), o, "list models", o.Control.ListModels, &pb.ListModelsRequest{})
 	if err != nil {
 		return picture.Model{}, err
 	}
 	for _, m := range answer.Models {
 		if m.GetRecord().GetId() == spec.GetModel() {
+			if m.Record.HyperParameters == nil {
+				m.Record.HyperParameters = map[string]string{}
+			}
+			for _, l := range d.GetPlan().GetLoras() {
+				maps.Copy(m.Record.HyperParameters, l.GetHyperParameters())
+			}
 			model, err := picture.NewModel(m.Record)
 			return model, infeasible(err)
 		}

@@ -26,6 +26,7 @@ type specView struct {
 	Objective  string           `json:"objective"`
 	Pins       []string         `json:"pins"`
 	Excludes   []string         `json:"excludes"`
+	LoRAs      []loraView       `json:"loras,omitempty"`
 }
 
 type observedView struct {
@@ -53,6 +54,7 @@ func newSpecView(s *pb.DeploymentSpec) specView {
 		Name: s.GetName(), ID: s.GetId(), Generation: s.GetGeneration(), Model: s.GetModel(), ModelName: s.GetModelName(),
 		Workload: s.GetWorkload().GetDims(), InFlight: s.GetWorkload().GetInFlight(), DType: s.GetDtype(), Objective: s.GetObjective(),
 		Pins: []string{}, Excludes: append([]string{}, s.GetExcludes()...),
+		LoRAs: newLoRAViews(s.GetLoras()),
 	}
 	for _, p := range s.GetPins() {
 		v.Pins = append(v.Pins, fmt.Sprintf("%s=%d-%d", p.Node, p.FirstBlock, p.FirstBlock+max(p.Blocks, 1)-1))

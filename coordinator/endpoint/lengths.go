@@ -24,6 +24,7 @@ type lengths struct {
 	output       uint64 // of the region, padding included
 	outputBytes  uint64
 	outputShape  []int64
+	strengths    strengths
 }
 
 // newLengths specialises the deployment's graph to words such as width and
@@ -96,7 +97,15 @@ func (l *lengths) checkConditioning(tensors []*pb.Tensor) error {
 // inputs is what the first stage's region takes: the layout's tensors, padding
 // included, and the digest of the conditioning.
 func (l *lengths) inputs(req *pb.ForwardRequest) ([][]byte, error) {
-	if err := match(l.step, req.Tensors); err != nil {
+	s, err := l.strengths.over(req.LoraStrengths)
+	if err != nil {
+		return nil, err
+	}
+	tensors := req.Tensors
+	if t := s.tensor(); t != nil {
+		tensors = append(slices.Clone(tensors), t)
+	}
+	if err := match(l.step, tensors); err != nil {
 		return nil, err
 	}
 	digest, err := hex.DecodeString(req.Conditioning)
@@ -106,8 +115,8 @@ func (l *lengths) inputs(req *pb.ForwardRequest) ([][]byte, error) {
 	var out [][]byte
 	at := tensor.Bytes(0)
 	for _, v := range l.step.Values {
-		i := slices.IndexFunc(req.Tensors, func(t *pb.Tensor) bool { return t.Name == v.Name })
-		out = append(out, padding(v.Place.Offset-at), req.Tensors[i].Data)
+		i := slices.IndexFunc(tensors, func(t *pb.Tensor) bool { return t.Name == v.Name })
+		out = append(out, padding(v.Place.Offset-at), tensors[i].Data)
 		at = v.Place.Offset + v.Bytes
 	}
 	out = append(out, padding(tensor.Bytes(l.digest)-at), digest)

@@ -82,6 +82,9 @@ func (s *Server) BeginRun(ctx context.Context, req *pb.BeginRunRequest) (*pb.Beg
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	if l.strengths, err = newStrengths(d.Plan, req.LoraStrengths); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	if err := s.reserve(); err != nil {
 		return nil, err
 	}

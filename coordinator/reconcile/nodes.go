@@ -18,6 +18,9 @@ import (
 // ReasonFailed is the reason of a node that reported a failure.
 const ReasonFailed placement.ReasonKind = "failed"
 
+// ReasonLoRA is the reason of a node that lacks the file of a LoRA.
+const ReasonLoRA placement.ReasonKind = "lora"
+
 // cpu is the name of the device that runs a stage.
 const cpu = "cpu"
 
@@ -146,6 +149,9 @@ func (w *world) offer(spec *Spec, m *Model, dtype string, barred []Barred) []pla
 	for i := range w.nodes {
 		n := w.convert(&w.nodes[i], spec, m, dtype)
 		n.Rejected = w.reject(&w.nodes[i], n, m.Graph, dtype)
+		if name := w.lacks(w.nodes[i].ID, spec); name != "" && n.Rejected.Kind == "" {
+			n.Rejected = placement.Reason{Kind: ReasonLoRA, Detail: "it has no file " + name + " in models.dirs; copy it there and start its agent again"}
+		}
 		if b, ok := lost[w.nodes[i].ID]; ok {
 			n.Rejected = placement.Reason{Kind: ReasonFailed, Detail: b.Message}
 		}

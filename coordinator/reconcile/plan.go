@@ -83,6 +83,7 @@ type Plan struct {
 	InputDigest              string
 	Infeasible               string
 	Barred                   []Barred
+	LoRAs                    []LoRA
 }
 
 // of says whether the plan answers this very spec.

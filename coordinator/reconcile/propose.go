@@ -53,6 +53,12 @@ func (w *world) propose(spec *Spec, now *Plan) *Proposal {
 	}
 	dtype := computeDType(spec, m)
 	out.Plan.DType = dtype
+	var suffix string
+	var err error
+	m, out.Plan.LoRAs, suffix, err = WithLoRAs(m, func(id string) *Model { return w.model[id] }, spec.LoRAs, dtype)
+	if err != nil {
+		return refuse(fmt.Errorf("%s: %w", label(spec), err))
+	}
 	t, err := specialise(spec, m, dtype)
 	if err != nil {
 		return refuse(fmt.Errorf("%s: %w", label(spec), err))
@@ -68,6 +74,12 @@ func (w *world) propose(spec *Spec, now *Plan) *Proposal {
 	}
 	if err := w.fill(&out.Plan, t, m.Stored, best, stored); err != nil {
 		return refuse(fmt.Errorf("%s: %w", label(spec), err))
+	}
+	if suffix != "" {
+		for i := range out.Plan.Stages {
+			out.Plan.Stages[i].Class += suffix
+		}
+		out.Plan.Numerics = numerics(&out.Plan)
 	}
 	if stored {
 		problem.Model = t.stored
@@ -224,7 +236,7 @@ func numerics(p *Plan) string {
 		spans[s.Class] = append(spans[s.Class], fmt.Sprintf("%d-%d", s.First, s.First+s.Blocks-1))
 	}
 	if len(classes) == 1 {
-		return fmt.Sprintf("equals one device (%s)", strings.TrimSuffix(classes[0], "/"+p.DType))
+		return fmt.Sprintf("equals one device (%s)", strings.Replace(classes[0], "/"+p.DType, "", 1))
 	}
 	for _, c := range classes {
 		parts = append(parts, fmt.Sprintf("%s blocks %s", c, strings.Join(spans[c], " and ")))

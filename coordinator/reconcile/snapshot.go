@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/model/tensor"
 )
 
@@ -91,6 +92,9 @@ type Model struct {
 	Stored       map[string]tensor.DType // by resolved weight name
 	DefaultDType string
 	Problem      string // why it cannot be used; Graph is nil then
+	Arch         string
+	Params       map[string]string // hyper-parameters, JSON by name
+	LoRA         *lora.File        // of a LoRA file; nil otherwise
 }
 
 // Holder says that a node has a model's file.
@@ -119,6 +123,7 @@ type Spec struct {
 	DType      string // empty: the model's default
 	Pins       []Pin
 	Excludes   []string
+	LoRAs      []LoRA
 }
 
 // Observed is what a node says of a deployment's stage.

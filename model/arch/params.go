@@ -11,8 +11,24 @@ import (
 	"github.com/distorch/distorch/model/tensor"
 )
 
-// ParamsOf reads hyper-parameters that a node announced: JSON values by name,
-// as the architecture's Params marshal.
+// HyperParameters are an architecture's numbers by name, as JSON.
+func HyperParameters(p Params) (map[string]string, error) {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("hyper-parameters: %w", err)
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(b, &fields); err != nil {
+		return nil, fmt.Errorf("hyper-parameters: %w", err)
+	}
+	out := make(map[string]string, len(fields))
+	for name, v := range fields {
+		out[name] = string(v)
+	}
+	return out, nil
+}
+
+// ParamsOf reads hyper-parameters as HyperParameters writes them.
 func ParamsOf(arch string, values map[string]string) (Params, error) {
 	if arch != (Flux{}).Arch() {
 		return nil, fmt.Errorf("architecture %s: its hyper-parameters are not known to this build", quote(arch))

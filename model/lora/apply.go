@@ -70,6 +70,7 @@ type Base struct {
 // Model is a model with its LoRAs.
 type Model struct {
 	Graph  *graph.Model
+	Params arch.Params             // the base's, unless a LoRA makes it another variant
 	Stored map[string]tensor.DType // by resolved weight name; of made weights, what they are made as
 	// Made are the weights that are not the checkpoint's as they are there, by
 	// resolved name.
@@ -139,6 +140,9 @@ func Apply(b Base, compute tensor.DType, uses []Use) (*Model, error) {
 	r := &rewriter{base: b, compute: compute, out: &Model{Uses: uses, Made: map[string]Made{}, Stored: maps.Clone(b.Stored)}}
 	for i := range uses {
 		u := &uses[i]
+		if u.Mode != Add && u.Mode != Merge {
+			return nil, fmt.Errorf("LoRA %s: mode %s: use %s or %s", u.Name, quote(string(u.Mode)), Add, Merge)
+		}
 		if err := errors.Join(u.Patch.Err(), CheckStrength(float64(u.Strength))); err != nil {
 			return nil, fmt.Errorf("LoRA %s: %w", u.Name, err)
 		}
@@ -150,7 +154,7 @@ func Apply(b Base, compute tensor.DType, uses []Use) (*Model, error) {
 	if r.out.Graph, err = r.widened(); err != nil {
 		return nil, err
 	}
-	r.shapes = Weights(r.out.Graph)
+	r.shapes = r.out.Graph.Weights()
 	if err := r.rewrite(); err != nil {
 		return nil, err
 	}
@@ -194,6 +198,7 @@ func (r *rewriter) widened() (*graph.Model, error) {
 			wider[name] = s
 		}
 	}
+	r.out.Params = r.base.Params
 	if len(wider) == 0 {
 		return cloned(r.base.Graph), nil
 	}
@@ -208,6 +213,7 @@ func (r *rewriter) widened() (*graph.Model, error) {
 			return nil, err
 		}
 	}
+	r.out.Params = p
 	return p.Build(r.base.Options), nil
 }
 

@@ -123,7 +123,7 @@ type diffuser interface {
 }
 
 func newModel(g *graph.Model, p arch.Params) *model {
-	m := &model{shapes: Weights(g), layers: map[string][]rows{}, flat: map[string]string{}}
+	m := &model{shapes: g.Weights(), layers: map[string][]rows{}, flat: map[string]string{}}
 	for _, name := range slices.Sorted(maps.Keys(m.shapes)) {
 		if s := m.shapes[name]; len(s) > 0 {
 			m.add(strings.TrimSuffix(name, ".weight"), rows{weight: name, count: s[0]})
@@ -150,19 +150,6 @@ func newModel(g *graph.Model, p arch.Params) *model {
 func (m *model) add(layer string, r rows) {
 	m.layers[layer] = append(m.layers[layer], r)
 	m.flat[strings.ReplaceAll(layer, ".", "_")] = layer
-}
-
-// Weights are the shapes of all weights of a model by resolved name.
-func Weights(g *graph.Model) map[string]tensor.Shape {
-	out := map[string]tensor.Shape{}
-	for _, p := range parts(g) {
-		for _, w := range p.graph.Weights {
-			for i := range p.count {
-				out[graph.Resolve(w.Name, int(i))] = w.Shape
-			}
-		}
-	}
-	return out
 }
 
 // find is the weight's rows that a layer's name means.

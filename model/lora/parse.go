@@ -12,6 +12,9 @@ import (
 	"github.com/distorch/distorch/model/tensor"
 )
 
+// Architecture is what records of LoRA files have in the place of a model's.
+const Architecture = "lora"
+
 // Tensor is what a file's header says of one tensor.
 type Tensor struct {
 	Name  string

@@ -38,6 +38,7 @@ type Request struct {
 	References    []Latent // placed as RefMethod says
 	RefMethod     string   // of RefMethods
 	Input         *Latent  // [1, Model.Concat, …], for models that take one
+	LoRAs         []LoRA
 	// Planned, if not nil, sees the plan before the first step. Stepped sees
 	// each step when it is done, from 1.
 	Planned func(*pb.Plan)
@@ -146,7 +147,7 @@ func Sample(ctx context.Context, endpoint pb.EndpointClient, r Request) (_ *Resu
 	if err != nil {
 		return nil, err
 	}
-	begun, err := endpoint.BeginRun(ctx, &pb.BeginRunRequest{Deployment: r.Deployment, Dims: r.Dims()})
+	begun, err := endpoint.BeginRun(ctx, &pb.BeginRunRequest{Deployment: r.Deployment, Dims: r.Dims(), LoraStrengths: r.strengths(0)})
 	if err != nil {
 		return nil, err
 	}
@@ -326,7 +327,7 @@ func (s *session) predict(ctx context.Context, step int, sigma float32, x []floa
 // forward sends the conditioning once more if the first stage has dropped it.
 func (s *session) forward(ctx context.Context, step, i int, inputs []*pb.Tensor) (*pb.ForwardResponse, error) {
 	b := s.branches[i]
-	request := &pb.ForwardRequest{Run: s.run, Step: uint32(step), Branch: uint32(i), Conditioning: b.digest, Tensors: inputs}
+	request := &pb.ForwardRequest{Run: s.run, Step: uint32(step), Branch: uint32(i), Conditioning: b.digest, Tensors: inputs, LoraStrengths: s.request.changing(step)}
 	answer, err := s.endpoint.Forward(ctx, request)
 	if status.Code(err) != codes.FailedPrecondition {
 		return answer, err

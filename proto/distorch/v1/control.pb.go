@@ -83,7 +83,7 @@ func (x BlockTier_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BlockTier_Kind.Descriptor instead.
 func (BlockTier_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16, 0}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17, 0}
 }
 
 type Observed_State int32
@@ -138,7 +138,7 @@ func (x Observed_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Observed_State.Descriptor instead.
 func (Observed_State) EnumDescriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24, 0}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25, 0}
 }
 
 // Workload is the largest request that a deployment is placed for.
@@ -1166,7 +1166,8 @@ func (x *WeightEntry) GetShape() []int64 {
 	return nil
 }
 
-// ModelRecord is /models/<id>, create-only.
+// ModelRecord is /models/<id>, create-only. A LoRA file has the architecture
+// "lora", no graph, and as weights its tensors under their names in the file.
 type ModelRecord struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`     // quick id
@@ -1421,6 +1422,106 @@ func (x *Pin) GetBlocks() uint32 {
 	return 0
 }
 
+// LoRA is a file that changes a deployment's model.
+type LoRA struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of its record, as of a model
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// add: what it changes is added at run time, and strength is what forwards
+	// get that name none. merge: the weights are changed by that strength when
+	// they are loaded. Empty: add.
+	Mode     string  `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	Strength float32 `protobuf:"fixed32,4,opt,name=strength,proto3" json:"strength,omitempty"`
+	// In a plan: how many of the file's layers change the model, and the tensors
+	// of the file that do not, with the reason.
+	Layers uint32   `protobuf:"varint,5,opt,name=layers,proto3" json:"layers,omitempty"`
+	Notes  []string `protobuf:"bytes,6,rep,name=notes,proto3" json:"notes,omitempty"`
+	// In a plan: hyper-parameters of the model that are others with it, as a
+	// model's record has them.
+	HyperParameters map[string]string `protobuf:"bytes,7,rep,name=hyper_parameters,json=hyperParameters,proto3" json:"hyper_parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *LoRA) Reset() {
+	*x = LoRA{}
+	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoRA) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoRA) ProtoMessage() {}
+
+func (x *LoRA) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoRA.ProtoReflect.Descriptor instead.
+func (*LoRA) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *LoRA) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LoRA) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LoRA) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *LoRA) GetStrength() float32 {
+	if x != nil {
+		return x.Strength
+	}
+	return 0
+}
+
+func (x *LoRA) GetLayers() uint32 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *LoRA) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+func (x *LoRA) GetHyperParameters() map[string]string {
+	if x != nil {
+		return x.HyperParameters
+	}
+	return nil
+}
+
 // DeploymentSpec is /deployments/<name>/spec: what the operator wants.
 type DeploymentSpec struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -1440,13 +1541,14 @@ type DeploymentSpec struct {
 	Fit              string                 `protobuf:"bytes,14,opt,name=fit,proto3" json:"fit,omitempty"`                                                      // fallback, strict; empty: fallback
 	ReserveBytes     uint64                 `protobuf:"varint,15,opt,name=reserve_bytes,json=reserveBytes,proto3" json:"reserve_bytes,omitempty"`               // kept free on every device, where its own reserve is smaller
 	Storage          string                 `protobuf:"bytes,16,opt,name=storage,proto3" json:"storage,omitempty"`                                              // of blocks that rest: as the file has it, or fp8
+	Loras            []*LoRA                `protobuf:"bytes,30,rep,name=loras,proto3" json:"loras,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *DeploymentSpec) Reset() {
 	*x = DeploymentSpec{}
-	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	mi := &file_distorch_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1560,7 @@ func (x *DeploymentSpec) String() string {
 func (*DeploymentSpec) ProtoMessage() {}
 
 func (x *DeploymentSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	mi := &file_distorch_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1573,7 @@ func (x *DeploymentSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentSpec.ProtoReflect.Descriptor instead.
 func (*DeploymentSpec) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeploymentSpec) GetName() string {
@@ -1586,6 +1688,13 @@ func (x *DeploymentSpec) GetStorage() string {
 	return ""
 }
 
+func (x *DeploymentSpec) GetLoras() []*LoRA {
+	if x != nil {
+		return x.Loras
+	}
+	return nil
+}
+
 type StageForecast struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	ComputeSeconds float64                `protobuf:"fixed64,1,opt,name=compute_seconds,json=computeSeconds,proto3" json:"compute_seconds,omitempty"`
@@ -1606,7 +1715,7 @@ type StageForecast struct {
 
 func (x *StageForecast) Reset() {
 	*x = StageForecast{}
-	mi := &file_distorch_v1_control_proto_msgTypes[15]
+	mi := &file_distorch_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +1727,7 @@ func (x *StageForecast) String() string {
 func (*StageForecast) ProtoMessage() {}
 
 func (x *StageForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[15]
+	mi := &file_distorch_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +1740,7 @@ func (x *StageForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageForecast.ProtoReflect.Descriptor instead.
 func (*StageForecast) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StageForecast) GetComputeSeconds() float64 {
@@ -1722,7 +1831,7 @@ type BlockTier struct {
 
 func (x *BlockTier) Reset() {
 	*x = BlockTier{}
-	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1843,7 @@ func (x *BlockTier) String() string {
 func (*BlockTier) ProtoMessage() {}
 
 func (x *BlockTier) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1856,7 @@ func (x *BlockTier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockTier.ProtoReflect.Descriptor instead.
 func (*BlockTier) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BlockTier) GetFirstBlock() uint32 {
@@ -1833,7 +1942,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1954,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1967,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Stage) GetNode() string {
@@ -1988,7 +2097,7 @@ type Forecast struct {
 
 func (x *Forecast) Reset() {
 	*x = Forecast{}
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2109,7 @@ func (x *Forecast) String() string {
 func (*Forecast) ProtoMessage() {}
 
 func (x *Forecast) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2122,7 @@ func (x *Forecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
 func (*Forecast) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Forecast) GetStepSeconds() float64 {
@@ -2075,7 +2184,7 @@ type UnusedNode struct {
 
 func (x *UnusedNode) Reset() {
 	*x = UnusedNode{}
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2196,7 @@ func (x *UnusedNode) String() string {
 func (*UnusedNode) ProtoMessage() {}
 
 func (x *UnusedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2209,7 @@ func (x *UnusedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnusedNode.ProtoReflect.Descriptor instead.
 func (*UnusedNode) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UnusedNode) GetNode() string {
@@ -2127,7 +2236,7 @@ type NodeLoss struct {
 
 func (x *NodeLoss) Reset() {
 	*x = NodeLoss{}
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2248,7 @@ func (x *NodeLoss) String() string {
 func (*NodeLoss) ProtoMessage() {}
 
 func (x *NodeLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2261,7 @@ func (x *NodeLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLoss.ProtoReflect.Descriptor instead.
 func (*NodeLoss) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeLoss) GetNode() string {
@@ -2180,7 +2289,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2301,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2314,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Certificate) GetOptimal() bool {
@@ -2245,7 +2354,7 @@ type BarredNode struct {
 
 func (x *BarredNode) Reset() {
 	*x = BarredNode{}
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2366,7 @@ func (x *BarredNode) String() string {
 func (*BarredNode) ProtoMessage() {}
 
 func (x *BarredNode) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2379,7 @@ func (x *BarredNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BarredNode.ProtoReflect.Descriptor instead.
 func (*BarredNode) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BarredNode) GetNode() string {
@@ -2329,13 +2438,14 @@ type Plan struct {
 	// Why there is no plan; stages are empty then.
 	Infeasible    string        `protobuf:"bytes,16,opt,name=infeasible,proto3" json:"infeasible,omitempty"`
 	Barred        []*BarredNode `protobuf:"bytes,17,rep,name=barred,proto3" json:"barred,omitempty"`
+	Loras         []*LoRA       `protobuf:"bytes,30,rep,name=loras,proto3" json:"loras,omitempty"` // in the order of the deployment's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2457,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2470,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Plan) GetDeployment() string {
@@ -2482,6 +2592,13 @@ func (x *Plan) GetBarred() []*BarredNode {
 	return nil
 }
 
+func (x *Plan) GetLoras() []*LoRA {
+	if x != nil {
+		return x.Loras
+	}
+	return nil
+}
+
 // Observed is /observed/<name>/<node>, written by that agent under its lease.
 type Observed struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -2504,7 +2621,7 @@ type Observed struct {
 
 func (x *Observed) Reset() {
 	*x = Observed{}
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2633,7 @@ func (x *Observed) String() string {
 func (*Observed) ProtoMessage() {}
 
 func (x *Observed) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2646,7 @@ func (x *Observed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observed.ProtoReflect.Descriptor instead.
 func (*Observed) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Observed) GetDeployment() string {
@@ -2638,7 +2755,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +2767,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2780,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TokenRecord) GetId() string {
@@ -2717,7 +2834,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2729,7 +2846,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2742,7 +2859,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
@@ -2761,7 +2878,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2890,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2903,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2804,7 +2921,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2933,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +2946,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 type NodeStatus struct {
@@ -2843,7 +2960,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2855,7 +2972,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2868,7 +2985,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *NodeStatus) GetRecord() *NodeRecord {
@@ -2901,7 +3018,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2913,7 +3030,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2926,7 +3043,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeStatus {
@@ -2948,7 +3065,7 @@ type MeasureLinkRequest struct {
 
 func (x *MeasureLinkRequest) Reset() {
 	*x = MeasureLinkRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2960,7 +3077,7 @@ func (x *MeasureLinkRequest) String() string {
 func (*MeasureLinkRequest) ProtoMessage() {}
 
 func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2973,7 +3090,7 @@ func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeasureLinkRequest.ProtoReflect.Descriptor instead.
 func (*MeasureLinkRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MeasureLinkRequest) GetNode() string {
@@ -2999,7 +3116,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3011,7 +3128,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3024,7 +3141,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -3042,7 +3159,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3054,7 +3171,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3067,7 +3184,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 type ListModelsRequest struct {
@@ -3079,7 +3196,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3091,7 +3208,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3104,7 +3221,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListModelsRequest) GetGraphOf() string {
@@ -3124,7 +3241,7 @@ type ModelStatus struct {
 
 func (x *ModelStatus) Reset() {
 	*x = ModelStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3136,7 +3253,7 @@ func (x *ModelStatus) String() string {
 func (*ModelStatus) ProtoMessage() {}
 
 func (x *ModelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3149,7 +3266,7 @@ func (x *ModelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelStatus.ProtoReflect.Descriptor instead.
 func (*ModelStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ModelStatus) GetRecord() *ModelRecord {
@@ -3175,7 +3292,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3187,7 +3304,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3200,7 +3317,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelStatus {
@@ -3219,7 +3336,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3348,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3361,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PlanRequest) GetSpec() *DeploymentSpec {
@@ -3265,7 +3382,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3394,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3407,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PlanResponse) GetPlan() *Plan {
@@ -3323,7 +3440,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3335,7 +3452,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3348,7 +3465,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeployRequest) GetSpec() *DeploymentSpec {
@@ -3367,7 +3484,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3379,7 +3496,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3392,7 +3509,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeployResponse) GetSpec() *DeploymentSpec {
@@ -3417,7 +3534,7 @@ type DeploymentStatus struct {
 
 func (x *DeploymentStatus) Reset() {
 	*x = DeploymentStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +3546,7 @@ func (x *DeploymentStatus) String() string {
 func (*DeploymentStatus) ProtoMessage() {}
 
 func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +3559,7 @@ func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentStatus.ProtoReflect.Descriptor instead.
 func (*DeploymentStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DeploymentStatus) GetSpec() *DeploymentSpec {
@@ -3505,7 +3622,7 @@ type TierStats struct {
 
 func (x *TierStats) Reset() {
 	*x = TierStats{}
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3517,7 +3634,7 @@ func (x *TierStats) String() string {
 func (*TierStats) ProtoMessage() {}
 
 func (x *TierStats) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3530,7 +3647,7 @@ func (x *TierStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TierStats.ProtoReflect.Descriptor instead.
 func (*TierStats) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TierStats) GetKind() BlockTier_Kind {
@@ -3628,7 +3745,7 @@ type StageStats struct {
 
 func (x *StageStats) Reset() {
 	*x = StageStats{}
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3757,7 @@ func (x *StageStats) String() string {
 func (*StageStats) ProtoMessage() {}
 
 func (x *StageStats) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +3770,7 @@ func (x *StageStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageStats.ProtoReflect.Descriptor instead.
 func (*StageStats) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StageStats) GetNode() string {
@@ -3826,7 +3943,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3838,7 +3955,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3851,7 +3968,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatusRequest) GetName() string {
@@ -3871,7 +3988,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[45]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3883,7 +4000,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[45]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3896,7 +4013,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StatusResponse) GetDeployments() []*DeploymentStatus {
@@ -3922,7 +4039,7 @@ type UndeployRequest struct {
 
 func (x *UndeployRequest) Reset() {
 	*x = UndeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[46]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3934,7 +4051,7 @@ func (x *UndeployRequest) String() string {
 func (*UndeployRequest) ProtoMessage() {}
 
 func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[46]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3947,7 +4064,7 @@ func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
 func (*UndeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UndeployRequest) GetName() string {
@@ -3965,7 +4082,7 @@ type UndeployResponse struct {
 
 func (x *UndeployResponse) Reset() {
 	*x = UndeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[47]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3977,7 +4094,7 @@ func (x *UndeployResponse) String() string {
 func (*UndeployResponse) ProtoMessage() {}
 
 func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[47]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3990,7 +4107,7 @@ func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
 func (*UndeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 type VersionRequest struct {
@@ -4001,7 +4118,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[48]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4013,7 +4130,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[48]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4026,7 +4143,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 type VersionResponse struct {
@@ -4041,7 +4158,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[49]
+	mi := &file_distorch_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4053,7 +4170,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[49]
+	mi := &file_distorch_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4066,7 +4183,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -4230,7 +4347,18 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1f\n" +
 	"\vfirst_block\x18\x02 \x01(\rR\n" +
 	"firstBlock\x12\x16\n" +
-	"\x06blocks\x18\x03 \x01(\rR\x06blocks\"\xe9\x03\n" +
+	"\x06blocks\x18\x03 \x01(\rR\x06blocks\"\x9f\x02\n" +
+	"\x04LoRA\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\tR\x04mode\x12\x1a\n" +
+	"\bstrength\x18\x04 \x01(\x02R\bstrength\x12\x16\n" +
+	"\x06layers\x18\x05 \x01(\rR\x06layers\x12\x14\n" +
+	"\x05notes\x18\x06 \x03(\tR\x05notes\x12Q\n" +
+	"\x10hyper_parameters\x18\a \x03(\v2&.distorch.v1.LoRA.HyperParametersEntryR\x0fhyperParameters\x1aB\n" +
+	"\x14HyperParametersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x04\n" +
 	"\x0eDeploymentSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -4253,7 +4381,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x12virtual_vram_bytes\x18\r \x01(\x04R\x10virtualVramBytes\x12\x10\n" +
 	"\x03fit\x18\x0e \x01(\tR\x03fit\x12#\n" +
 	"\rreserve_bytes\x18\x0f \x01(\x04R\freserveBytes\x12\x18\n" +
-	"\astorage\x18\x10 \x01(\tR\astorage\"\xf8\x02\n" +
+	"\astorage\x18\x10 \x01(\tR\astorage\x12'\n" +
+	"\x05loras\x18\x1e \x03(\v2\x11.distorch.v1.LoRAR\x05loras\"\xf8\x02\n" +
 	"\rStageForecast\x12'\n" +
 	"\x0fcompute_seconds\x18\x01 \x01(\x01R\x0ecomputeSeconds\x12%\n" +
 	"\x0eexpand_seconds\x18\x02 \x01(\x01R\rexpandSeconds\x12\x1f\n" +
@@ -4336,7 +4465,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06failed\x18\x03 \x01(\bR\x06failed\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x03R\brevision\"\x8b\x05\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\"\xb4\x05\n" +
 	"\x04Plan\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
@@ -4362,7 +4491,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"infeasible\x18\x10 \x01(\tR\n" +
 	"infeasible\x12/\n" +
-	"\x06barred\x18\x11 \x03(\v2\x17.distorch.v1.BarredNodeR\x06barred\"\xff\x03\n" +
+	"\x06barred\x18\x11 \x03(\v2\x17.distorch.v1.BarredNodeR\x06barred\x12'\n" +
+	"\x05loras\x18\x1e \x03(\v2\x11.distorch.v1.LoRAR\x05loras\"\xff\x03\n" +
 	"\bObserved\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
@@ -4520,7 +4650,7 @@ func file_distorch_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_distorch_v1_control_proto_goTypes = []any{
 	(BlockTier_Kind)(0),         // 0: distorch.v1.BlockTier.Kind
 	(Observed_State)(0),         // 1: distorch.v1.Observed.State
@@ -4538,124 +4668,129 @@ var file_distorch_v1_control_proto_goTypes = []any{
 	(*ModelRecord)(nil),         // 13: distorch.v1.ModelRecord
 	(*HolderRecord)(nil),        // 14: distorch.v1.HolderRecord
 	(*Pin)(nil),                 // 15: distorch.v1.Pin
-	(*DeploymentSpec)(nil),      // 16: distorch.v1.DeploymentSpec
-	(*StageForecast)(nil),       // 17: distorch.v1.StageForecast
-	(*BlockTier)(nil),           // 18: distorch.v1.BlockTier
-	(*Stage)(nil),               // 19: distorch.v1.Stage
-	(*Forecast)(nil),            // 20: distorch.v1.Forecast
-	(*UnusedNode)(nil),          // 21: distorch.v1.UnusedNode
-	(*NodeLoss)(nil),            // 22: distorch.v1.NodeLoss
-	(*Certificate)(nil),         // 23: distorch.v1.Certificate
-	(*BarredNode)(nil),          // 24: distorch.v1.BarredNode
-	(*Plan)(nil),                // 25: distorch.v1.Plan
-	(*Observed)(nil),            // 26: distorch.v1.Observed
-	(*TokenRecord)(nil),         // 27: distorch.v1.TokenRecord
-	(*CreateTokenRequest)(nil),  // 28: distorch.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil), // 29: distorch.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),    // 30: distorch.v1.ListNodesRequest
-	(*NodeStatus)(nil),          // 31: distorch.v1.NodeStatus
-	(*ListNodesResponse)(nil),   // 32: distorch.v1.ListNodesResponse
-	(*MeasureLinkRequest)(nil),  // 33: distorch.v1.MeasureLinkRequest
-	(*RemoveNodeRequest)(nil),   // 34: distorch.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),  // 35: distorch.v1.RemoveNodeResponse
-	(*ListModelsRequest)(nil),   // 36: distorch.v1.ListModelsRequest
-	(*ModelStatus)(nil),         // 37: distorch.v1.ModelStatus
-	(*ListModelsResponse)(nil),  // 38: distorch.v1.ListModelsResponse
-	(*PlanRequest)(nil),         // 39: distorch.v1.PlanRequest
-	(*PlanResponse)(nil),        // 40: distorch.v1.PlanResponse
-	(*DeployRequest)(nil),       // 41: distorch.v1.DeployRequest
-	(*DeployResponse)(nil),      // 42: distorch.v1.DeployResponse
-	(*DeploymentStatus)(nil),    // 43: distorch.v1.DeploymentStatus
-	(*TierStats)(nil),           // 44: distorch.v1.TierStats
-	(*StageStats)(nil),          // 45: distorch.v1.StageStats
-	(*StatusRequest)(nil),       // 46: distorch.v1.StatusRequest
-	(*StatusResponse)(nil),      // 47: distorch.v1.StatusResponse
-	(*UndeployRequest)(nil),     // 48: distorch.v1.UndeployRequest
-	(*UndeployResponse)(nil),    // 49: distorch.v1.UndeployResponse
-	(*VersionRequest)(nil),      // 50: distorch.v1.VersionRequest
-	(*VersionResponse)(nil),     // 51: distorch.v1.VersionResponse
-	nil,                         // 52: distorch.v1.Workload.DimsEntry
-	nil,                         // 53: distorch.v1.NodeRecord.LabelsEntry
-	nil,                         // 54: distorch.v1.ModelRecord.HyperParametersEntry
-	(*durationpb.Duration)(nil), // 55: google.protobuf.Duration
-	(*Model)(nil),               // 56: distorch.v1.Model
+	(*LoRA)(nil),                // 16: distorch.v1.LoRA
+	(*DeploymentSpec)(nil),      // 17: distorch.v1.DeploymentSpec
+	(*StageForecast)(nil),       // 18: distorch.v1.StageForecast
+	(*BlockTier)(nil),           // 19: distorch.v1.BlockTier
+	(*Stage)(nil),               // 20: distorch.v1.Stage
+	(*Forecast)(nil),            // 21: distorch.v1.Forecast
+	(*UnusedNode)(nil),          // 22: distorch.v1.UnusedNode
+	(*NodeLoss)(nil),            // 23: distorch.v1.NodeLoss
+	(*Certificate)(nil),         // 24: distorch.v1.Certificate
+	(*BarredNode)(nil),          // 25: distorch.v1.BarredNode
+	(*Plan)(nil),                // 26: distorch.v1.Plan
+	(*Observed)(nil),            // 27: distorch.v1.Observed
+	(*TokenRecord)(nil),         // 28: distorch.v1.TokenRecord
+	(*CreateTokenRequest)(nil),  // 29: distorch.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil), // 30: distorch.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),    // 31: distorch.v1.ListNodesRequest
+	(*NodeStatus)(nil),          // 32: distorch.v1.NodeStatus
+	(*ListNodesResponse)(nil),   // 33: distorch.v1.ListNodesResponse
+	(*MeasureLinkRequest)(nil),  // 34: distorch.v1.MeasureLinkRequest
+	(*RemoveNodeRequest)(nil),   // 35: distorch.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),  // 36: distorch.v1.RemoveNodeResponse
+	(*ListModelsRequest)(nil),   // 37: distorch.v1.ListModelsRequest
+	(*ModelStatus)(nil),         // 38: distorch.v1.ModelStatus
+	(*ListModelsResponse)(nil),  // 39: distorch.v1.ListModelsResponse
+	(*PlanRequest)(nil),         // 40: distorch.v1.PlanRequest
+	(*PlanResponse)(nil),        // 41: distorch.v1.PlanResponse
+	(*DeployRequest)(nil),       // 42: distorch.v1.DeployRequest
+	(*DeployResponse)(nil),      // 43: distorch.v1.DeployResponse
+	(*DeploymentStatus)(nil),    // 44: distorch.v1.DeploymentStatus
+	(*TierStats)(nil),           // 45: distorch.v1.TierStats
+	(*StageStats)(nil),          // 46: distorch.v1.StageStats
+	(*StatusRequest)(nil),       // 47: distorch.v1.StatusRequest
+	(*StatusResponse)(nil),      // 48: distorch.v1.StatusResponse
+	(*UndeployRequest)(nil),     // 49: distorch.v1.UndeployRequest
+	(*UndeployResponse)(nil),    // 50: distorch.v1.UndeployResponse
+	(*VersionRequest)(nil),      // 51: distorch.v1.VersionRequest
+	(*VersionResponse)(nil),     // 52: distorch.v1.VersionResponse
+	nil,                         // 53: distorch.v1.Workload.DimsEntry
+	nil,                         // 54: distorch.v1.NodeRecord.LabelsEntry
+	nil,                         // 55: distorch.v1.ModelRecord.HyperParametersEntry
+	nil,                         // 56: distorch.v1.LoRA.HyperParametersEntry
+	(*durationpb.Duration)(nil), // 57: google.protobuf.Duration
+	(*Model)(nil),               // 58: distorch.v1.Model
 }
 var file_distorch_v1_control_proto_depIdxs = []int32{
-	52, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
+	53, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
 	4,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
 	3,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
 	5,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
 	7,  // 4: distorch.v1.Device.peers:type_name -> distorch.v1.DevicePeer
 	6,  // 5: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
-	53, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
+	54, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
 	9,  // 7: distorch.v1.NodeRecord.lost:type_name -> distorch.v1.LostDevice
-	55, // 8: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
-	55, // 9: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
+	57, // 8: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
+	57, // 9: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
 	10, // 10: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
-	56, // 11: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
+	58, // 11: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
 	12, // 12: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
-	54, // 13: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
-	2,  // 14: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
-	15, // 15: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
-	0,  // 16: distorch.v1.BlockTier.kind:type_name -> distorch.v1.BlockTier.Kind
-	17, // 17: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
-	18, // 18: distorch.v1.Stage.tiers:type_name -> distorch.v1.BlockTier
-	2,  // 19: distorch.v1.Plan.workload:type_name -> distorch.v1.Workload
-	19, // 20: distorch.v1.Plan.stages:type_name -> distorch.v1.Stage
-	20, // 21: distorch.v1.Plan.forecast:type_name -> distorch.v1.Forecast
-	21, // 22: distorch.v1.Plan.unused:type_name -> distorch.v1.UnusedNode
-	22, // 23: distorch.v1.Plan.if_lost:type_name -> distorch.v1.NodeLoss
-	23, // 24: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
-	24, // 25: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
-	1,  // 26: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
-	55, // 27: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
-	55, // 28: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	8,  // 29: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
-	11, // 30: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
-	31, // 31: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
-	13, // 32: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
-	37, // 33: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
-	16, // 34: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	25, // 35: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
-	16, // 36: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	16, // 37: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
-	16, // 38: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
-	25, // 39: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
-	26, // 40: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
-	45, // 41: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
-	0,  // 42: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
-	55, // 43: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
-	55, // 44: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
-	55, // 45: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
-	5,  // 46: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
-	44, // 47: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
-	55, // 48: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
-	43, // 49: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
-	50, // 50: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
-	28, // 51: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
-	30, // 52: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
-	33, // 53: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	34, // 54: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
-	36, // 55: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
-	39, // 56: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
-	41, // 57: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
-	46, // 58: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
-	48, // 59: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
-	51, // 60: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
-	29, // 61: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
-	32, // 62: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
-	10, // 63: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
-	35, // 64: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
-	38, // 65: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
-	40, // 66: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
-	42, // 67: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
-	47, // 68: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
-	49, // 69: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
-	60, // [60:70] is the sub-list for method output_type
-	50, // [50:60] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	55, // 13: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
+	56, // 14: distorch.v1.LoRA.hyper_parameters:type_name -> distorch.v1.LoRA.HyperParametersEntry
+	2,  // 15: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
+	15, // 16: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
+	16, // 17: distorch.v1.DeploymentSpec.loras:type_name -> distorch.v1.LoRA
+	0,  // 18: distorch.v1.BlockTier.kind:type_name -> distorch.v1.BlockTier.Kind
+	18, // 19: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
+	19, // 20: distorch.v1.Stage.tiers:type_name -> distorch.v1.BlockTier
+	2,  // 21: distorch.v1.Plan.workload:type_name -> distorch.v1.Workload
+	20, // 22: distorch.v1.Plan.stages:type_name -> distorch.v1.Stage
+	21, // 23: distorch.v1.Plan.forecast:type_name -> distorch.v1.Forecast
+	22, // 24: distorch.v1.Plan.unused:type_name -> distorch.v1.UnusedNode
+	23, // 25: distorch.v1.Plan.if_lost:type_name -> distorch.v1.NodeLoss
+	24, // 26: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
+	25, // 27: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
+	16, // 28: distorch.v1.Plan.loras:type_name -> distorch.v1.LoRA
+	1,  // 29: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
+	57, // 30: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
+	57, // 31: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	8,  // 32: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
+	11, // 33: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
+	32, // 34: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
+	13, // 35: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
+	38, // 36: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
+	17, // 37: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	26, // 38: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
+	17, // 39: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	17, // 40: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
+	17, // 41: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
+	26, // 42: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
+	27, // 43: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
+	46, // 44: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
+	0,  // 45: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
+	57, // 46: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
+	57, // 47: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
+	57, // 48: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
+	5,  // 49: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
+	45, // 50: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
+	57, // 51: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
+	44, // 52: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
+	51, // 53: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
+	29, // 54: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
+	31, // 55: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
+	34, // 56: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	35, // 57: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
+	37, // 58: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
+	40, // 59: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
+	42, // 60: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
+	47, // 61: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
+	49, // 62: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
+	52, // 63: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
+	30, // 64: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
+	33, // 65: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
+	10, // 66: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
+	36, // 67: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
+	39, // 68: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
+	41, // 69: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
+	43, // 70: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
+	48, // 71: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
+	50, // 72: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
+	63, // [63:73] is the sub-list for method output_type
+	53, // [53:63] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_control_proto_init() }
@@ -4670,7 +4805,7 @@ func file_distorch_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_control_proto_rawDesc), len(file_distorch_v1_control_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   53,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

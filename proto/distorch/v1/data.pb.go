@@ -163,9 +163,12 @@ func (x *Tensor) GetData() []byte {
 }
 
 type BeginRunRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Deployment    string                 `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
-	Dims          map[string]int64       `protobuf:"bytes,2,rep,name=dims,proto3" json:"dims,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // this request's, at most the workload's
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Deployment string                 `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	Dims       map[string]int64       `protobuf:"bytes,2,rep,name=dims,proto3" json:"dims,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // this request's, at most the workload's
+	// Strengths of the run's forwards, by a LoRA's name or id in the deployment;
+	// one that is not named has the deployment's. Only LoRAs of mode add.
+	LoraStrengths map[string]float32 `protobuf:"bytes,3,rep,name=lora_strengths,json=loraStrengths,proto3" json:"lora_strengths,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed32,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -210,6 +213,13 @@ func (x *BeginRunRequest) GetDeployment() string {
 func (x *BeginRunRequest) GetDims() map[string]int64 {
 	if x != nil {
 		return x.Dims
+	}
+	return nil
+}
+
+func (x *BeginRunRequest) GetLoraStrengths() map[string]float32 {
+	if x != nil {
+		return x.LoraStrengths
 	}
 	return nil
 }
@@ -378,6 +388,7 @@ type ForwardRequest struct {
 	Conditioning  string                 `protobuf:"bytes,4,opt,name=conditioning,proto3" json:"conditioning,omitempty"` // digest of PutConditioning
 	Tensors       []*Tensor              `protobuf:"bytes,5,rep,name=tensors,proto3" json:"tensors,omitempty"`           // x, timestep
 	Deadline      *durationpb.Duration   `protobuf:"bytes,6,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	LoraStrengths map[string]float32     `protobuf:"bytes,7,rep,name=lora_strengths,json=loraStrengths,proto3" json:"lora_strengths,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed32,2,opt,name=value"` // of this forward, over those of the run
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -450,6 +461,13 @@ func (x *ForwardRequest) GetTensors() []*Tensor {
 func (x *ForwardRequest) GetDeadline() *durationpb.Duration {
 	if x != nil {
 		return x.Deadline
+	}
+	return nil
+}
+
+func (x *ForwardRequest) GetLoraStrengths() map[string]float32 {
+	if x != nil {
+		return x.LoraStrengths
 	}
 	return nil
 }
@@ -2211,7 +2229,7 @@ type DonorCommand_Release struct {
 
 func (x *DonorCommand_Release) Reset() {
 	*x = DonorCommand_Release{}
-	mi := &file_distorch_v1_data_proto_msgTypes[32]
+	mi := &file_distorch_v1_data_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2241,7 @@ func (x *DonorCommand_Release) String() string {
 func (*DonorCommand_Release) ProtoMessage() {}
 
 func (x *DonorCommand_Release) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[32]
+	mi := &file_distorch_v1_data_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2265,7 @@ type DonorEvent_Released struct {
 
 func (x *DonorEvent_Released) Reset() {
 	*x = DonorEvent_Released{}
-	mi := &file_distorch_v1_data_proto_msgTypes[33]
+	mi := &file_distorch_v1_data_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2259,7 +2277,7 @@ func (x *DonorEvent_Released) String() string {
 func (*DonorEvent_Released) ProtoMessage() {}
 
 func (x *DonorEvent_Released) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_data_proto_msgTypes[33]
+	mi := &file_distorch_v1_data_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,15 +2302,19 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05dtype\x18\x02 \x01(\tR\x05dtype\x12\x14\n" +
 	"\x05shape\x18\x03 \x03(\x03R\x05shape\x12\x12\n" +
-	"\x04data\x18\x04 \x01(\fR\x04data\"\xa6\x01\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"\xc0\x02\n" +
 	"\x0fBeginRunRequest\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
 	"deployment\x12:\n" +
-	"\x04dims\x18\x02 \x03(\v2&.distorch.v1.BeginRunRequest.DimsEntryR\x04dims\x1a7\n" +
+	"\x04dims\x18\x02 \x03(\v2&.distorch.v1.BeginRunRequest.DimsEntryR\x04dims\x12V\n" +
+	"\x0elora_strengths\x18\x03 \x03(\v2/.distorch.v1.BeginRunRequest.LoraStrengthsEntryR\rloraStrengths\x1a7\n" +
 	"\tDimsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"K\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a@\n" +
+	"\x12LoraStrengthsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01\"K\n" +
 	"\x10BeginRunResponse\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12%\n" +
 	"\x04plan\x18\x02 \x01(\v2\x11.distorch.v1.PlanR\x04plan\"q\n" +
@@ -2301,14 +2323,18 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\atensors\x18\x02 \x03(\v2\x13.distorch.v1.TensorR\atensors\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\"1\n" +
 	"\x17PutConditioningResponse\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xd8\x01\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xf1\x02\n" +
 	"\x0eForwardRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\rR\x04step\x12\x16\n" +
 	"\x06branch\x18\x03 \x01(\rR\x06branch\x12\"\n" +
 	"\fconditioning\x18\x04 \x01(\tR\fconditioning\x12-\n" +
 	"\atensors\x18\x05 \x03(\v2\x13.distorch.v1.TensorR\atensors\x125\n" +
-	"\bdeadline\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"\xa3\x01\n" +
+	"\bdeadline\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12U\n" +
+	"\x0elora_strengths\x18\a \x03(\v2..distorch.v1.ForwardRequest.LoraStrengthsEntryR\rloraStrengths\x1a@\n" +
+	"\x12LoraStrengthsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01\"\xa3\x01\n" +
 	"\vStageTiming\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x123\n" +
 	"\acompute\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\acompute\x123\n" +
@@ -2474,7 +2500,7 @@ func file_distorch_v1_data_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_data_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_distorch_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_distorch_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_distorch_v1_data_proto_goTypes = []any{
 	(StageFault_Kind)(0),            // 0: distorch.v1.StageFault.Kind
 	(*Tensor)(nil),                  // 1: distorch.v1.Tensor
@@ -2508,88 +2534,92 @@ var file_distorch_v1_data_proto_goTypes = []any{
 	(*ProbeRequest)(nil),            // 29: distorch.v1.ProbeRequest
 	(*ProbeResponse)(nil),           // 30: distorch.v1.ProbeResponse
 	nil,                             // 31: distorch.v1.BeginRunRequest.DimsEntry
-	nil,                             // 32: distorch.v1.BeginStageRun.DimsEntry
-	(*DonorCommand_Release)(nil),    // 33: distorch.v1.DonorCommand.Release
-	(*DonorEvent_Released)(nil),     // 34: distorch.v1.DonorEvent.Released
-	(*Plan)(nil),                    // 35: distorch.v1.Plan
-	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
-	(*StageStats)(nil),              // 37: distorch.v1.StageStats
-	(*MeasureLinkRequest)(nil),      // 38: distorch.v1.MeasureLinkRequest
-	(*PeerLink)(nil),                // 39: distorch.v1.PeerLink
+	nil,                             // 32: distorch.v1.BeginRunRequest.LoraStrengthsEntry
+	nil,                             // 33: distorch.v1.ForwardRequest.LoraStrengthsEntry
+	nil,                             // 34: distorch.v1.BeginStageRun.DimsEntry
+	(*DonorCommand_Release)(nil),    // 35: distorch.v1.DonorCommand.Release
+	(*DonorEvent_Released)(nil),     // 36: distorch.v1.DonorEvent.Released
+	(*Plan)(nil),                    // 37: distorch.v1.Plan
+	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
+	(*StageStats)(nil),              // 39: distorch.v1.StageStats
+	(*MeasureLinkRequest)(nil),      // 40: distorch.v1.MeasureLinkRequest
+	(*PeerLink)(nil),                // 41: distorch.v1.PeerLink
 }
 var file_distorch_v1_data_proto_depIdxs = []int32{
 	31, // 0: distorch.v1.BeginRunRequest.dims:type_name -> distorch.v1.BeginRunRequest.DimsEntry
-	35, // 1: distorch.v1.BeginRunResponse.plan:type_name -> distorch.v1.Plan
-	1,  // 2: distorch.v1.PutConditioningRequest.tensors:type_name -> distorch.v1.Tensor
-	1,  // 3: distorch.v1.ForwardRequest.tensors:type_name -> distorch.v1.Tensor
-	36, // 4: distorch.v1.ForwardRequest.deadline:type_name -> google.protobuf.Duration
-	36, // 5: distorch.v1.StageTiming.compute:type_name -> google.protobuf.Duration
-	36, // 6: distorch.v1.StageTiming.waiting:type_name -> google.protobuf.Duration
-	1,  // 7: distorch.v1.ForwardResponse.out:type_name -> distorch.v1.Tensor
-	7,  // 8: distorch.v1.ForwardResponse.stages:type_name -> distorch.v1.StageTiming
-	36, // 9: distorch.v1.ForwardResponse.total:type_name -> google.protobuf.Duration
-	37, // 10: distorch.v1.EndRunResponse.stages:type_name -> distorch.v1.StageStats
-	12, // 11: distorch.v1.AttachRequest.hello:type_name -> distorch.v1.Hello
-	11, // 12: distorch.v1.AttachRequest.outputs:type_name -> distorch.v1.RemoteKey
-	12, // 13: distorch.v1.AttachResponse.hello:type_name -> distorch.v1.Hello
-	11, // 14: distorch.v1.AttachResponse.slots:type_name -> distorch.v1.RemoteKey
-	32, // 15: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
-	13, // 16: distorch.v1.StageCommand.attach:type_name -> distorch.v1.AttachRequest
-	16, // 17: distorch.v1.StageCommand.begin_run:type_name -> distorch.v1.BeginStageRun
-	4,  // 18: distorch.v1.StageCommand.conditioning:type_name -> distorch.v1.PutConditioningRequest
-	15, // 19: distorch.v1.StageCommand.cancel:type_name -> distorch.v1.ForwardID
-	15, // 20: distorch.v1.StageDone.forward:type_name -> distorch.v1.ForwardID
-	36, // 21: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
-	36, // 22: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
-	15, // 23: distorch.v1.StageFault.forward:type_name -> distorch.v1.ForwardID
-	0,  // 24: distorch.v1.StageFault.kind:type_name -> distorch.v1.StageFault.Kind
-	14, // 25: distorch.v1.StageEvent.attached:type_name -> distorch.v1.AttachResponse
-	36, // 26: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
-	17, // 27: distorch.v1.StageEvent.run_ready:type_name -> distorch.v1.RunReady
-	18, // 28: distorch.v1.StageEvent.conditioning_ready:type_name -> distorch.v1.ConditioningReady
-	20, // 29: distorch.v1.StageEvent.done:type_name -> distorch.v1.StageDone
-	21, // 30: distorch.v1.StageEvent.fault:type_name -> distorch.v1.StageFault
-	37, // 31: distorch.v1.StageEvent.stats:type_name -> distorch.v1.StageStats
-	12, // 32: distorch.v1.DonateRequest.hello:type_name -> distorch.v1.Hello
-	12, // 33: distorch.v1.Donation.hello:type_name -> distorch.v1.Hello
-	11, // 34: distorch.v1.Donation.key:type_name -> distorch.v1.RemoteKey
-	36, // 35: distorch.v1.Donation.keep:type_name -> google.protobuf.Duration
-	23, // 36: distorch.v1.DonorCommand.request:type_name -> distorch.v1.DonateRequest
-	36, // 37: distorch.v1.DonorCommand.heartbeat:type_name -> google.protobuf.Duration
-	33, // 38: distorch.v1.DonorCommand.release:type_name -> distorch.v1.DonorCommand.Release
-	24, // 39: distorch.v1.DonorEvent.granted:type_name -> distorch.v1.Donation
-	36, // 40: distorch.v1.DonorEvent.heartbeat:type_name -> google.protobuf.Duration
-	34, // 41: distorch.v1.DonorEvent.released:type_name -> distorch.v1.DonorEvent.Released
-	37, // 42: distorch.v1.StageStatsResponse.stages:type_name -> distorch.v1.StageStats
-	2,  // 43: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
-	4,  // 44: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
-	6,  // 45: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
-	9,  // 46: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
-	27, // 47: distorch.v1.StageService.Stats:input_type -> distorch.v1.StageStatsRequest
-	19, // 48: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
-	13, // 49: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
-	38, // 50: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	25, // 51: distorch.v1.StageService.Donate:input_type -> distorch.v1.DonorCommand
-	29, // 52: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
-	29, // 53: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
-	29, // 54: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
-	3,  // 55: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
-	5,  // 56: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
-	8,  // 57: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
-	10, // 58: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
-	28, // 59: distorch.v1.StageService.Stats:output_type -> distorch.v1.StageStatsResponse
-	22, // 60: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
-	14, // 61: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
-	39, // 62: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
-	26, // 63: distorch.v1.StageService.Donate:output_type -> distorch.v1.DonorEvent
-	30, // 64: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
-	30, // 65: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
-	30, // 66: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
-	55, // [55:67] is the sub-list for method output_type
-	43, // [43:55] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	32, // 1: distorch.v1.BeginRunRequest.lora_strengths:type_name -> distorch.v1.BeginRunRequest.LoraStrengthsEntry
+	37, // 2: distorch.v1.BeginRunResponse.plan:type_name -> distorch.v1.Plan
+	1,  // 3: distorch.v1.PutConditioningRequest.tensors:type_name -> distorch.v1.Tensor
+	1,  // 4: distorch.v1.ForwardRequest.tensors:type_name -> distorch.v1.Tensor
+	38, // 5: distorch.v1.ForwardRequest.deadline:type_name -> google.protobuf.Duration
+	33, // 6: distorch.v1.ForwardRequest.lora_strengths:type_name -> distorch.v1.ForwardRequest.LoraStrengthsEntry
+	38, // 7: distorch.v1.StageTiming.compute:type_name -> google.protobuf.Duration
+	38, // 8: distorch.v1.StageTiming.waiting:type_name -> google.protobuf.Duration
+	1,  // 9: distorch.v1.ForwardResponse.out:type_name -> distorch.v1.Tensor
+	7,  // 10: distorch.v1.ForwardResponse.stages:type_name -> distorch.v1.StageTiming
+	38, // 11: distorch.v1.ForwardResponse.total:type_name -> google.protobuf.Duration
+	39, // 12: distorch.v1.EndRunResponse.stages:type_name -> distorch.v1.StageStats
+	12, // 13: distorch.v1.AttachRequest.hello:type_name -> distorch.v1.Hello
+	11, // 14: distorch.v1.AttachRequest.outputs:type_name -> distorch.v1.RemoteKey
+	12, // 15: distorch.v1.AttachResponse.hello:type_name -> distorch.v1.Hello
+	11, // 16: distorch.v1.AttachResponse.slots:type_name -> distorch.v1.RemoteKey
+	34, // 17: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
+	13, // 18: distorch.v1.StageCommand.attach:type_name -> distorch.v1.AttachRequest
+	16, // 19: distorch.v1.StageCommand.begin_run:type_name -> distorch.v1.BeginStageRun
+	4,  // 20: distorch.v1.StageCommand.conditioning:type_name -> distorch.v1.PutConditioningRequest
+	15, // 21: distorch.v1.StageCommand.cancel:type_name -> distorch.v1.ForwardID
+	15, // 22: distorch.v1.StageDone.forward:type_name -> distorch.v1.ForwardID
+	38, // 23: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
+	38, // 24: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
+	15, // 25: distorch.v1.StageFault.forward:type_name -> distorch.v1.ForwardID
+	0,  // 26: distorch.v1.StageFault.kind:type_name -> distorch.v1.StageFault.Kind
+	14, // 27: distorch.v1.StageEvent.attached:type_name -> distorch.v1.AttachResponse
+	38, // 28: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
+	17, // 29: distorch.v1.StageEvent.run_ready:type_name -> distorch.v1.RunReady
+	18, // 30: distorch.v1.StageEvent.conditioning_ready:type_name -> distorch.v1.ConditioningReady
+	20, // 31: distorch.v1.StageEvent.done:type_name -> distorch.v1.StageDone
+	21, // 32: distorch.v1.StageEvent.fault:type_name -> distorch.v1.StageFault
+	39, // 33: distorch.v1.StageEvent.stats:type_name -> distorch.v1.StageStats
+	12, // 34: distorch.v1.DonateRequest.hello:type_name -> distorch.v1.Hello
+	12, // 35: distorch.v1.Donation.hello:type_name -> distorch.v1.Hello
+	11, // 36: distorch.v1.Donation.key:type_name -> distorch.v1.RemoteKey
+	38, // 37: distorch.v1.Donation.keep:type_name -> google.protobuf.Duration
+	23, // 38: distorch.v1.DonorCommand.request:type_name -> distorch.v1.DonateRequest
+	38, // 39: distorch.v1.DonorCommand.heartbeat:type_name -> google.protobuf.Duration
+	35, // 40: distorch.v1.DonorCommand.release:type_name -> distorch.v1.DonorCommand.Release
+	24, // 41: distorch.v1.DonorEvent.granted:type_name -> distorch.v1.Donation
+	38, // 42: distorch.v1.DonorEvent.heartbeat:type_name -> google.protobuf.Duration
+	36, // 43: distorch.v1.DonorEvent.released:type_name -> distorch.v1.DonorEvent.Released
+	39, // 44: distorch.v1.StageStatsResponse.stages:type_name -> distorch.v1.StageStats
+	2,  // 45: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
+	4,  // 46: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
+	6,  // 47: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
+	9,  // 48: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
+	27, // 49: distorch.v1.StageService.Stats:input_type -> distorch.v1.StageStatsRequest
+	19, // 50: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
+	13, // 51: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
+	40, // 52: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	25, // 53: distorch.v1.StageService.Donate:input_type -> distorch.v1.DonorCommand
+	29, // 54: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
+	29, // 55: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
+	29, // 56: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
+	3,  // 57: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
+	5,  // 58: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
+	8,  // 59: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
+	10, // 60: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
+	28, // 61: distorch.v1.StageService.Stats:output_type -> distorch.v1.StageStatsResponse
+	22, // 62: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
+	14, // 63: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
+	41, // 64: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
+	26, // 65: distorch.v1.StageService.Donate:output_type -> distorch.v1.DonorEvent
+	30, // 66: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
+	30, // 67: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
+	30, // 68: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
+	57, // [57:69] is the sub-list for method output_type
+	45, // [45:57] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_data_proto_init() }
@@ -2630,7 +2660,7 @@ func file_distorch_v1_data_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_data_proto_rawDesc), len(file_distorch_v1_data_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
