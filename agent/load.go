@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/distorch/distorch/agent/catalog"
+	"github.com/distorch/distorch/agent/offload"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
@@ -70,7 +71,7 @@ func (a *Agent) load(ctx context.Context, h *held) (err error) {
 			Session: a.session, Checkpoint: weights, Program: program,
 			FirstBlock: int(s.FirstBlock), Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail,
 			Stored: s.Stored, Slots: int(s.Slots), InFlight: int(p.Workload.GetInFlight()),
-			Progress: report,
+			Fit: offload.Strict, Progress: report, Log: a.log,
 		})
 		if err != nil {
 			return fmt.Errorf("stage %d of %s: %w", index, p.Deployment, err)

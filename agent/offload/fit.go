@@ -128,8 +128,8 @@ func advice(fit Fit, memory string) string {
 
 // last is the last movable block that rests there; -1 for none.
 func last(rests []Rest, movable []bool, there func(Rest) bool) int {
-	for i := len(rests) - 1; i >= 0; i-- {
-		if movable[i] && there(rests[i]) {
+	for i, r := range slices.Backward(rests) {
+		if movable[i] && there(r) {
 			return i
 		}
 	}

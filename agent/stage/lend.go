@@ -32,11 +32,12 @@ func (st *Stage) Lend(ctx context.Context, n tensor.Bytes) (freed tensor.Bytes, 
 	if freed <= 0 {
 		return 0, fmt.Errorf("device %s: %w: bringing blocks back for each use would take as much", st.session.Device().ID, ErrNothingToLend)
 	}
-	copies, err := st.copyOut(ctx, chosen)
+	// Copying out leaves the blocks where they are: forwards go on meanwhile.
+	copies, err := st.copies(ctx, chosen, st.session.HostBuffer)
 	if err != nil {
 		return 0, err
 	}
-	if err := st.swap(chosen, now, copies); err != nil {
+	if err := st.pause(func() error { st.swap(chosen, now, copies); return nil }); err != nil {
 		return 0, err
 	}
 	st.lent = append(st.lent, chosen...)
@@ -68,12 +69,7 @@ func (st *Stage) onDevice(rests []offload.Rest) tensor.Bytes {
 	return n
 }
 
-// copyOut copies launches' weights to the host; on an error nothing stays
-// allocated.
-func (st *Stage) copyOut(ctx context.Context, chosen []int) (_ []engine.Buffer, err error) {
-	return st.copies(ctx, chosen, st.session.HostBuffer)
-}
-
+// copies copies launches' weights elsewhere; on an error nothing stays allocated.
 func (st *Stage) copies(ctx context.Context, chosen []int, take func(tensor.Bytes) (engine.Buffer, error)) (out []engine.Buffer, err error) {
 	last := engine.Event(0)
 	defer func() {
@@ -104,25 +100,27 @@ func (st *Stage) copies(ctx context.Context, chosen []int, take func(tensor.Byte
 	return out, nil
 }
 
-// swap makes launches rest in their copies and frees where they were, between
-// two launches of a forward.
-func (st *Stage) swap(chosen []int, now []offload.Rest, copies []engine.Buffer) error {
+// pause does something between two launches of a forward, without a ring, and
+// opens one for how blocks rest then.
+func (st *Stage) pause(do func() error) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.drain(&st.issued)
 	st.closeRing()
+	err := do()
+	if ringErr := st.takeStaging(st.rests()); ringErr != nil {
+		return errors.Join(err, fmt.Errorf("%w: %w", errNoRing, ringErr))
+	}
+	return errors.Join(err, st.openRing(st.next))
+}
+
+// swap makes launches rest in their copies and frees where they were.
+func (st *Stage) swap(chosen []int, now []offload.Rest, copies []engine.Buffer) {
 	for k, i := range chosen {
 		l := &st.launches[i]
 		l.resident.Free()
-		l.resident = copies[k]
+		l.resident, l.rest = copies[k], now[i]
 	}
-	for i := range now {
-		st.launches[i].rest = now[i]
-	}
-	if err := st.takeStaging(now); err != nil {
-		return fmt.Errorf("memory to bring blocks to the device: %w; the stage must be loaded again", err)
-	}
-	return st.openRing(st.next)
 }
 
 // Restore brings back what Lend moved. When the device has no memory for all of
@@ -137,12 +135,16 @@ func (st *Stage) Restore(ctx context.Context) error {
 	for _, i := range st.lent {
 		now[i] = offload.Rest{Kind: offload.Device}
 	}
-	copies, err := st.copies(ctx, st.lent, st.session.Buffer)
+	// The ring's memory is needed for the blocks.
+	err := st.pause(func() error {
+		copies, err := st.copies(ctx, st.lent, st.session.Buffer)
+		if err == nil {
+			st.swap(st.lent, now, copies)
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("restore blocks to device %s: %w", st.session.Device().ID, err)
-	}
-	if err := st.swap(st.lent, now, copies); err != nil {
-		return err
 	}
 	st.lent = nil
 	return nil
