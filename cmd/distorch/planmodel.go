@@ -100,6 +100,12 @@ func (p *publishedModel) table(t whatif.Tables, size int) (placement.Model, int,
 		Width: int(words["width"]), Height: int(words["height"]), Frames: int(words["frames"]), Batch: int(words["batch"]) * size,
 		Compute: t.DType, Stored: t.Stored,
 	}
+	w.Mask = words["attention_mask"] > 0
+	for k := range maxRefs {
+		if width := int(words[fmt.Sprintf("ref%d_width", k)]); width > 0 {
+			w.References = append(w.References, blocktable.Size{Width: width, Height: int(words[fmt.Sprintf("ref%d_height", k)])})
+		}
+	}
 	if strings.Contains(t.Workload, "tokens=") { // the model's own otherwise
 		w.Text = int(words["text_tokens"])
 	}

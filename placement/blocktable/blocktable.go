@@ -90,6 +90,7 @@ const (
 	maxFrames      = 4096
 	maxText        = 8192
 	maxBatch       = 64
+	maxReferences  = 4
 )
 
 // Workload is a request that a model is planned for; zero values take the
@@ -99,10 +100,15 @@ type Workload struct {
 	Frames        int // of a video; models of pictures have 1
 	Text          int // tokens
 	Batch         int // requests in one forward; 1 when 0
+	References    []Size
+	Mask          bool // an attention mask goes with the stream from block to block
 
 	Compute placement.DType // bf16, f16 or f32; bf16 when empty
 	Stored  placement.DType // of the weights in the file; Compute when empty
 }
+
+// Size is that of a reference image, in pixels.
+type Size struct{ Width, Height int }
 
 // UnknownModelError is a name that no table is known for.
 type UnknownModelError struct {

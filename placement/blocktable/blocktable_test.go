@@ -121,12 +121,18 @@ func TestFluxGraph(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, size := range []int{512, 1024, 2048} {
-		p, err := graph.Specialise(g, graph.Dims{"B": 1, "S_txt": 512, "h": int64(size / 8), "w": int64(size / 8)}, tensor.BF16)
+	for _, size := range []int{512, 1024, 2048, 1040} {
+		dims := graph.Dims{"B": 1, "S_txt": 512, "h": int64(size / 8), "w": int64(size / 8)}
+		w := blocktable.Workload{Width: size, Height: size}
+		if size == 1040 { // with all that a request may bring
+			dims["ref0_h"], dims["ref0_w"], dims["ref1_h"], dims["ref1_w"], dims["mask"] = 64, 128, 33, 20, 1
+			w.References, w.Mask = []blocktable.Size{{Width: 1024, Height: 512}, {Width: 160, Height: 264}}, true
+		}
+		p, err := graph.Specialise(g, dims, tensor.BF16)
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := k.Model(blocktable.Workload{Width: size, Height: size})
+		m, err := k.Model(w)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,8 +158,8 @@ func TestFluxGraph(t *testing.T) {
 			}
 		}
 		step, _ := graph.StepLayout(p)
-		if m.Vec != placement.Bytes(p.Travel[0].Bytes) || math.Abs(float64(m.Input)-float64(step.Bytes)) > 256 || m.Output != placement.Bytes(graph.OutputLayout(p).Bytes) {
-			t.Errorf("%d: vec %d, input %d, output %d; the graph %d, %d, %d", size, m.Vec, m.Input, m.Output, p.Travel[0].Bytes, step.Bytes, graph.OutputLayout(p).Bytes)
+		if m.Vec != placement.Bytes(p.Travel[0].Bytes+p.Travel[1].Bytes) || math.Abs(float64(m.Input)-float64(step.Bytes)) > 256 || m.Output != placement.Bytes(graph.OutputLayout(p).Bytes) {
+			t.Errorf("%d: vec %d, input %d, output %d; the graph %d, %d, %d", size, m.Vec, m.Input, m.Output, p.Travel[0].Bytes+p.Travel[1].Bytes, step.Bytes, graph.OutputLayout(p).Bytes)
 		}
 	}
 }
@@ -170,6 +176,10 @@ func TestRefusals(t *testing.T) {
 		want  string
 	}{
 		{"flux1-dev", blocktable.Workload{Frames: 9}, "it makes pictures"},
+		{"flux1-dev", blocktable.Workload{References: []blocktable.Size{{Width: 8, Height: 64}}}, "ref: 8x64: must be 16 to"},
+		{"flux1-dev", blocktable.Workload{References: make([]blocktable.Size, 5)}, "5 reference latents: at most 4"},
+		{"wan2.1-14b", blocktable.Workload{Mask: true}, "takes no attention mask"},
+		{"qwen-image", blocktable.Workload{References: make([]blocktable.Size, 1)}, "leave ref out"},
 		{"wan2.1-14b", blocktable.Workload{Frames: 80}, "such as 77"},
 		{"flux1-dev", blocktable.Workload{Width: -1, Height: 1024}, "width: -1: must be 16"},
 		{"flux1-dev", blocktable.Workload{Width: 1 << 30}, "must be 16 to 16384"},

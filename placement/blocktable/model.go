@@ -27,8 +27,9 @@ func (b block) reduces() int64 { return [...]int64{double: 2, single: 1, cross: 
 
 // shape is a workload in tokens and elements.
 type shape struct {
-	img, text, batch int64
+	img, text, batch int64 // img with the references' tokens
 	latent           int64 // elements of one request's latent
+	mask             int64 // bytes of an attention mask
 	element          int64 // bytes of the compute dtype
 }
 
@@ -92,12 +93,45 @@ func (k Known) shape(w Workload) (shape, error) {
 	if !ok {
 		return shape{}, bad("compute dtype", "%q: must be bf16, f16 or f32", w.Compute)
 	}
+	references, err := k.references(w)
+	if err != nil {
+		return shape{}, err
+	}
 	up := func(pixels int) int64 { return int64((pixels + pixelsPerToken - 1) / pixelsPerToken) }
 	cells := func(pixels int) int64 { return int64(pixels+pixelsPerToken/2-1) / (pixelsPerToken / 2) }
-	return shape{
-		img: frames * up(w.Width) * up(w.Height), text: int64(w.Text), batch: int64(w.Batch),
+	s := shape{
+		img: frames*up(w.Width)*up(w.Height) + references, text: int64(w.Text), batch: int64(w.Batch),
 		latent: latentChannels * frames * cells(w.Width) * cells(w.Height), element: element,
-	}, nil
+	}
+	if w.Mask {
+		s.mask = k.stream(s) * k.stream(s) * element * s.batch
+	}
+	return s, nil
+}
+
+// references is the number of tokens of a workload's reference images, which
+// join those of the picture.
+func (k Known) references(w Workload) (int64, error) {
+	bad := func(field, format string, args ...any) (int64, error) {
+		return 0, &WorkloadError{k.Name, field, fmt.Sprintf(format, args...)}
+	}
+	switch flux := strings.HasPrefix(k.Name, "flux1-"); {
+	case w.Mask && !flux:
+		return bad("mask", "it takes no attention mask; leave mask out")
+	case len(w.References) > 0 && !flux:
+		return bad("ref", "no reference latents are counted for it; leave ref out")
+	case len(w.References) > maxReferences:
+		return bad("ref", "%d reference latents: at most %d", len(w.References), maxReferences)
+	}
+	tokens := int64(0)
+	for _, r := range w.References {
+		if min(r.Width, r.Height) < pixelsPerToken || max(r.Width, r.Height) > maxSide {
+			return bad("ref", "%dx%d: must be %d to %d on each side", r.Width, r.Height, pixelsPerToken, maxSide)
+		}
+		up := func(pixels int) int64 { return int64((pixels + pixelsPerToken - 1) / pixelsPerToken) }
+		tokens += up(r.Width) * up(r.Height)
+	}
+	return tokens, nil
 }
 
 // stored are the bytes of parameters in a file, of which some are small and
@@ -147,7 +181,7 @@ func (k Known) Model(w Workload) (placement.Model, error) {
 	m := placement.Model{
 		Name: k.Name, ComputeDType: w.Compute, StoredDType: w.Stored, Tokens: float64(tokens), Heads: k.heads,
 		Head: k.ends(k.head, s, 1, activation), Tail: k.ends(k.tail, s, 4, activation),
-		Vec:   placement.Bytes(k.width * s.element * s.batch),
+		Vec:   placement.Bytes(k.width*s.element*s.batch + s.mask),
 		Input: placement.Bytes((s.latent*4 + 4) * s.batch), Output: placement.Bytes(s.latent * 4 * s.batch),
 	}
 	if !k.joint() {
@@ -191,7 +225,7 @@ func (k Known) block(b block, w Workload, s shape, activation int64) placement.C
 		c.Linear = (12*d*d+4*d*f)*n*batch + 4*d*d*text*batch
 		c.Attention += 4 * n * text * d * batch
 	}
-	c.Elementwise = placement.Bytes(b.traffic()*float64(activation) + modulation*float64(s.element))
+	c.Elementwise = placement.Bytes(b.traffic()*float64(activation)+modulation*float64(s.element)) + placement.Bytes(int64(k.heads)*s.mask)
 	if file < packed {
 		c.Weights, c.Staging, c.Expansion = file, packed, packed
 	}
