@@ -17,6 +17,7 @@ import (
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/agent/engine/sim"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/arch"
 	"github.com/distorch/distorch/model/checkpoint"
@@ -129,6 +130,27 @@ func TestSameBits(t *testing.T) {
 		mixed = append(mixed, on(t, set, 1+i%3))
 	}
 	check("a set per stage", verify.Layout{Engines: mixed, Stages: 4})
+}
+
+// A device with memory of its own gives the bits of one that computes in the
+// host's: empty values, references and the mask cross to it and back.
+func TestSameBitsOnADeviceOfItsOwn(t *testing.T) {
+	e, err := sim.New(sim.Config{ISA: best(), Host: engine.NewAccount(tensor.GiB, ""), Devices: []sim.Device{{Name: "sim:0", Memory: tensor.GiB, Threads: 2}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := []string{filepath.Join(fluxRoot, "kontext-uxo"), filepath.Join(fluxRoot, "fill"), filepath.Join(fluxRoot, "masked"), filepath.Join(fluxRoot, "dev-bf16")}
+	want := map[string]string{}
+	for _, r := range run(t, plain(t), dirs...) {
+		want[r.Case+r.Output] = r.Digest
+	}
+	for stages := 1; stages <= 2; stages++ {
+		for _, r := range run(t, verify.Layout{Engines: []engine.Engine{e}, Stages: stages, Stored: stages == 2}, dirs...) {
+			if !r.OK() || r.Digest != want[r.Case+r.Output] {
+				t.Errorf("%d stages: %+v, want digest %s", stages, r, want[r.Case+r.Output])
+			}
+		}
+	}
 }
 
 // pipeline loads a case's model and inputs.
