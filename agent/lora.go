@@ -78,5 +78,5 @@ func (a *Agent) onTop(p *pb.Plan, m *graph.Model, file checkpoint.File, known *a
 	if err != nil {
 		return nil, plain, nil, err
 	}
-	return with.Graph, stage.Checkpoint{File: over, Source: over.Source}, done, nil
+	return with.Graph, stage.Checkpoint{File: over, Source: over.Source, Open: over.Reopen}, done, nil
 }

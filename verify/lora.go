@@ -185,7 +185,7 @@ func (l loraCase) with(given []string, p loraPass, mode lora.Mode) (Record, erro
 	if mode == lora.Add {
 		in[lora.StrengthInput] = []float32{p.strength}
 	}
-	return l.compare(l.c, stage.Checkpoint{File: o, Source: o.Source}, m.Graph, at, in, p.pass)
+	return l.compare(l.c, stage.Checkpoint{File: o, Source: o.Source, Open: o.Reopen}, m.Graph, at, in, p.pass)
 }
 
 // merged compares the weights that the case has as merged at its first strength.

@@ -29,6 +29,21 @@ type loraView struct {
 	NotApplied []string `json:"not_applied,omitempty"` // tensors of the file, and why
 }
 
+// strengthView is the strength of a LoRA in a run, from the first step to the last.
+type strengthView struct {
+	Name  string  `json:"name"`
+	ID    string  `json:"id"`
+	First float64 `json:"first"`
+	Last  float64 `json:"last"`
+}
+
+func (v strengthView) String() string {
+	if v.First == v.Last {
+		return fmt.Sprintf("LoRA %s at strength %g in this run", v.Name, v.First)
+	}
+	return fmt.Sprintf("LoRA %s at strength %g in the first step to %g in the last", v.Name, v.First, v.Last)
+}
+
 func newLoRAViews(in []*pb.LoRA) (out []loraView) {
 	for _, l := range in {
 		out = append(out, loraView{l.GetName(), l.GetId(), l.GetMode(), l.GetStrength(), l.GetLayers(), l.GetNotes()})
@@ -140,7 +155,7 @@ func runStrengths(cmd *cobra.Command, o *operator, spec *pb.DeploymentSpec, text
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, picture.LoRA{ID: l.GetId(), First: s[0], Last: s[len(s)-1]})
+		out = append(out, picture.LoRA{Name: l.GetName(), ID: l.GetId(), First: s[0], Last: s[len(s)-1]})
 	}
 	return out, nil
 }

@@ -31,6 +31,8 @@ type runView struct {
 	Agents     []agentView `json:"agents"`
 	Numerics   string      `json:"numerics"`
 	Digest     string      `json:"digest"`
+	// LoRAs are the strengths that the run gave.
+	LoRAs []strengthView `json:"loras,omitempty"`
 }
 
 // timeView is where the time of one forward went, on average.
@@ -73,6 +75,9 @@ func newRunView(r picture.Request, result *picture.Result, names map[string]stri
 		CFG: r.CFG, Guidance: r.Guidance, Plan: newPlanView(result.Plan, names), Forecast: r.Forecast(result.Plan),
 		Median: round(result.Median()), Numerics: result.Plan.GetNumerics(), Digest: result.Digest, Agents: []agentView{},
 	}
+	for _, l := range r.LoRAs {
+		v.LoRAs = append(v.LoRAs, strengthView{l.Name, l.ID, l.First, l.Last})
+	}
 	if v.Forecast > 0 {
 		v.Ratio = result.Median().Seconds() / v.Forecast
 	}
@@ -96,6 +101,9 @@ func (v *runView) write(w io.Writer) error {
 	v.writeTimes(p)
 	v.writeAgents(p)
 	v.writeLearned(p)
+	for _, l := range v.LoRAs {
+		p.line("%s", l)
+	}
 	p.line("numerics: %s", v.Numerics)
 	p.line("digest %s", v.Digest)
 	return p.err

@@ -355,6 +355,14 @@ func TestReadRanges(t *testing.T) {
 				t.Fatalf("%s: bytes %d to %d differ", mode, at, at+n)
 			}
 		}
+		again, err := o.Reopen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		twice := make([]byte, len(whole))
+		if err := errors.Join(again.ReadPart(twice, last.Part, 0), again.Close()); err != nil || string(twice) != string(whole) {
+			t.Errorf("%s: opened again it reads other bytes (%v)", mode, err)
+		}
 		if err := o.ReadPart(make([]byte, 2), last.Part, int64(len(whole))-1); err == nil {
 			t.Error("read behind the end")
 		}

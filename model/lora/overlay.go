@@ -38,6 +38,7 @@ type Overlay struct {
 	alphas []map[string]float32
 	made   []checkpoint.Tensor // in the order of their offsets
 	index  map[string]int      // by weight name
+	owns   bool                // the checkpoint too
 }
 
 // NewOverlay puts a model's LoRAs, whose files stand in the order of its uses,
@@ -145,9 +146,32 @@ func (o *Overlay) ReadPart(dst []byte, part int, offset int64) error {
 	return nil
 }
 
-// Close closes the LoRA files; the checkpoint stays open.
+// Reopen opens checkpoint and LoRA files once more, by their paths: an overlay
+// that owns all of them.
+func (o *Overlay) Reopen() (checkpoint.File, error) {
+	base, err := checkpoint.Open(o.Path())
+	if err != nil {
+		return nil, err
+	}
+	again := *o
+	again.File, again.files, again.owns = base, nil, true
+	for _, f := range o.files {
+		opened, err := checkpoint.Open(f.Path())
+		if err != nil {
+			return nil, errors.Join(err, again.Close())
+		}
+		again.files = append(again.files, opened)
+	}
+	return &again, nil
+}
+
+// Close closes the LoRA files; the checkpoint stays open unless it was opened by
+// Reopen.
 func (o *Overlay) Close() error {
 	var errs []error
+	if o.owns {
+		errs = append(errs, o.File.Close())
+	}
 	for _, f := range o.files {
 		errs = append(errs, f.Close())
 	}

@@ -6,7 +6,7 @@ package picture
 // LoRA is the strength of one of the deployment's LoRAs: First in the first
 // step, Last in the last one, evenly between.
 type LoRA struct {
-	ID          string
+	Name, ID    string
 	First, Last float64
 }
 
