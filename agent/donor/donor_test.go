@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/model/planes"
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/transport"
@@ -164,7 +166,10 @@ func listen(t *testing.T, addr string) net.Listener {
 func plan(epoch uint64, incarnation byte) map[string]*pb.Plan {
 	return map[string]*pb.Plan{"flux": {
 		Deployment: "flux", DeploymentId: id(9), Epoch: epoch,
-		Stages: []*pb.Stage{{Node: "a", Incarnation: id(incarnation)}, {Node: "c", Incarnation: id(3)}},
+		Stages: []*pb.Stage{
+			{Node: "a", Incarnation: id(incarnation), Tiers: []*pb.BlockTier{{Kind: pb.BlockTier_REMOTE, Node: "b", Incarnation: id(2)}}},
+			{Node: "c", Incarnation: id(3)}, {Node: "a", Incarnation: id(incarnation), Tiers: []*pb.BlockTier{{Kind: pb.BlockTier_RAM}}},
+		},
 	}}
 }
 
@@ -283,6 +288,7 @@ func TestRefusals(t *testing.T) {
 		{"unknown plan", o, edit(func(w *Want) { w.Deployment = "other" }), ErrRefused, "knows no plan"},
 		{"another deployment of that name", o, edit(func(w *Want) { w.DeploymentID = id(8) }), ErrRefused, "knows no plan"},
 		{"stage of another node", o, edit(func(w *Want) { w.Stage = 1 }), ErrRefused, "is not of node a"},
+		{"stage without a tier there", o, edit(func(w *Want) { w.Stage = 2 }), ErrRefused, "keeps no blocks of stage 2 on node den"},
 		{"no such stage", o, edit(func(w *Want) { w.Stage = 7 }), ErrRefused, "is not of node a"},
 		{"restarted owner", owner(t, &cables{}, 5), want(d, 4, 1000), ErrRefused, "restarted"},
 		{"restarted donor", o, edit(func(w *Want) { w.Incarnation = id(7) }), ErrLost, "agent den was restarted"},
@@ -441,8 +447,108 @@ func TestAlteredMemory(t *testing.T) {
 	}
 	d.mu.Unlock()
 	check(t, c, blocks[:1])
-	if err := c.Reader(1).Read(t.Context(), make([]byte, 3<<20)); !errors.Is(err, ErrAltered) || !strings.Contains(err.Error(), "bytes 2097152 to 3145728 of block 1") {
+	if err := c.Reader(1).Read(t.Context(), make([]byte, 3<<20)); !errors.Is(err, ErrAltered) || !strings.Contains(err.Error(), "bytes 0 to 3145728 of block 1") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// weights are bf16 values as a layer has them.
+func weights(n tensor.Bytes, seed uint64) []byte {
+	r := rand.New(rand.NewPCG(seed, 1))
+	b := make([]byte, n)
+	for i := 0; i+2 <= len(b); i += 2 {
+		v := math.Float32bits(float32(r.NormFloat64()) / 50)
+		b[i], b[i+1] = byte(v>>16), byte(v>>24)
+	}
+	return b
+}
+
+func TestCompressedBlocks(t *testing.T) {
+	d := newDonor(t, listen(t, "127.0.0.1:0"), 64<<20, 0, 2)
+	d.Plans(plan(4, 1))
+	cable := &cables{}
+	o := owner(t, cable, 1)
+	own := ram{engine.NewAccount(20<<20, "")}
+	o.cfg.Room = own
+	w := want(d, 4, 9<<20+1234, 1, 5<<20, 2<<20)
+	w.Compressed = true
+	c := claim(t, o, w)
+	defer c.Close()
+	blocks := [][]byte{weights(w.Blocks[0], 1), {7}, random(w.Blocks[2], 3), append(weights(1<<20, 1), random(1<<20, 4)...)}
+	for i, b := range blocks {
+		if err := c.Store(t.Context(), i, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(t, c, blocks)
+	if rest, most := c.AtRest(), 10*w.Blocks[0]/15+w.Blocks[2]+w.Blocks[3]; rest > most {
+		t.Errorf("%v at rest, at most %v expected", rest, most)
+	}
+	if used, _, _ := own.Use(); used != 3*planes.GroupBytes {
+		t.Errorf("%v to decode", used)
+	}
+	var wg sync.WaitGroup
+	for i, b := range blocks { // at the same time, over a link that is cut
+		wg.Go(func() {
+			for range 3 {
+				got := make([]byte, len(b))
+				if err := c.Reader(i).Read(t.Context(), got); err != nil || !bytes.Equal(got, b) {
+					t.Errorf("block %d: %v", i, err)
+				}
+			}
+		})
+	}
+	cable.cut(false)
+	wg.Wait()
+	d.mu.Lock()
+	for _, l := range d.leases {
+		l.buffer.Host()[5<<20] ^= 1
+	}
+	d.mu.Unlock()
+	got := make([]byte, w.Blocks[0])
+	if err := c.Reader(0).Read(t.Context(), got); !errors.Is(err, ErrAltered) {
+		t.Errorf("got %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Reader(2).Read(ctx, got); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	c.Close()
+	if used, _, _ := own.Use(); used != 0 {
+		t.Errorf("%v in use after Close", used)
+	}
+	o.cfg.Room = ram{engine.NewAccount(1<<20, "")}
+	if _, err := o.Claim(t.Context(), w); !errors.Is(err, engine.ErrNoMemory) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Close waits for what reads, and what reads does not wait for long.
+func TestCloseWhileReading(t *testing.T) {
+	for _, compressed := range []bool{false, true} {
+		d := newDonor(t, listen(t, "127.0.0.1:0"), 64<<20, 0, 2)
+		d.Plans(plan(4, 1))
+		w := want(d, 4, 48<<20)
+		w.Compressed = compressed
+		o := owner(t, &cables{}, 1)
+		c := claim(t, o, w)
+		if err := c.Store(t.Context(), 0, weights(w.Blocks[0], 1)); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() {
+			got := make([]byte, w.Blocks[0])
+			err := c.Reader(0).Read(context.Background(), got)
+			for err == nil {
+				err = c.Reader(0).Read(context.Background(), got)
+			}
+			done <- err
+		}()
+		c.Close()
+		if err := <-done; !errors.Is(err, ErrLost) {
+			t.Errorf("got %v", err)
+		}
 	}
 }
 

@@ -219,6 +219,12 @@ func (m *Memory) allows(p *pb.Plan, node string, req *pb.DonateRequest) error {
 	if int(req.Stage) >= len(p.Stages) || p.Stages[req.Stage].Node != node || p.Stages[req.Stage].Incarnation != req.GetHello().GetIncarnation() {
 		return status.Errorf(codes.PermissionDenied, "stage %d of deployment %.80q is not of node %s, or that was restarted since the plan was made", req.Stage, req.Deployment, node)
 	}
+	own := m.cfg.Hello
+	if !slices.ContainsFunc(p.Stages[req.Stage].Tiers, func(t *pb.BlockTier) bool {
+		return t.Kind == pb.BlockTier_REMOTE && t.Node == own.Node && t.Incarnation == own.Incarnation
+	}) {
+		return status.Errorf(codes.PermissionDenied, "the plan of deployment %.80q keeps no blocks of stage %d on node %s", req.Deployment, req.Stage, m.cfg.NodeName)
+	}
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/distorch/distorch/model/planes"
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/transport"
@@ -32,6 +33,8 @@ const (
 type OwnerConfig struct {
 	Transport *transport.Host
 	Hello     *pb.Hello // this agent
+	Room      Room      // for bytes that wait to be decoded; nil: the Go heap
+	Threads   int       // that decode; 0 is 1
 	Log       *slog.Logger
 }
 
@@ -40,6 +43,8 @@ type Owner struct {
 	cfg         OwnerConfig
 	log         *slog.Logger
 	incarnation [16]byte
+	encoding    *planes.Codec
+	decoding    *planes.Codec // groups are decoded beside each other
 }
 
 // NewOwner checks the configuration.
@@ -54,7 +59,8 @@ func NewOwner(cfg OwnerConfig) (*Owner, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Owner{cfg: cfg, log: cfg.Log, incarnation: inc}, nil
+	cfg.Threads = max(1, cfg.Threads)
+	return &Owner{cfg: cfg, log: cfg.Log, incarnation: inc, encoding: planes.New(cfg.Threads), decoding: planes.New(1)}, nil
 }
 
 // Want says which memory is asked of whom: room for blocks of so many bytes, as
@@ -66,6 +72,9 @@ type Want struct {
 	Epoch                          uint64
 	Stage                          uint32
 	Blocks                         []tensor.Bytes // of each block, in the order in which Store and Reader count
+	// Compressed keeps the blocks compressed without loss, where that makes them
+	// smaller: for links that are slower than decoding.
+	Compressed bool
 }
 
 // Claim is memory of another node that this process may use.
@@ -79,19 +88,21 @@ type Claim struct {
 	keep          time.Duration
 	offsets       []uint64
 	seed          uint64
+	scratch       *scratch // nil for blocks that are kept as they are
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 	lost chan struct{}
 
-	mu   sync.Mutex
-	sums [][]uint64 // of each stored block's pieces
-	err  error      // why the memory is lost
+	mu     sync.Mutex
+	blocks [][]group // of each stored block
+	err    error     // why the memory is lost
+	closed bool
 }
 
 // Claim asks for memory. It fails with an Error that names the node.
 func (o *Owner) Claim(ctx context.Context, w Want) (*Claim, error) {
-	c := &Claim{owner: o, want: w, lost: make(chan struct{}), sums: make([][]uint64, len(w.Blocks))}
+	c := &Claim{owner: o, want: w, lost: make(chan struct{}), blocks: make([][]group, len(w.Blocks))}
 	id, err := parseID(w.DeploymentID)
 	if err != nil {
 		return nil, fmt.Errorf("deployment %s: %w", w.Deployment, err)
@@ -106,8 +117,14 @@ func (o *Owner) Claim(ctx context.Context, w Want) (*Claim, error) {
 	if c.seed, err = newSeed(); err != nil {
 		return nil, err
 	}
+	if w.Compressed {
+		if c.scratch, err = newScratch(o.cfg.Room, o.cfg.Threads); err != nil {
+			return nil, fmt.Errorf("memory to decode blocks of node %s: %w", w.NodeName, err)
+		}
+	}
 	s, err := c.open(ctx)
 	if err != nil {
+		c.scratch.free()
 		return nil, c.fail(err)
 	}
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -132,10 +149,20 @@ func (c *Claim) Err() error {
 	return c.err
 }
 
-// Close releases the memory.
+// Close releases the memory. Reads that are under way fail; it waits for them.
 func (c *Claim) Close() {
 	c.stop()
 	c.wg.Wait()
+	c.mu.Lock()
+	closed := c.closed
+	c.closed = true
+	if c.err == nil {
+		c.err = c.fail(fmt.Errorf("%w: %w", ErrLost, errReleased))
+	}
+	c.mu.Unlock()
+	if !closed {
+		c.scratch.free()
+	}
 }
 
 // fail names the node.
