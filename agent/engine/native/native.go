@@ -33,6 +33,9 @@ type Config struct {
 	Threads int          // of the compute queue; 0: all
 	Copiers int          // of the copy queue; 0: as many
 	Memory  tensor.Bytes // what sessions may take; 0: no limit
+	// Account is shared by all sessions, and with devices that copy from this
+	// memory; nil: one of Memory for each session.
+	Account *engine.Account
 	// Begin is called on each queue's goroutine before its first work, so that a
 	// bench can pin it to a core; may be nil.
 	Begin func(Queue)

@@ -66,8 +66,10 @@ var _ Queued = (*session)(nil)
 
 func newSession(e *Engine) *session {
 	s := &session{
-		engine: e, account: engine.NewAccount(e.cfg.Memory, "raise agent.memory or place fewer blocks here"),
-		errs: map[engine.Event]error{},
+		engine: e, account: e.cfg.Account, errs: map[engine.Event]error{},
+	}
+	if s.account == nil {
+		s.account = engine.NewAccount(e.cfg.Memory, "raise agent.memory or place fewer blocks here")
 	}
 	s.cond = sync.NewCond(&s.mu)
 	s.pool, s.copiers = newPool(e.cfg.Threads), newPool(e.cfg.Copiers)

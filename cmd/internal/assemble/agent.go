@@ -19,8 +19,10 @@ import (
 	"github.com/distorch/distorch/agent/calibration"
 	"github.com/distorch/distorch/agent/device"
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/engine/multi"
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/agent/engine/sim"
 	"github.com/distorch/distorch/agent/measure"
 	"github.com/distorch/distorch/cmd/internal/config"
 	"github.com/distorch/distorch/model/tensor"
@@ -148,8 +150,40 @@ func (a Agent) configure(ctx context.Context, st *store.Store) (agent.Config, er
 	if threads == 0 {
 		threads = share(ctx, st, labels[hostLabel], a.Log)
 	}
-	cfg.Engine, err = native.New(native.Config{ISA: set, Threads: threads, Memory: cfg.Memory})
+	if len(c.Devices) == 0 {
+		cfg.Engine, err = native.New(native.Config{ISA: set, Threads: threads, Memory: cfg.Memory})
+		return cfg, err
+	}
+	cfg.Engine, err = simulated(c.Devices, set, threads, cfg.Memory)
 	return cfg, err
+}
+
+// simulated is the CPU and the simulated devices, which copy from its memory.
+func simulated(devices []config.Device, set isa.ISA, threads int, memory tensor.Bytes) (engine.Engine, error) {
+	host := engine.NewAccount(memory, "raise agent.memory or place fewer blocks here")
+	cpu, err := native.New(native.Config{ISA: set, Threads: threads, Memory: memory, Account: host})
+	if err != nil {
+		return nil, err
+	}
+	cfg := sim.Config{ISA: set, Host: host}
+	for _, d := range devices {
+		one := sim.Device{
+			Name: engine.DeviceID(d.Name), Memory: tensor.Bytes(d.Memory), Threads: d.Threads,
+			H2D: float64(d.H2D), D2H: float64(d.D2H), Peer: float64(d.Peer),
+		}
+		if one.D2H == 0 {
+			one.D2H = one.H2D
+		}
+		if one.Peer == 0 {
+			one.Peer = one.H2D
+		}
+		cfg.Devices = append(cfg.Devices, one)
+	}
+	s, err := sim.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return multi.New(cpu, s), nil
 }
 
 // memory is what stages may take: what is asked for, or nine tenths of what

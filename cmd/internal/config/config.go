@@ -70,7 +70,8 @@ type Agent struct {
 	Threads   int      `mapstructure:"threads"`   // 0: cores divided by the agents on this host
 	CPUISA    string   `mapstructure:"cpu_isa"`   // empty: the best the CPU has
 	Engine    string   `mapstructure:"engine"`
-	Labels    []string `mapstructure:"labels"` // key=value
+	Labels    []string `mapstructure:"labels"`  // key=value
+	Devices   []Device `mapstructure:"devices"` // simulated ones, for a machine without a GPU
 }
 
 // Models says where checkpoints are looked for.

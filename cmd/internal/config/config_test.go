@@ -259,3 +259,51 @@ func FuzzParseBytes(f *testing.F) {
 		}
 	})
 }
+
+func TestDevices(t *testing.T) {
+	want := []Device{
+		{Name: "sim:0", Memory: 2 << 30, H2D: 4e9, Threads: 1},
+		{Name: "sim:1", Memory: 1 << 30, Peer: 2 << 20},
+	}
+	file := write(t, "c.yaml", `agent:
+  devices:
+    - {name: sim:0, memory: 2GiB, h2d: 4GB/s, threads: 1}
+    - {name: sim:1, memory: 1GiB, peer: 2MiB/s}
+`)
+	c, err := Load(nil, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, c.Agent.Devices); diff != "" {
+		t.Errorf("of the file (-want +got):\n%s", diff)
+	}
+	var lines []string
+	for _, d := range want {
+		lines = append(lines, d.String())
+	}
+	t.Setenv("DISTORCH_AGENT_DEVICES", strings.Join(lines, ","))
+	if c, err = Load(nil, ""); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, c.Agent.Devices); diff != "" {
+		t.Errorf("of the variable %q (-want +got):\n%s", lines, diff)
+	}
+	for text, says := range map[string]string{
+		"sim:0":                             "memory",
+		"cuda:0 memory=1GB":                 "sim:0",
+		"sim:0 memory=1GB,sim:0 memory=1GB": "twice",
+		"sim:0 memory=lots":                 "lots",
+		"sim:0 memory=1GB h2d=fast":         "fast",
+		"sim:0 memory=1GB speed=4GB/s":      "speed",
+		"sim:0 memory=1GB threads=-1":       "threads",
+	} {
+		t.Setenv("DISTORCH_AGENT_DEVICES", text)
+		if _, err := Load(nil, ""); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(strings.ToLower(err.Error()), "devices") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	t.Setenv("DISTORCH_AGENT_DEVICES", "")
+	if _, err := Load(nil, write(t, "d.yaml", "agent:\n  devices:\n    - {name: sim:0, memory: 1GB, rate: 3}\n")); err == nil || !strings.Contains(err.Error(), "rate") {
+		t.Errorf("an unknown key of a device: %v", err)
+	}
+}

@@ -91,6 +91,8 @@ func Flag(fs *pflag.FlagSet, name, key, usage string) {
 			fs.StringSlice(name, value, usage)
 		case time.Duration:
 			fs.Duration(name, value, usage)
+		case []Device:
+			fs.StringSlice(name, nil, usage)
 		case Bytes:
 			fs.Var(&value, name, usage)
 		default:
@@ -137,9 +139,9 @@ func Load(fs *pflag.FlagSet, file string) (*Config, error) {
 	}
 	c := &Config{origins: map[string]Origin{}}
 	if err := v.UnmarshalExact(c, viper.DecodeHook(mapstructure.ComposeDecodeHookFunc(
+		listHook,
 		mapstructure.TextUnmarshallerHookFunc(),
 		mapstructure.StringToTimeDurationHookFunc(),
-		mapstructure.StringToSliceHookFunc(","),
 	))); err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
@@ -150,6 +152,18 @@ func Load(fs *pflag.FlagSet, file string) (*Config, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// listHook cuts the text of a list, which a variable holds, at its commas.
+func listHook(from, to reflect.Type, value any) (any, error) {
+	if from.Kind() != reflect.String || to.Kind() != reflect.Slice {
+		return value, nil
+	}
+	text := reflect.ValueOf(value).String()
+	if text == "" {
+		return []string{}, nil
+	}
+	return strings.Split(text, ","), nil
 }
 
 func readFile(v *viper.Viper, file string) error {

@@ -23,6 +23,12 @@ func (c *Config) Settings() []Setting {
 		switch x := value.(type) {
 		case fmt.Stringer: // an amount or a duration
 			value = x.String()
+		case []Device:
+			all := []string{}
+			for _, d := range x {
+				all = append(all, d.String())
+			}
+			value = all
 		case []string:
 			value = append([]string{}, x...)
 		}

@@ -75,6 +75,7 @@ func (c *Config) Validate() error {
 	}
 	check("agent.cpu_isa", oneOf(a.CPUISA, "", "auto", "avx512bf16", "avx512", "avx2", "generic"))
 	check("agent.engine", oneOf(a.Engine, "native"))
+	check("agent.devices", a.devices())
 	_, err := a.LabelMap()
 	check("agent.labels", err)
 	for _, dir := range c.Models.Dirs {
