@@ -26,6 +26,7 @@ import (
 	"github.com/distorch/distorch/agent/device"
 	"github.com/distorch/distorch/agent/donor"
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/examine"
 	"github.com/distorch/distorch/agent/measure"
 	"github.com/distorch/distorch/agent/serve"
 	"github.com/distorch/distorch/model/graph"
@@ -60,6 +61,9 @@ type Config struct {
 	Calibrations      calibration.Dir // where what was measured is kept; "": nowhere
 	// Measure finds the device's rates; nil runs programs on it for some seconds.
 	Measure func(ctx context.Context, s engine.Session, d tensor.DType) ([]measure.Rates, error)
+	// Examine says what else to look at for a diagnosis; the agent fills in what it
+	// knows itself.
+	Examine examine.Config
 	// Ready is called once the agent is registered; may be nil.
 	Ready func(address string)
 }
@@ -137,6 +141,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, errors.Join(err, a.node.Close())
 	}
 	pb.RegisterStageServiceServer(a.node.Server(), a.serve)
+	pb.RegisterNodeServiceServer(a.node.Server(), &nodeService{agent: a})
 	return a, nil
 }
 
@@ -226,6 +231,7 @@ func (a *Agent) register(ctx context.Context, g *errgroup.Group) error {
 	}
 	a.learner = newLearner(fmt.Sprintf("node %s, %s", a.cfg.Credentials.Self().Name, a.device.ID), a.log, c, lessons)
 	a.record = a.describe(ctx, c)
+	a.record.SeenDevices = a.seen(ctx, a.record.Devices)
 	a.record.Devices[0].Feedback = a.learner.known()
 	link := a.links.first(ctx, a)
 	a.mu.Lock()

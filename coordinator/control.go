@@ -109,13 +109,8 @@ func (c *Coordinator) MeasureLink(ctx context.Context, req *pb.MeasureLinkReques
 	}
 	var ends [2]*pb.NodeRecord
 	for i, name := range []string{req.GetNode(), req.GetPeer()} {
-		for id, e := range st.Nodes {
-			if id == name || e.Value.GetName() == name {
-				ends[i] = e.Value
-			}
-		}
-		if ends[i] == nil {
-			return nil, toStatus(&UnknownError{Kind: "node", Name: name, Nearest: nearest(name, nodeNames(st))})
+		if ends[i], err = named(st, name); err != nil {
+			return nil, toStatus(err)
 		}
 	}
 	switch {
@@ -125,6 +120,44 @@ func (c *Coordinator) MeasureLink(ctx context.Context, req *pb.MeasureLinkReques
 		return nil, toStatus(invalid("this coordinator cannot ask agents"))
 	}
 	return c.cfg.Link(ctx, ends[0].Address, ends[0].Id, ends[1].Id)
+}
+
+// named is the record of a node by its name or id.
+func named(st *store.State, name string) (*pb.NodeRecord, error) {
+	var found *pb.NodeRecord
+	for id, e := range st.Nodes {
+		if id == name || e.Value.GetName() == name {
+			found = e.Value
+		}
+	}
+	if found == nil {
+		return nil, &UnknownError{Kind: "node", Name: name, Nearest: nearest(name, nodeNames(st))}
+	}
+	return found, nil
+}
+
+// Diagnose asks a node what is wrong with it.
+func (c *Coordinator) Diagnose(ctx context.Context, req *pb.DiagnoseRequest) (*pb.DiagnoseResponse, error) {
+	st, err := c.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n, err := named(st, req.GetNode())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	ask := &pb.DiagnoseRequest{Node: n.Id}
+	if req.GetReach() != "" {
+		peer, err := named(st, req.GetReach())
+		if err != nil {
+			return nil, toStatus(err)
+		}
+		ask.Reach = peer.Id
+	}
+	if c.cfg.Diagnose == nil {
+		return nil, toStatus(invalid("this coordinator cannot ask agents"))
+	}
+	return c.cfg.Diagnose(ctx, n.Address, n.Id, ask)
 }
 
 func modelName(st *store.State, id string) string {

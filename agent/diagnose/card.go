@@ -19,6 +19,9 @@ import (
 func card(f Facts, g device.GPU) []Finding {
 	stop := map[string]func(Facts, device.GPU) *Finding{device.NVIDIA: nvidiaStop, device.AMD: amdStop, device.Intel: intelStop}[g.Vendor]
 	for _, look := range []func(Facts, device.GPU) *Finding{stop, modeStop, hiddenStop, torchStop, engineStop} {
+		if look == nil {
+			continue // a vendor that a newer version knows
+		}
 		if found := look(f, g); found != nil {
 			found.Check, found.Subject, found.Unused = CheckCard, subject(g), true
 			return []Finding{*found}
@@ -45,11 +48,14 @@ func engineStop(f Facts, g device.GPU) *Finding {
 // describe is a usable card in one line.
 func describe(g device.GPU) string {
 	var parts []string
-	if g.MemoryTotal > 0 {
+	switch {
+	case g.MemoryFree > 0 || g.MemoryUsed > 0:
 		parts = append(parts, fmt.Sprintf("%v, %v free", g.MemoryTotal, g.MemoryFree))
+	case g.MemoryTotal > 0:
+		parts = append(parts, g.MemoryTotal.String())
 	}
-	if g.PCIe.MaxWidth > 0 {
-		parts = append(parts, fmt.Sprintf("PCIe %d x%d", cmp.Or(g.PCIe.MaxGeneration, g.PCIe.Generation), cmp.Or(g.PCIe.Width, g.PCIe.MaxWidth)))
+	if generation := cmp.Or(g.PCIe.MaxGeneration, g.PCIe.Generation); generation > 0 {
+		parts = append(parts, fmt.Sprintf("PCIe %d x%d", generation, cmp.Or(g.PCIe.Width, g.PCIe.MaxWidth)))
 	}
 	if g.Architecture != "" {
 		parts = append(parts, g.Architecture)
@@ -309,8 +315,8 @@ func cards(f Facts) []Finding {
 	if len(f.Cards.GPUs) == 0 {
 		return []Finding{{Severity: Note, Check: CheckCards, Text: "no card of NVIDIA, AMD or Intel: the machine computes on its CPU and lends its RAM"}}
 	}
-	known := slices.ContainsFunc(f.Cards.Of(device.NVIDIA), func(g device.GPU) bool { return !g.Listed && Unused(f, g) == "" })
-	if known {
+	unknown := slices.ContainsFunc(f.Cards.Of(device.NVIDIA), func(g device.GPU) bool { return !g.Listed && nvidiaStop(f, g) == nil })
+	if unknown {
 		text, mend := "neither NVML nor nvidia-smi tells the cards' memory", "install nvidia-smi (with the driver's utilities)"
 		if !f.NVML {
 			text = "this build has no NVML and there is no nvidia-smi: the cards' memory is not known"

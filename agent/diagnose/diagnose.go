@@ -214,15 +214,15 @@ func Worst(findings []Finding) Severity {
 	return worst
 }
 
-// Unused says in short why a card is not used, and "" where nothing is in the
+// Unused is what keeps a card from being used; false where nothing is in the
 // way.
-func Unused(f Facts, g device.GPU) string {
+func Unused(f Facts, g device.GPU) (Finding, bool) {
 	for _, finding := range card(f, g) {
 		if finding.Unused {
-			return finding.Text
+			return finding, true
 		}
 	}
-	return ""
+	return Finding{}, false
 }
 
 // subject names a card as its vendor does, with its place on the bus.

@@ -120,8 +120,19 @@ func disk(f Facts) []Finding {
 	return []Finding{out}
 }
 
-// setClock is how a clock is set.
+// setClock is how a clock is set where the system is not known.
 const setClock = "sudo timedatectl set-ntp true"
+
+// setOwnClock is how this machine's clock is set.
+func setOwnClock(f Facts) string {
+	switch {
+	case strings.HasPrefix(f.Platform, "windows"):
+		return "w32tm /resync (as administrator)"
+	case strings.HasPrefix(f.Platform, "darwin"):
+		return "sudo sntp -sS time.apple.com"
+	}
+	return setClock
+}
 
 // clock holds the time against the certificate's.
 func clock(f Facts) []Finding {
@@ -134,19 +145,22 @@ func clock(f Facts) []Finding {
 	case f.Time.IsZero():
 		return nil
 	case f.Time.Before(epoch()):
-		out.Severity, out.Text, out.Mend = Broken, fmt.Sprintf("the clock says %s: it was never set", f.Time.UTC().Format(time.RFC3339)), setClock
+		out.Severity, out.Text, out.Mend = Broken, fmt.Sprintf("the clock says %s: it was never set", f.Time.UTC().Format(time.RFC3339)), setOwnClock(f)
 	case !c.From.IsZero() && f.Time.Before(c.From):
-		out.Severity, out.Text, out.Mend = Broken, fmt.Sprintf("the clock says %s, before this node's certificate begins (%s)", f.Time.UTC().Format(time.RFC3339), c.From.UTC().Format(time.RFC3339)), setClock
+		out.Severity, out.Text, out.Mend = Broken, fmt.Sprintf("the clock says %s, before this node's certificate begins (%s)", f.Time.UTC().Format(time.RFC3339), c.From.UTC().Format(time.RFC3339)), setOwnClock(f)
 	case !c.Until.IsZero() && f.Time.After(c.Until):
-		out.Severity, out.Text, out.Mend = Broken, "this node's certificate ended on "+c.Until.UTC().Format(time.DateOnly), rejoin
+		out.Severity, out.Text, out.Mend = Broken, "this node's certificate ended on "+c.Until.UTC().Format(time.DateOnly), rejoin(f)
 	case !c.Until.IsZero() && f.Time.After(c.Until.Add(-lateClock)):
-		out.Severity, out.Mend = Warning, rejoin
+		out.Severity, out.Mend = Warning, rejoin(f)
 	}
 	return []Finding{out}
 }
 
-// rejoin is how a node gets a new certificate.
-const rejoin = "distorch token create --out token.txt on the coordinator, distorch agent --join-file token.txt here, or set the clock: " + setClock
+// rejoin is how a node gets a new certificate for the key that it has.
+func rejoin(f Facts) string {
+	return "on the coordinator's machine: restart it; elsewhere: rm " + quote(cmp.Or(f.Data.Path, "DATA_DIR")+"/node.crt") +
+		", then distorch agent --join-file FILE with a token of `distorch token create`; if the clock is wrong: " + setOwnClock(f)
+}
 
 // ports says which nodes do not answer this one.
 func ports(f Facts) []Finding {

@@ -64,9 +64,16 @@ const (
 	torchTime = 60 * time.Second
 )
 
-// Examine collects the facts. What cannot be told is zero, or an error in its
-// place.
-func Examine(ctx context.Context, cfg Config) diagnose.Facts {
+// Cards collects what is known of the machine and its cards alone, without
+// what takes their memory.
+func Cards(ctx context.Context, cfg Config) diagnose.Facts {
+	f := machine(cfg)
+	f.Cards = device.Discover(ctx, cfg.Devices)
+	return f
+}
+
+// machine is what takes no time to tell.
+func machine(cfg Config) diagnose.Facts {
 	f := diagnose.Facts{
 		Node: cfg.Node, Time: time.Now(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Version: cfg.Version, NVML: device.NVMLBuilt(),
 		Engine: cfg.Engine, Environment: map[string]string{}, Folders: []diagnose.Folder{},
@@ -83,14 +90,24 @@ func Examine(ctx context.Context, cfg Config) diagnose.Facts {
 			f.Environment[name] = v[:min(len(v), 1024)]
 		}
 	}
+	return f
+}
+
+// Examine collects the facts. What cannot be told is zero, or an error in its
+// place.
+func Examine(ctx context.Context, cfg Config) diagnose.Facts {
+	f := machine(cfg)
 	var group sync.WaitGroup // these wait for other things than one another
 	group.Go(func() {
 		o := cfg.Devices
 		o.Processes = true
 		f.Cards = device.Discover(ctx, o)
+		// A machine without cards needs no PyTorch; macOS shows its own nowhere else.
+		if len(f.Cards.GPUs) > 0 || cfg.Engine == "torch" || runtime.GOOS == "darwin" {
+			f.Torch = lookForTorch(ctx, cfg)
+		}
 	})
-	group.Go(func() { f.Torch = lookForTorch(ctx, cfg) })
-	group.Go(func() { f.Peers = dial(ctx, cfg) })
+	group.Go(func() { f.Peers = Dial(ctx, cfg) })
 	group.Go(func() { f.Folders = folders(cfg.Models) })
 	group.Wait()
 	f.RAM = memory(cfg)
@@ -168,8 +185,8 @@ func disk(dir string) diagnose.Disk {
 	return out
 }
 
-// dial asks the peers, some at a time.
-func dial(ctx context.Context, cfg Config) []diagnose.Peer {
+// Dial asks the peers, some at a time.
+func Dial(ctx context.Context, cfg Config) []diagnose.Peer {
 	if cfg.Dial == nil {
 		return nil
 	}

@@ -19,6 +19,6 @@ func space(dir string) (free, total tensor.Bytes, err error) {
 	if err := unix.Statfs(dir, &s); err != nil {
 		return 0, 0, fmt.Errorf("%s: %w", dir, err)
 	}
-	block := int64(s.Bsize)
+	block := int64(s.Bsize) //nolint:unconvert // 32 bits on darwin
 	return tensor.Bytes(int64(s.Bavail) * block), tensor.Bytes(int64(s.Blocks) * block), nil
 }

@@ -22,6 +22,7 @@ const (
 	exitNotFound    = 3
 	exitInfeasible  = 4
 	exitUnreachable = 5
+	exitBroken      = 6
 	exitInterrupted = 130
 )
 
@@ -32,6 +33,7 @@ const exitHelp = `Exit codes:
   3    there is no such node, model or deployment
   4    it cannot be done here: it does not fit, or is not supported
   5    a coordinator or node cannot be reached
+  6    doctor found something broken
   130  interrupted`
 
 // coded is an error with the exit code it ends the process with.

@@ -129,7 +129,29 @@ func fakeNode(name string, address string) *pb.NodeStatus {
 }
 
 func (f *fakeServer) ListNodes(context.Context, *pb.ListNodesRequest) (*pb.ListNodesResponse, error) {
-	return &pb.ListNodesResponse{Nodes: []*pb.NodeStatus{fakeNode("a", "10.0.0.1:7800"), fakeNode("b", "10.0.0.2:7800")}}, nil
+	b := fakeNode("b", "10.0.0.2:7800")
+	b.Record.SeenDevices = []*pb.SeenDevice{
+		{Vendor: "nvidia", Model: "NVIDIA GeForce RTX 3090", Uuid: "GPU-1", PciAddress: "0000:65:00.0", MemoryTotalBytes: 24 << 30, Sources: []string{"sysfs", "nvidia-smi"}, UsedAs: "cuda:0"},
+		{Vendor: "nvidia", Model: "Tesla P40", PciAddress: "0000:17:00.0", MemoryTotalBytes: 24 << 30, Sources: []string{"sysfs"}, Reason: "held by the driver nouveau, which does not compute", Blocked: true},
+	}
+	return &pb.ListNodesResponse{Nodes: []*pb.NodeStatus{fakeNode("a", "10.0.0.1:7800"), b}}, nil
+}
+
+// Diagnose: a is in order and does not reach b, where a card is not used.
+func (f *fakeServer) Diagnose(_ context.Context, r *pb.DiagnoseRequest) (*pb.DiagnoseResponse, error) {
+	out := &pb.DiagnoseResponse{UnixNanos: time.Now().UnixNano()}
+	switch r.Node {
+	case "n-a":
+		out.Peers = []*pb.PeerReach{{Node: "n-b", Name: "b", Address: "10.0.0.2:7800", Failure: "silent"}}
+		out.Findings = []*pb.Finding{{Severity: pb.Finding_OK, Check: "memory", Text: "32.0 GB, 16.0 GB free"}}
+		out.Facts = []byte(`{"node":"a"}`)
+	case "n-b":
+		out.UnixNanos += 30e9
+		out.Findings = []*pb.Finding{{Severity: pb.Finding_BROKEN, Check: "card", Subject: "Tesla P40 0000:17:00.0", Text: "held by the driver nouveau, which does not compute", Mend: "sudo reboot", Unused: true}}
+	default:
+		return nil, status.Errorf(codes.NotFound, "no node %q here; did you mean \"b\"?", r.Node)
+	}
+	return out, nil
 }
 
 func (f *fakeServer) MeasureLink(_ context.Context, r *pb.MeasureLinkRequest) (*pb.PeerLink, error) {

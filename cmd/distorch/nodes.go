@@ -30,6 +30,7 @@ type nodeView struct {
 	Incarnation string            `json:"incarnation"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Devices     []deviceView      `json:"devices"`
+	Seen        []seenView        `json:"seen_devices,omitempty"` // cards, used or not
 	LoadRate    float64           `json:"load_bytes_per_second"`
 	NIC         float64           `json:"nic_bytes_per_second"`
 	Latency     float64           `json:"latency_seconds"`
@@ -78,7 +79,7 @@ func newNodeView(n *pb.NodeStatus) nodeView {
 		Name: r.GetName(), ID: r.GetId(), Address: r.GetAddress(), Version: r.GetVersion(), Platform: r.GetPlatform(),
 		Engine: r.GetEngine(), PID: r.GetPid(), Incarnation: r.GetIncarnation(), Labels: r.GetLabels(), LoadRate: r.GetLoadBytesPerSecond(),
 		NIC: n.GetLink().GetNicBytesPerSecond(), Latency: n.GetLink().GetLatency().AsDuration().Seconds(),
-		Devices: []deviceView{}, Models: append([]string{}, n.Models...),
+		Devices: []deviceView{}, Seen: seenViews(r.GetSeenDevices()), Models: append([]string{}, n.Models...),
 	}
 	for _, d := range r.GetDevices() {
 		dv := deviceView{d.Name, d.Model, d.MemoryTotalBytes, d.MemoryAllocatableBytes, d.Threads, d.Isa, d.NumericsClasses, []rateView{}, d.Calibration, nil}
@@ -189,7 +190,10 @@ func listNodes(cmd *cobra.Command, o *operator) (answer, error) {
 		views, rows = append(views, v), append(rows, v.row())
 	}
 	return answer{views, func(w io.Writer) error {
-		return output.WriteTable(w, []string{"NAME", "ADDRESS", "STATE", "DEVICES", "MEMORY", "THREADS", "RATES", "LINK", "MODELS"}, rows)
+		if err := output.WriteTable(w, []string{"NAME", "ADDRESS", "STATE", "DEVICES", "MEMORY", "THREADS", "RATES", "LINK", "MODELS"}, rows); err != nil {
+			return err
+		}
+		return writeSeen(w, views)
 	}}, nil
 }
 

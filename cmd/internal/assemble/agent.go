@@ -80,6 +80,7 @@ func (a Agent) Run(ctx context.Context) error {
 			return err
 		}
 		cfg.Credentials, cfg.GossipKey, cfg.Store = creds, key, st
+		cfg.Examine = Examination(a.Config, a.Dir, a.Version)
 		ag, err := agent.New(ctx, cfg)
 		if err != nil {
 			return err

@@ -107,6 +107,13 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 			}
 			return pb.NewStageServiceClient(conn).MeasureLink(ctx, &pb.MeasureLinkRequest{Node: id, Peer: peer})
 		},
+		Diagnose: func(ctx context.Context, address, id string, req *pb.DiagnoseRequest) (*pb.DiagnoseResponse, error) {
+			conn, err := n.Host().Dial(address, transport.NodeID(id))
+			if err != nil {
+				return nil, err
+			}
+			return pb.NewNodeServiceClient(conn).Diagnose(ctx, req)
+		},
 	})
 	if err != nil {
 		return err

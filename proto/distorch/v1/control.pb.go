@@ -83,7 +83,7 @@ func (x BlockTier_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BlockTier_Kind.Descriptor instead.
 func (BlockTier_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17, 0}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18, 0}
 }
 
 type Observed_State int32
@@ -138,7 +138,62 @@ func (x Observed_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Observed_State.Descriptor instead.
 func (Observed_State) EnumDescriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25, 0}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26, 0}
+}
+
+type Finding_Severity int32
+
+const (
+	Finding_SEVERITY_UNSPECIFIED Finding_Severity = 0
+	Finding_OK                   Finding_Severity = 1
+	Finding_NOTE                 Finding_Severity = 2
+	Finding_WARNING              Finding_Severity = 3
+	Finding_BROKEN               Finding_Severity = 4
+)
+
+// Enum value maps for Finding_Severity.
+var (
+	Finding_Severity_name = map[int32]string{
+		0: "SEVERITY_UNSPECIFIED",
+		1: "OK",
+		2: "NOTE",
+		3: "WARNING",
+		4: "BROKEN",
+	}
+	Finding_Severity_value = map[string]int32{
+		"SEVERITY_UNSPECIFIED": 0,
+		"OK":                   1,
+		"NOTE":                 2,
+		"WARNING":              3,
+		"BROKEN":               4,
+	}
+)
+
+func (x Finding_Severity) Enum() *Finding_Severity {
+	p := new(Finding_Severity)
+	*p = x
+	return p
+}
+
+func (x Finding_Severity) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Finding_Severity) Descriptor() protoreflect.EnumDescriptor {
+	return file_distorch_v1_control_proto_enumTypes[2].Descriptor()
+}
+
+func (Finding_Severity) Type() protoreflect.EnumType {
+	return &file_distorch_v1_control_proto_enumTypes[2]
+}
+
+func (x Finding_Severity) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Finding_Severity.Descriptor instead.
+func (Finding_Severity) EnumDescriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35, 0}
 }
 
 // Workload is the largest request that a deployment is placed for.
@@ -749,6 +804,7 @@ type NodeRecord struct {
 	DiskBytesPerSecond    float64       `protobuf:"fixed64,18,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"`            // that a stage may stream from the model's disk while it runs; 0: it may not
 	HostBusBytesPerSecond float64       `protobuf:"fixed64,19,opt,name=host_bus_bytes_per_second,json=hostBusBytesPerSecond,proto3" json:"host_bus_bytes_per_second,omitempty"` // from RAM to all devices together; 0: not measured
 	Lost                  []*LostDevice `protobuf:"bytes,20,rep,name=lost,proto3" json:"lost,omitempty"`
+	SeenDevices           []*SeenDevice `protobuf:"bytes,30,rep,name=seen_devices,json=seenDevices,proto3" json:"seen_devices,omitempty"` // cards of the machine, used or not; as they were when the agent started
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -923,6 +979,13 @@ func (x *NodeRecord) GetLost() []*LostDevice {
 	return nil
 }
 
+func (x *NodeRecord) GetSeenDevices() []*SeenDevice {
+	if x != nil {
+		return x.SeenDevices
+	}
+	return nil
+}
+
 // LostDevice was there when the agent started, and is not any more.
 type LostDevice struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -976,6 +1039,139 @@ func (x *LostDevice) GetReason() string {
 	return ""
 }
 
+// SeenDevice is a card of a machine, which no engine need use.
+type SeenDevice struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Vendor           string                 `protobuf:"bytes,1,opt,name=vendor,proto3" json:"vendor,omitempty"`                           // nvidia, amd, intel
+	Model            string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`                             // what the vendor calls it
+	Uuid             string                 `protobuf:"bytes,3,opt,name=uuid,proto3" json:"uuid,omitempty"`                               // as the vendor's tools print it
+	PciAddress       string                 `protobuf:"bytes,4,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"` // 0000:65:00.0
+	Architecture     string                 `protobuf:"bytes,5,opt,name=architecture,proto3" json:"architecture,omitempty"`               // sm_86, gfx1100
+	MemoryTotalBytes uint64                 `protobuf:"varint,6,opt,name=memory_total_bytes,json=memoryTotalBytes,proto3" json:"memory_total_bytes,omitempty"`
+	PcieGeneration   uint32                 `protobuf:"varint,7,opt,name=pcie_generation,json=pcieGeneration,proto3" json:"pcie_generation,omitempty"` // that card and slot can do
+	PcieLanes        uint32                 `protobuf:"varint,8,opt,name=pcie_lanes,json=pcieLanes,proto3" json:"pcie_lanes,omitempty"`                // that are connected
+	Sources          []string               `protobuf:"bytes,9,rep,name=sources,proto3" json:"sources,omitempty"`                                      // who tells of it: sysfs, proc, nvml, nvidia-smi
+	UsedAs           string                 `protobuf:"bytes,10,opt,name=used_as,json=usedAs,proto3" json:"used_as,omitempty"`                         // name of the node's device that it is; empty: it is not used
+	Reason           string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`                                       // why it is not used
+	Blocked          bool                   `protobuf:"varint,12,opt,name=blocked,proto3" json:"blocked,omitempty"`                                    // something is in its way that a person can mend
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *SeenDevice) Reset() {
+	*x = SeenDevice{}
+	mi := &file_distorch_v1_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeenDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeenDevice) ProtoMessage() {}
+
+func (x *SeenDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeenDevice.ProtoReflect.Descriptor instead.
+func (*SeenDevice) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SeenDevice) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *SeenDevice) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *SeenDevice) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *SeenDevice) GetPciAddress() string {
+	if x != nil {
+		return x.PciAddress
+	}
+	return ""
+}
+
+func (x *SeenDevice) GetArchitecture() string {
+	if x != nil {
+		return x.Architecture
+	}
+	return ""
+}
+
+func (x *SeenDevice) GetMemoryTotalBytes() uint64 {
+	if x != nil {
+		return x.MemoryTotalBytes
+	}
+	return 0
+}
+
+func (x *SeenDevice) GetPcieGeneration() uint32 {
+	if x != nil {
+		return x.PcieGeneration
+	}
+	return 0
+}
+
+func (x *SeenDevice) GetPcieLanes() uint32 {
+	if x != nil {
+		return x.PcieLanes
+	}
+	return 0
+}
+
+func (x *SeenDevice) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *SeenDevice) GetUsedAs() string {
+	if x != nil {
+		return x.UsedAs
+	}
+	return ""
+}
+
+func (x *SeenDevice) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SeenDevice) GetBlocked() bool {
+	if x != nil {
+		return x.Blocked
+	}
+	return false
+}
+
 type PeerLink struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -987,7 +1183,7 @@ type PeerLink struct {
 
 func (x *PeerLink) Reset() {
 	*x = PeerLink{}
-	mi := &file_distorch_v1_control_proto_msgTypes[8]
+	mi := &file_distorch_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1195,7 @@ func (x *PeerLink) String() string {
 func (*PeerLink) ProtoMessage() {}
 
 func (x *PeerLink) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[8]
+	mi := &file_distorch_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1208,7 @@ func (x *PeerLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLink.ProtoReflect.Descriptor instead.
 func (*PeerLink) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PeerLink) GetNode() string {
@@ -1049,7 +1245,7 @@ type LinkRecord struct {
 
 func (x *LinkRecord) Reset() {
 	*x = LinkRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[9]
+	mi := &file_distorch_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1257,7 @@ func (x *LinkRecord) String() string {
 func (*LinkRecord) ProtoMessage() {}
 
 func (x *LinkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[9]
+	mi := &file_distorch_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1270,7 @@ func (x *LinkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkRecord.ProtoReflect.Descriptor instead.
 func (*LinkRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LinkRecord) GetNode() string {
@@ -1117,7 +1313,7 @@ type WeightEntry struct {
 
 func (x *WeightEntry) Reset() {
 	*x = WeightEntry{}
-	mi := &file_distorch_v1_control_proto_msgTypes[10]
+	mi := &file_distorch_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1325,7 @@ func (x *WeightEntry) String() string {
 func (*WeightEntry) ProtoMessage() {}
 
 func (x *WeightEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[10]
+	mi := &file_distorch_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1338,7 @@ func (x *WeightEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightEntry.ProtoReflect.Descriptor instead.
 func (*WeightEntry) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WeightEntry) GetName() string {
@@ -1187,7 +1383,7 @@ type ModelRecord struct {
 
 func (x *ModelRecord) Reset() {
 	*x = ModelRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[11]
+	mi := &file_distorch_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1395,7 @@ func (x *ModelRecord) String() string {
 func (*ModelRecord) ProtoMessage() {}
 
 func (x *ModelRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[11]
+	mi := &file_distorch_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1408,7 @@ func (x *ModelRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelRecord.ProtoReflect.Descriptor instead.
 func (*ModelRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ModelRecord) GetId() string {
@@ -1305,7 +1501,7 @@ type HolderRecord struct {
 
 func (x *HolderRecord) Reset() {
 	*x = HolderRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[12]
+	mi := &file_distorch_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1513,7 @@ func (x *HolderRecord) String() string {
 func (*HolderRecord) ProtoMessage() {}
 
 func (x *HolderRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[12]
+	mi := &file_distorch_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1526,7 @@ func (x *HolderRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HolderRecord.ProtoReflect.Descriptor instead.
 func (*HolderRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HolderRecord) GetModel() string {
@@ -1373,7 +1569,7 @@ type Pin struct {
 
 func (x *Pin) Reset() {
 	*x = Pin{}
-	mi := &file_distorch_v1_control_proto_msgTypes[13]
+	mi := &file_distorch_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1581,7 @@ func (x *Pin) String() string {
 func (*Pin) ProtoMessage() {}
 
 func (x *Pin) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[13]
+	mi := &file_distorch_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1594,7 @@ func (x *Pin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pin.ProtoReflect.Descriptor instead.
 func (*Pin) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Pin) GetNode() string {
@@ -1445,7 +1641,7 @@ type LoRA struct {
 
 func (x *LoRA) Reset() {
 	*x = LoRA{}
-	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	mi := &file_distorch_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1653,7 @@ func (x *LoRA) String() string {
 func (*LoRA) ProtoMessage() {}
 
 func (x *LoRA) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[14]
+	mi := &file_distorch_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1666,7 @@ func (x *LoRA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoRA.ProtoReflect.Descriptor instead.
 func (*LoRA) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LoRA) GetId() string {
@@ -1548,7 +1744,7 @@ type DeploymentSpec struct {
 
 func (x *DeploymentSpec) Reset() {
 	*x = DeploymentSpec{}
-	mi := &file_distorch_v1_control_proto_msgTypes[15]
+	mi := &file_distorch_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1756,7 @@ func (x *DeploymentSpec) String() string {
 func (*DeploymentSpec) ProtoMessage() {}
 
 func (x *DeploymentSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[15]
+	mi := &file_distorch_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1769,7 @@ func (x *DeploymentSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentSpec.ProtoReflect.Descriptor instead.
 func (*DeploymentSpec) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeploymentSpec) GetName() string {
@@ -1715,7 +1911,7 @@ type StageForecast struct {
 
 func (x *StageForecast) Reset() {
 	*x = StageForecast{}
-	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1923,7 @@ func (x *StageForecast) String() string {
 func (*StageForecast) ProtoMessage() {}
 
 func (x *StageForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[16]
+	mi := &file_distorch_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1936,7 @@ func (x *StageForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageForecast.ProtoReflect.Descriptor instead.
 func (*StageForecast) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StageForecast) GetComputeSeconds() float64 {
@@ -1831,7 +2027,7 @@ type BlockTier struct {
 
 func (x *BlockTier) Reset() {
 	*x = BlockTier{}
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +2039,7 @@ func (x *BlockTier) String() string {
 func (*BlockTier) ProtoMessage() {}
 
 func (x *BlockTier) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[17]
+	mi := &file_distorch_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +2052,7 @@ func (x *BlockTier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockTier.ProtoReflect.Descriptor instead.
 func (*BlockTier) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BlockTier) GetFirstBlock() uint32 {
@@ -1942,7 +2138,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2150,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[18]
+	mi := &file_distorch_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2163,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Stage) GetNode() string {
@@ -2097,7 +2293,7 @@ type Forecast struct {
 
 func (x *Forecast) Reset() {
 	*x = Forecast{}
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2305,7 @@ func (x *Forecast) String() string {
 func (*Forecast) ProtoMessage() {}
 
 func (x *Forecast) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[19]
+	mi := &file_distorch_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2318,7 @@ func (x *Forecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
 func (*Forecast) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Forecast) GetStepSeconds() float64 {
@@ -2184,7 +2380,7 @@ type UnusedNode struct {
 
 func (x *UnusedNode) Reset() {
 	*x = UnusedNode{}
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2392,7 @@ func (x *UnusedNode) String() string {
 func (*UnusedNode) ProtoMessage() {}
 
 func (x *UnusedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[20]
+	mi := &file_distorch_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2405,7 @@ func (x *UnusedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnusedNode.ProtoReflect.Descriptor instead.
 func (*UnusedNode) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UnusedNode) GetNode() string {
@@ -2236,7 +2432,7 @@ type NodeLoss struct {
 
 func (x *NodeLoss) Reset() {
 	*x = NodeLoss{}
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2444,7 @@ func (x *NodeLoss) String() string {
 func (*NodeLoss) ProtoMessage() {}
 
 func (x *NodeLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[21]
+	mi := &file_distorch_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2457,7 @@ func (x *NodeLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLoss.ProtoReflect.Descriptor instead.
 func (*NodeLoss) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeLoss) GetNode() string {
@@ -2289,7 +2485,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2497,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[22]
+	mi := &file_distorch_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2510,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Certificate) GetOptimal() bool {
@@ -2354,7 +2550,7 @@ type BarredNode struct {
 
 func (x *BarredNode) Reset() {
 	*x = BarredNode{}
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2366,7 +2562,7 @@ func (x *BarredNode) String() string {
 func (*BarredNode) ProtoMessage() {}
 
 func (x *BarredNode) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[23]
+	mi := &file_distorch_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2379,7 +2575,7 @@ func (x *BarredNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BarredNode.ProtoReflect.Descriptor instead.
 func (*BarredNode) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BarredNode) GetNode() string {
@@ -2445,7 +2641,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2653,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[24]
+	mi := &file_distorch_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2666,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Plan) GetDeployment() string {
@@ -2621,7 +2817,7 @@ type Observed struct {
 
 func (x *Observed) Reset() {
 	*x = Observed{}
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2829,7 @@ func (x *Observed) String() string {
 func (*Observed) ProtoMessage() {}
 
 func (x *Observed) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[25]
+	mi := &file_distorch_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2842,7 @@ func (x *Observed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observed.ProtoReflect.Descriptor instead.
 func (*Observed) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Observed) GetDeployment() string {
@@ -2755,7 +2951,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +2963,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[26]
+	mi := &file_distorch_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +2976,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TokenRecord) GetId() string {
@@ -2834,7 +3030,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +3042,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[27]
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +3055,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
@@ -2878,7 +3074,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2890,7 +3086,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2903,7 +3099,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2921,7 +3117,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3129,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3142,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 type NodeStatus struct {
@@ -2960,7 +3156,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2972,7 +3168,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2985,7 +3181,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NodeStatus) GetRecord() *NodeRecord {
@@ -3018,7 +3214,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3030,7 +3226,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3043,7 +3239,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeStatus {
@@ -3065,7 +3261,7 @@ type MeasureLinkRequest struct {
 
 func (x *MeasureLinkRequest) Reset() {
 	*x = MeasureLinkRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3273,7 @@ func (x *MeasureLinkRequest) String() string {
 func (*MeasureLinkRequest) ProtoMessage() {}
 
 func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3286,7 @@ func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeasureLinkRequest.ProtoReflect.Descriptor instead.
 func (*MeasureLinkRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MeasureLinkRequest) GetNode() string {
@@ -3107,6 +3303,307 @@ func (x *MeasureLinkRequest) GetPeer() string {
 	return ""
 }
 
+// DiagnoseRequest asks a node what is wrong with it. Control takes its name or
+// id; an agent is asked for itself.
+type DiagnoseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Only whether this node, by its id, answers the one that is asked; empty: everything.
+	Reach         string `protobuf:"bytes,2,opt,name=reach,proto3" json:"reach,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiagnoseRequest) Reset() {
+	*x = DiagnoseRequest{}
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiagnoseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiagnoseRequest) ProtoMessage() {}
+
+func (x *DiagnoseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiagnoseRequest.ProtoReflect.Descriptor instead.
+func (*DiagnoseRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *DiagnoseRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DiagnoseRequest) GetReach() string {
+	if x != nil {
+		return x.Reach
+	}
+	return ""
+}
+
+// Finding is one line of a diagnosis (package agent/diagnose).
+type Finding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Severity      Finding_Severity       `protobuf:"varint,1,opt,name=severity,proto3,enum=distorch.v1.Finding_Severity" json:"severity,omitempty"`
+	Check         string                 `protobuf:"bytes,2,opt,name=check,proto3" json:"check,omitempty"`
+	Subject       string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	Text          string                 `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	Mend          string                 `protobuf:"bytes,5,opt,name=mend,proto3" json:"mend,omitempty"`
+	Unused        bool                   `protobuf:"varint,6,opt,name=unused,proto3" json:"unused,omitempty"` // because of it a card is not used
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Finding) GetSeverity() Finding_Severity {
+	if x != nil {
+		return x.Severity
+	}
+	return Finding_SEVERITY_UNSPECIFIED
+}
+
+func (x *Finding) GetCheck() string {
+	if x != nil {
+		return x.Check
+	}
+	return ""
+}
+
+func (x *Finding) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Finding) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Finding) GetMend() string {
+	if x != nil {
+		return x.Mend
+	}
+	return ""
+}
+
+func (x *Finding) GetUnused() bool {
+	if x != nil {
+		return x.Unused
+	}
+	return false
+}
+
+// PeerReach is whether a node answered another where it says it is.
+type PeerReach struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Failure       string                 `protobuf:"bytes,4,opt,name=failure,proto3" json:"failure,omitempty"` // refused, silent, no route, no such name, identity, other; empty: it answered
+	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	RoundTrip     *durationpb.Duration   `protobuf:"bytes,6,opt,name=round_trip,json=roundTrip,proto3" json:"round_trip,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerReach) Reset() {
+	*x = PeerReach{}
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerReach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerReach) ProtoMessage() {}
+
+func (x *PeerReach) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerReach.ProtoReflect.Descriptor instead.
+func (*PeerReach) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PeerReach) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PeerReach) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PeerReach) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *PeerReach) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *PeerReach) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *PeerReach) GetRoundTrip() *durationpb.Duration {
+	if x != nil {
+		return x.RoundTrip
+	}
+	return nil
+}
+
+type DiagnoseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // name
+	Findings      []*Finding             `protobuf:"bytes,2,rep,name=findings,proto3" json:"findings,omitempty"`
+	Peers         []*PeerReach           `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
+	Facts         []byte                 `protobuf:"bytes,4,opt,name=facts,proto3" json:"facts,omitempty"`                           // what the findings rest on, JSON of agent/diagnose.Facts
+	UnixNanos     int64                  `protobuf:"varint,5,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"` // the node's clock when it began to answer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiagnoseResponse) Reset() {
+	*x = DiagnoseResponse{}
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiagnoseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiagnoseResponse) ProtoMessage() {}
+
+func (x *DiagnoseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiagnoseResponse.ProtoReflect.Descriptor instead.
+func (*DiagnoseResponse) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *DiagnoseResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DiagnoseResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *DiagnoseResponse) GetPeers() []*PeerReach {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *DiagnoseResponse) GetFacts() []byte {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *DiagnoseResponse) GetUnixNanos() int64 {
+	if x != nil {
+		return x.UnixNanos
+	}
+	return 0
+}
+
 type RemoveNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3116,7 +3613,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3128,7 +3625,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3141,7 +3638,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -3159,7 +3656,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +3668,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +3681,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 type ListModelsRequest struct {
@@ -3196,7 +3693,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3208,7 +3705,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3221,7 +3718,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListModelsRequest) GetGraphOf() string {
@@ -3241,7 +3738,7 @@ type ModelStatus struct {
 
 func (x *ModelStatus) Reset() {
 	*x = ModelStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +3750,7 @@ func (x *ModelStatus) String() string {
 func (*ModelStatus) ProtoMessage() {}
 
 func (x *ModelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3266,7 +3763,7 @@ func (x *ModelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelStatus.ProtoReflect.Descriptor instead.
 func (*ModelStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ModelStatus) GetRecord() *ModelRecord {
@@ -3292,7 +3789,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3304,7 +3801,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3317,7 +3814,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelStatus {
@@ -3336,7 +3833,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3348,7 +3845,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3361,7 +3858,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PlanRequest) GetSpec() *DeploymentSpec {
@@ -3382,7 +3879,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3394,7 +3891,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +3904,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PlanResponse) GetPlan() *Plan {
@@ -3440,7 +3937,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +3949,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +3962,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeployRequest) GetSpec() *DeploymentSpec {
@@ -3484,7 +3981,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3496,7 +3993,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3509,7 +4006,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DeployResponse) GetSpec() *DeploymentSpec {
@@ -3534,7 +4031,7 @@ type DeploymentStatus struct {
 
 func (x *DeploymentStatus) Reset() {
 	*x = DeploymentStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3546,7 +4043,7 @@ func (x *DeploymentStatus) String() string {
 func (*DeploymentStatus) ProtoMessage() {}
 
 func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3559,7 +4056,7 @@ func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentStatus.ProtoReflect.Descriptor instead.
 func (*DeploymentStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeploymentStatus) GetSpec() *DeploymentSpec {
@@ -3622,7 +4119,7 @@ type TierStats struct {
 
 func (x *TierStats) Reset() {
 	*x = TierStats{}
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3634,7 +4131,7 @@ func (x *TierStats) String() string {
 func (*TierStats) ProtoMessage() {}
 
 func (x *TierStats) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3647,7 +4144,7 @@ func (x *TierStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TierStats.ProtoReflect.Descriptor instead.
 func (*TierStats) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TierStats) GetKind() BlockTier_Kind {
@@ -3745,7 +4242,7 @@ type StageStats struct {
 
 func (x *StageStats) Reset() {
 	*x = StageStats{}
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3757,7 +4254,7 @@ func (x *StageStats) String() string {
 func (*StageStats) ProtoMessage() {}
 
 func (x *StageStats) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3770,7 +4267,7 @@ func (x *StageStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageStats.ProtoReflect.Descriptor instead.
 func (*StageStats) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StageStats) GetNode() string {
@@ -3943,7 +4440,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[45]
+	mi := &file_distorch_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3955,7 +4452,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[45]
+	mi := &file_distorch_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3968,7 +4465,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StatusRequest) GetName() string {
@@ -3988,7 +4485,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[46]
+	mi := &file_distorch_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4000,7 +4497,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[46]
+	mi := &file_distorch_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4013,7 +4510,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StatusResponse) GetDeployments() []*DeploymentStatus {
@@ -4039,7 +4536,7 @@ type UndeployRequest struct {
 
 func (x *UndeployRequest) Reset() {
 	*x = UndeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[47]
+	mi := &file_distorch_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4051,7 +4548,7 @@ func (x *UndeployRequest) String() string {
 func (*UndeployRequest) ProtoMessage() {}
 
 func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[47]
+	mi := &file_distorch_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4064,7 +4561,7 @@ func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
 func (*UndeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *UndeployRequest) GetName() string {
@@ -4082,7 +4579,7 @@ type UndeployResponse struct {
 
 func (x *UndeployResponse) Reset() {
 	*x = UndeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[48]
+	mi := &file_distorch_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4094,7 +4591,7 @@ func (x *UndeployResponse) String() string {
 func (*UndeployResponse) ProtoMessage() {}
 
 func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[48]
+	mi := &file_distorch_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4107,7 +4604,7 @@ func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
 func (*UndeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 type VersionRequest struct {
@@ -4118,7 +4615,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[49]
+	mi := &file_distorch_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4130,7 +4627,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[49]
+	mi := &file_distorch_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4143,7 +4640,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 type VersionResponse struct {
@@ -4158,7 +4655,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[50]
+	mi := &file_distorch_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4170,7 +4667,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[50]
+	mi := &file_distorch_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4183,7 +4680,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -4273,7 +4770,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"DevicePeer\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12(\n" +
-	"\x10bytes_per_second\x18\x02 \x01(\x01R\x0ebytesPerSecond\"\x89\x06\n" +
+	"\x10bytes_per_second\x18\x02 \x01(\x01R\x0ebytesPerSecond\"\xc5\x06\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -4296,14 +4793,32 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x11host_memory_bytes\x18\x11 \x01(\x04R\x0fhostMemoryBytes\x121\n" +
 	"\x15disk_bytes_per_second\x18\x12 \x01(\x01R\x12diskBytesPerSecond\x128\n" +
 	"\x19host_bus_bytes_per_second\x18\x13 \x01(\x01R\x15hostBusBytesPerSecond\x12+\n" +
-	"\x04lost\x18\x14 \x03(\v2\x17.distorch.v1.LostDeviceR\x04lost\x1a9\n" +
+	"\x04lost\x18\x14 \x03(\v2\x17.distorch.v1.LostDeviceR\x04lost\x12:\n" +
+	"\fseen_devices\x18\x1e \x03(\v2\x17.distorch.v1.SeenDeviceR\vseenDevices\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"8\n" +
 	"\n" +
 	"LostDevice\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x82\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xee\x02\n" +
+	"\n" +
+	"SeenDevice\x12\x16\n" +
+	"\x06vendor\x18\x01 \x01(\tR\x06vendor\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x12\n" +
+	"\x04uuid\x18\x03 \x01(\tR\x04uuid\x12\x1f\n" +
+	"\vpci_address\x18\x04 \x01(\tR\n" +
+	"pciAddress\x12\"\n" +
+	"\farchitecture\x18\x05 \x01(\tR\farchitecture\x12,\n" +
+	"\x12memory_total_bytes\x18\x06 \x01(\x04R\x10memoryTotalBytes\x12'\n" +
+	"\x0fpcie_generation\x18\a \x01(\rR\x0epcieGeneration\x12\x1d\n" +
+	"\n" +
+	"pcie_lanes\x18\b \x01(\rR\tpcieLanes\x12\x18\n" +
+	"\asources\x18\t \x03(\tR\asources\x12\x17\n" +
+	"\aused_as\x18\n" +
+	" \x01(\tR\x06usedAs\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x18\n" +
+	"\ablocked\x18\f \x01(\bR\ablocked\"\x82\x01\n" +
 	"\bPeerLink\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12(\n" +
 	"\x10bytes_per_second\x18\x02 \x01(\x01R\x0ebytesPerSecond\x128\n" +
@@ -4541,7 +5056,39 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x05nodes\x18\x01 \x03(\v2\x17.distorch.v1.NodeStatusR\x05nodes\"<\n" +
 	"\x12MeasureLinkRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
-	"\x04peer\x18\x02 \x01(\tR\x04peer\"'\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\";\n" +
+	"\x0fDiagnoseRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05reach\x18\x02 \x01(\tR\x05reach\"\x85\x02\n" +
+	"\aFinding\x129\n" +
+	"\bseverity\x18\x01 \x01(\x0e2\x1d.distorch.v1.Finding.SeverityR\bseverity\x12\x14\n" +
+	"\x05check\x18\x02 \x01(\tR\x05check\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x12\x12\n" +
+	"\x04mend\x18\x05 \x01(\tR\x04mend\x12\x16\n" +
+	"\x06unused\x18\x06 \x01(\bR\x06unused\"O\n" +
+	"\bSeverity\x12\x18\n" +
+	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x06\n" +
+	"\x02OK\x10\x01\x12\b\n" +
+	"\x04NOTE\x10\x02\x12\v\n" +
+	"\aWARNING\x10\x03\x12\n" +
+	"\n" +
+	"\x06BROKEN\x10\x04\"\xb7\x01\n" +
+	"\tPeerReach\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x18\n" +
+	"\afailure\x18\x04 \x01(\tR\afailure\x12\x14\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x128\n" +
+	"\n" +
+	"round_trip\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\troundTrip\"\xbb\x01\n" +
+	"\x10DiagnoseResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x120\n" +
+	"\bfindings\x18\x02 \x03(\v2\x14.distorch.v1.FindingR\bfindings\x12,\n" +
+	"\x05peers\x18\x03 \x03(\v2\x16.distorch.v1.PeerReachR\x05peers\x12\x14\n" +
+	"\x05facts\x18\x04 \x01(\fR\x05facts\x12\x1d\n" +
+	"\n" +
+	"unix_nanos\x18\x05 \x01(\x03R\tunixNanos\"'\n" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
 	"\x12RemoveNodeResponse\".\n" +
@@ -4622,12 +5169,13 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\fprotocol_min\x18\x02 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x03 \x01(\rR\vprotocolMax\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster2\xde\x05\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster2\xa7\x06\n" +
 	"\aControl\x12D\n" +
 	"\aVersion\x12\x1b.distorch.v1.VersionRequest\x1a\x1c.distorch.v1.VersionResponse\x12P\n" +
 	"\vCreateToken\x12\x1f.distorch.v1.CreateTokenRequest\x1a .distorch.v1.CreateTokenResponse\x12J\n" +
 	"\tListNodes\x12\x1d.distorch.v1.ListNodesRequest\x1a\x1e.distorch.v1.ListNodesResponse\x12E\n" +
-	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink\x12M\n" +
+	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink\x12G\n" +
+	"\bDiagnose\x12\x1c.distorch.v1.DiagnoseRequest\x1a\x1d.distorch.v1.DiagnoseResponse\x12M\n" +
 	"\n" +
 	"RemoveNode\x12\x1e.distorch.v1.RemoveNodeRequest\x1a\x1f.distorch.v1.RemoveNodeResponse\x12M\n" +
 	"\n" +
@@ -4649,148 +5197,161 @@ func file_distorch_v1_control_proto_rawDescGZIP() []byte {
 	return file_distorch_v1_control_proto_rawDescData
 }
 
-var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_distorch_v1_control_proto_goTypes = []any{
 	(BlockTier_Kind)(0),         // 0: distorch.v1.BlockTier.Kind
 	(Observed_State)(0),         // 1: distorch.v1.Observed.State
-	(*Workload)(nil),            // 2: distorch.v1.Workload
-	(*Rates)(nil),               // 3: distorch.v1.Rates
-	(*RateUncertainty)(nil),     // 4: distorch.v1.RateUncertainty
-	(*Feedback)(nil),            // 5: distorch.v1.Feedback
-	(*Device)(nil),              // 6: distorch.v1.Device
-	(*DevicePeer)(nil),          // 7: distorch.v1.DevicePeer
-	(*NodeRecord)(nil),          // 8: distorch.v1.NodeRecord
-	(*LostDevice)(nil),          // 9: distorch.v1.LostDevice
-	(*PeerLink)(nil),            // 10: distorch.v1.PeerLink
-	(*LinkRecord)(nil),          // 11: distorch.v1.LinkRecord
-	(*WeightEntry)(nil),         // 12: distorch.v1.WeightEntry
-	(*ModelRecord)(nil),         // 13: distorch.v1.ModelRecord
-	(*HolderRecord)(nil),        // 14: distorch.v1.HolderRecord
-	(*Pin)(nil),                 // 15: distorch.v1.Pin
-	(*LoRA)(nil),                // 16: distorch.v1.LoRA
-	(*DeploymentSpec)(nil),      // 17: distorch.v1.DeploymentSpec
-	(*StageForecast)(nil),       // 18: distorch.v1.StageForecast
-	(*BlockTier)(nil),           // 19: distorch.v1.BlockTier
-	(*Stage)(nil),               // 20: distorch.v1.Stage
-	(*Forecast)(nil),            // 21: distorch.v1.Forecast
-	(*UnusedNode)(nil),          // 22: distorch.v1.UnusedNode
-	(*NodeLoss)(nil),            // 23: distorch.v1.NodeLoss
-	(*Certificate)(nil),         // 24: distorch.v1.Certificate
-	(*BarredNode)(nil),          // 25: distorch.v1.BarredNode
-	(*Plan)(nil),                // 26: distorch.v1.Plan
-	(*Observed)(nil),            // 27: distorch.v1.Observed
-	(*TokenRecord)(nil),         // 28: distorch.v1.TokenRecord
-	(*CreateTokenRequest)(nil),  // 29: distorch.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil), // 30: distorch.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),    // 31: distorch.v1.ListNodesRequest
-	(*NodeStatus)(nil),          // 32: distorch.v1.NodeStatus
-	(*ListNodesResponse)(nil),   // 33: distorch.v1.ListNodesResponse
-	(*MeasureLinkRequest)(nil),  // 34: distorch.v1.MeasureLinkRequest
-	(*RemoveNodeRequest)(nil),   // 35: distorch.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),  // 36: distorch.v1.RemoveNodeResponse
-	(*ListModelsRequest)(nil),   // 37: distorch.v1.ListModelsRequest
-	(*ModelStatus)(nil),         // 38: distorch.v1.ModelStatus
-	(*ListModelsResponse)(nil),  // 39: distorch.v1.ListModelsResponse
-	(*PlanRequest)(nil),         // 40: distorch.v1.PlanRequest
-	(*PlanResponse)(nil),        // 41: distorch.v1.PlanResponse
-	(*DeployRequest)(nil),       // 42: distorch.v1.DeployRequest
-	(*DeployResponse)(nil),      // 43: distorch.v1.DeployResponse
-	(*DeploymentStatus)(nil),    // 44: distorch.v1.DeploymentStatus
-	(*TierStats)(nil),           // 45: distorch.v1.TierStats
-	(*StageStats)(nil),          // 46: distorch.v1.StageStats
-	(*StatusRequest)(nil),       // 47: distorch.v1.StatusRequest
-	(*StatusResponse)(nil),      // 48: distorch.v1.StatusResponse
-	(*UndeployRequest)(nil),     // 49: distorch.v1.UndeployRequest
-	(*UndeployResponse)(nil),    // 50: distorch.v1.UndeployResponse
-	(*VersionRequest)(nil),      // 51: distorch.v1.VersionRequest
-	(*VersionResponse)(nil),     // 52: distorch.v1.VersionResponse
-	nil,                         // 53: distorch.v1.Workload.DimsEntry
-	nil,                         // 54: distorch.v1.NodeRecord.LabelsEntry
-	nil,                         // 55: distorch.v1.ModelRecord.HyperParametersEntry
-	nil,                         // 56: distorch.v1.LoRA.HyperParametersEntry
-	(*durationpb.Duration)(nil), // 57: google.protobuf.Duration
-	(*Model)(nil),               // 58: distorch.v1.Model
+	(Finding_Severity)(0),       // 2: distorch.v1.Finding.Severity
+	(*Workload)(nil),            // 3: distorch.v1.Workload
+	(*Rates)(nil),               // 4: distorch.v1.Rates
+	(*RateUncertainty)(nil),     // 5: distorch.v1.RateUncertainty
+	(*Feedback)(nil),            // 6: distorch.v1.Feedback
+	(*Device)(nil),              // 7: distorch.v1.Device
+	(*DevicePeer)(nil),          // 8: distorch.v1.DevicePeer
+	(*NodeRecord)(nil),          // 9: distorch.v1.NodeRecord
+	(*LostDevice)(nil),          // 10: distorch.v1.LostDevice
+	(*SeenDevice)(nil),          // 11: distorch.v1.SeenDevice
+	(*PeerLink)(nil),            // 12: distorch.v1.PeerLink
+	(*LinkRecord)(nil),          // 13: distorch.v1.LinkRecord
+	(*WeightEntry)(nil),         // 14: distorch.v1.WeightEntry
+	(*ModelRecord)(nil),         // 15: distorch.v1.ModelRecord
+	(*HolderRecord)(nil),        // 16: distorch.v1.HolderRecord
+	(*Pin)(nil),                 // 17: distorch.v1.Pin
+	(*LoRA)(nil),                // 18: distorch.v1.LoRA
+	(*DeploymentSpec)(nil),      // 19: distorch.v1.DeploymentSpec
+	(*StageForecast)(nil),       // 20: distorch.v1.StageForecast
+	(*BlockTier)(nil),           // 21: distorch.v1.BlockTier
+	(*Stage)(nil),               // 22: distorch.v1.Stage
+	(*Forecast)(nil),            // 23: distorch.v1.Forecast
+	(*UnusedNode)(nil),          // 24: distorch.v1.UnusedNode
+	(*NodeLoss)(nil),            // 25: distorch.v1.NodeLoss
+	(*Certificate)(nil),         // 26: distorch.v1.Certificate
+	(*BarredNode)(nil),          // 27: distorch.v1.BarredNode
+	(*Plan)(nil),                // 28: distorch.v1.Plan
+	(*Observed)(nil),            // 29: distorch.v1.Observed
+	(*TokenRecord)(nil),         // 30: distorch.v1.TokenRecord
+	(*CreateTokenRequest)(nil),  // 31: distorch.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil), // 32: distorch.v1.CreateTokenResponse
+	(*ListNodesRequest)(nil),    // 33: distorch.v1.ListNodesRequest
+	(*NodeStatus)(nil),          // 34: distorch.v1.NodeStatus
+	(*ListNodesResponse)(nil),   // 35: distorch.v1.ListNodesResponse
+	(*MeasureLinkRequest)(nil),  // 36: distorch.v1.MeasureLinkRequest
+	(*DiagnoseRequest)(nil),     // 37: distorch.v1.DiagnoseRequest
+	(*Finding)(nil),             // 38: distorch.v1.Finding
+	(*PeerReach)(nil),           // 39: distorch.v1.PeerReach
+	(*DiagnoseResponse)(nil),    // 40: distorch.v1.DiagnoseResponse
+	(*RemoveNodeRequest)(nil),   // 41: distorch.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),  // 42: distorch.v1.RemoveNodeResponse
+	(*ListModelsRequest)(nil),   // 43: distorch.v1.ListModelsRequest
+	(*ModelStatus)(nil),         // 44: distorch.v1.ModelStatus
+	(*ListModelsResponse)(nil),  // 45: distorch.v1.ListModelsResponse
+	(*PlanRequest)(nil),         // 46: distorch.v1.PlanRequest
+	(*PlanResponse)(nil),        // 47: distorch.v1.PlanResponse
+	(*DeployRequest)(nil),       // 48: distorch.v1.DeployRequest
+	(*DeployResponse)(nil),      // 49: distorch.v1.DeployResponse
+	(*DeploymentStatus)(nil),    // 50: distorch.v1.DeploymentStatus
+	(*TierStats)(nil),           // 51: distorch.v1.TierStats
+	(*StageStats)(nil),          // 52: distorch.v1.StageStats
+	(*StatusRequest)(nil),       // 53: distorch.v1.StatusRequest
+	(*StatusResponse)(nil),      // 54: distorch.v1.StatusResponse
+	(*UndeployRequest)(nil),     // 55: distorch.v1.UndeployRequest
+	(*UndeployResponse)(nil),    // 56: distorch.v1.UndeployResponse
+	(*VersionRequest)(nil),      // 57: distorch.v1.VersionRequest
+	(*VersionResponse)(nil),     // 58: distorch.v1.VersionResponse
+	nil,                         // 59: distorch.v1.Workload.DimsEntry
+	nil,                         // 60: distorch.v1.NodeRecord.LabelsEntry
+	nil,                         // 61: distorch.v1.ModelRecord.HyperParametersEntry
+	nil,                         // 62: distorch.v1.LoRA.HyperParametersEntry
+	(*durationpb.Duration)(nil), // 63: google.protobuf.Duration
+	(*Model)(nil),               // 64: distorch.v1.Model
 }
 var file_distorch_v1_control_proto_depIdxs = []int32{
-	53, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
-	4,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
-	3,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
-	5,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
-	7,  // 4: distorch.v1.Device.peers:type_name -> distorch.v1.DevicePeer
-	6,  // 5: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
-	54, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
-	9,  // 7: distorch.v1.NodeRecord.lost:type_name -> distorch.v1.LostDevice
-	57, // 8: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
-	57, // 9: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
-	10, // 10: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
-	58, // 11: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
-	12, // 12: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
-	55, // 13: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
-	56, // 14: distorch.v1.LoRA.hyper_parameters:type_name -> distorch.v1.LoRA.HyperParametersEntry
-	2,  // 15: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
-	15, // 16: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
-	16, // 17: distorch.v1.DeploymentSpec.loras:type_name -> distorch.v1.LoRA
-	0,  // 18: distorch.v1.BlockTier.kind:type_name -> distorch.v1.BlockTier.Kind
-	18, // 19: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
-	19, // 20: distorch.v1.Stage.tiers:type_name -> distorch.v1.BlockTier
-	2,  // 21: distorch.v1.Plan.workload:type_name -> distorch.v1.Workload
-	20, // 22: distorch.v1.Plan.stages:type_name -> distorch.v1.Stage
-	21, // 23: distorch.v1.Plan.forecast:type_name -> distorch.v1.Forecast
-	22, // 24: distorch.v1.Plan.unused:type_name -> distorch.v1.UnusedNode
-	23, // 25: distorch.v1.Plan.if_lost:type_name -> distorch.v1.NodeLoss
-	24, // 26: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
-	25, // 27: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
-	16, // 28: distorch.v1.Plan.loras:type_name -> distorch.v1.LoRA
-	1,  // 29: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
-	57, // 30: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
-	57, // 31: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	8,  // 32: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
-	11, // 33: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
-	32, // 34: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
-	13, // 35: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
-	38, // 36: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
-	17, // 37: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	26, // 38: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
-	17, // 39: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	17, // 40: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
-	17, // 41: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
-	26, // 42: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
-	27, // 43: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
-	46, // 44: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
-	0,  // 45: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
-	57, // 46: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
-	57, // 47: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
-	57, // 48: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
-	5,  // 49: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
-	45, // 50: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
-	57, // 51: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
-	44, // 52: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
-	51, // 53: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
-	29, // 54: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
-	31, // 55: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
-	34, // 56: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	35, // 57: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
-	37, // 58: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
-	40, // 59: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
-	42, // 60: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
-	47, // 61: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
-	49, // 62: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
-	52, // 63: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
-	30, // 64: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
-	33, // 65: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
-	10, // 66: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
-	36, // 67: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
-	39, // 68: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
-	41, // 69: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
-	43, // 70: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
-	48, // 71: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
-	50, // 72: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
-	63, // [63:73] is the sub-list for method output_type
-	53, // [53:63] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	59, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
+	5,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
+	4,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
+	6,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
+	8,  // 4: distorch.v1.Device.peers:type_name -> distorch.v1.DevicePeer
+	7,  // 5: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
+	60, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
+	10, // 7: distorch.v1.NodeRecord.lost:type_name -> distorch.v1.LostDevice
+	11, // 8: distorch.v1.NodeRecord.seen_devices:type_name -> distorch.v1.SeenDevice
+	63, // 9: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
+	63, // 10: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
+	12, // 11: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
+	64, // 12: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
+	14, // 13: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
+	61, // 14: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
+	62, // 15: distorch.v1.LoRA.hyper_parameters:type_name -> distorch.v1.LoRA.HyperParametersEntry
+	3,  // 16: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
+	17, // 17: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
+	18, // 18: distorch.v1.DeploymentSpec.loras:type_name -> distorch.v1.LoRA
+	0,  // 19: distorch.v1.BlockTier.kind:type_name -> distorch.v1.BlockTier.Kind
+	20, // 20: distorch.v1.Stage.forecast:type_name -> distorch.v1.StageForecast
+	21, // 21: distorch.v1.Stage.tiers:type_name -> distorch.v1.BlockTier
+	3,  // 22: distorch.v1.Plan.workload:type_name -> distorch.v1.Workload
+	22, // 23: distorch.v1.Plan.stages:type_name -> distorch.v1.Stage
+	23, // 24: distorch.v1.Plan.forecast:type_name -> distorch.v1.Forecast
+	24, // 25: distorch.v1.Plan.unused:type_name -> distorch.v1.UnusedNode
+	25, // 26: distorch.v1.Plan.if_lost:type_name -> distorch.v1.NodeLoss
+	26, // 27: distorch.v1.Plan.certificate:type_name -> distorch.v1.Certificate
+	27, // 28: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
+	18, // 29: distorch.v1.Plan.loras:type_name -> distorch.v1.LoRA
+	1,  // 30: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
+	63, // 31: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
+	63, // 32: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	9,  // 33: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
+	13, // 34: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
+	34, // 35: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
+	2,  // 36: distorch.v1.Finding.severity:type_name -> distorch.v1.Finding.Severity
+	63, // 37: distorch.v1.PeerReach.round_trip:type_name -> google.protobuf.Duration
+	38, // 38: distorch.v1.DiagnoseResponse.findings:type_name -> distorch.v1.Finding
+	39, // 39: distorch.v1.DiagnoseResponse.peers:type_name -> distorch.v1.PeerReach
+	15, // 40: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
+	44, // 41: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
+	19, // 42: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	28, // 43: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
+	19, // 44: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	19, // 45: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
+	19, // 46: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
+	28, // 47: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
+	29, // 48: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
+	52, // 49: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
+	0,  // 50: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
+	63, // 51: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
+	63, // 52: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
+	63, // 53: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
+	6,  // 54: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
+	51, // 55: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
+	63, // 56: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
+	50, // 57: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
+	57, // 58: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
+	31, // 59: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
+	33, // 60: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
+	36, // 61: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	37, // 62: distorch.v1.Control.Diagnose:input_type -> distorch.v1.DiagnoseRequest
+	41, // 63: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
+	43, // 64: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
+	46, // 65: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
+	48, // 66: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
+	53, // 67: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
+	55, // 68: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
+	58, // 69: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
+	32, // 70: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
+	35, // 71: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
+	12, // 72: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
+	40, // 73: distorch.v1.Control.Diagnose:output_type -> distorch.v1.DiagnoseResponse
+	42, // 74: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
+	45, // 75: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
+	47, // 76: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
+	49, // 77: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
+	54, // 78: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
+	56, // 79: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
+	69, // [69:80] is the sub-list for method output_type
+	58, // [58:69] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_control_proto_init() }
@@ -4804,8 +5365,8 @@ func file_distorch_v1_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_control_proto_rawDesc), len(file_distorch_v1_control_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   55,
+			NumEnums:      3,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,7 @@ const (
 	Control_CreateToken_FullMethodName = "/distorch.v1.Control/CreateToken"
 	Control_ListNodes_FullMethodName   = "/distorch.v1.Control/ListNodes"
 	Control_MeasureLink_FullMethodName = "/distorch.v1.Control/MeasureLink"
+	Control_Diagnose_FullMethodName    = "/distorch.v1.Control/Diagnose"
 	Control_RemoveNode_FullMethodName  = "/distorch.v1.Control/RemoveNode"
 	Control_ListModels_FullMethodName  = "/distorch.v1.Control/ListModels"
 	Control_Plan_FullMethodName        = "/distorch.v1.Control/Plan"
@@ -48,6 +49,9 @@ type ControlClient interface {
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	// MeasureLink takes about two seconds. It is refused while runs are open there.
 	MeasureLink(ctx context.Context, in *MeasureLinkRequest, opts ...grpc.CallOption) (*PeerLink, error)
+	// Diagnose takes as long as the node's slowest part: PyTorch's start, or a peer
+	// that does not answer. The peers, or the one of reach, are dialled by the node.
+	Diagnose(ctx context.Context, in *DiagnoseRequest, opts ...grpc.CallOption) (*DiagnoseResponse, error)
 	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
@@ -98,6 +102,16 @@ func (c *controlClient) MeasureLink(ctx context.Context, in *MeasureLinkRequest,
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PeerLink)
 	err := c.cc.Invoke(ctx, Control_MeasureLink_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) Diagnose(ctx context.Context, in *DiagnoseRequest, opts ...grpc.CallOption) (*DiagnoseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DiagnoseResponse)
+	err := c.cc.Invoke(ctx, Control_Diagnose_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -175,6 +189,9 @@ type ControlServer interface {
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	// MeasureLink takes about two seconds. It is refused while runs are open there.
 	MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error)
+	// Diagnose takes as long as the node's slowest part: PyTorch's start, or a peer
+	// that does not answer. The peers, or the one of reach, are dialled by the node.
+	Diagnose(context.Context, *DiagnoseRequest) (*DiagnoseResponse, error)
 	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
@@ -202,6 +219,9 @@ func (UnimplementedControlServer) ListNodes(context.Context, *ListNodesRequest) 
 }
 func (UnimplementedControlServer) MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error) {
 	return nil, status.Error(codes.Unimplemented, "method MeasureLink not implemented")
+}
+func (UnimplementedControlServer) Diagnose(context.Context, *DiagnoseRequest) (*DiagnoseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Diagnose not implemented")
 }
 func (UnimplementedControlServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
@@ -310,6 +330,24 @@ func _Control_MeasureLink_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).MeasureLink(ctx, req.(*MeasureLinkRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_Diagnose_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DiagnoseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Diagnose(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Diagnose_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Diagnose(ctx, req.(*DiagnoseRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -444,6 +482,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MeasureLink",
 			Handler:    _Control_MeasureLink_Handler,
+		},
+		{
+			MethodName: "Diagnose",
+			Handler:    _Control_Diagnose_Handler,
 		},
 		{
 			MethodName: "RemoveNode",
