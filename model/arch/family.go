@@ -21,9 +21,9 @@ type family struct {
 // families are tested in this order (after ComfyUI's model_detection.py).
 func families() []family {
 	return []family{
-		{"a LoRA, which goes on top of a model and is none", []string{"lora_"}, true},
-		{"a LoRA, which goes on top of a model and is none", []string{".lora_A.weight"}, true},
-		{"a LoRA, which goes on top of a model and is none", []string{".lora_down.weight"}, true},
+		{"a LoRA, which goes on top of a model and is none (deploy --lora)", []string{"lora_"}, true},
+		{"a LoRA, which goes on top of a model and is none (deploy --lora)", []string{".lora_A.weight"}, true},
+		{"a LoRA, which goes on top of a model and is none (deploy --lora)", []string{".lora_down.weight"}, true},
 		{"FLUX.2", []string{"double_stream_modulation_img."}, false},
 		{"Chroma", []string{"distilled_guidance_layer."}, false},
 		{"HunyuanVideo", []string{"txt_in.individual_token_refiner."}, false},

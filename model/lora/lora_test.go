@@ -307,27 +307,30 @@ func TestMergeIntoOtherFiles(t *testing.T) {
 			t.Errorf("%s from a file under diffusers names differs (%v)", name, err)
 		}
 	}
-	scaled := openModel(t, fluxRoot, "fp8-scaled", "model.safetensors")
-	with, quantised := overlay(t, scaled, tensor.F32, []checkpoint.File{loraFile(t, "kohya")}, lora.Merge, 0.7)
-	_, unchanged := overlay(t, scaled, tensor.F32, []checkpoint.File{loraFile(t, "kohya")}, lora.Merge, 0)
 	_, zero := overlay(t, dev, tensor.F32, []checkpoint.File{loraFile(t, "kohya")}, lora.Merge, 0)
-	for name := range with.Made {
-		if d := with.Stored[name]; d != tensor.F32 {
-			t.Errorf("%s rests as %v", name, d)
+	for _, path := range []string{filepath.Join("flux", "fp8-scaled", "model.safetensors"), filepath.Join("gguf", "flux-k", "model.gguf")} {
+		m := openModel(t, fluxRoot, "..", path)
+		with, quantised := overlay(t, m, tensor.F32, []checkpoint.File{loraFile(t, "kohya")}, lora.Merge, 0.7)
+		_, unchanged := overlay(t, m, tensor.F32, []checkpoint.File{loraFile(t, "kohya")}, lora.Merge, 0)
+		if len(with.Made) == 0 {
+			t.Fatalf("%s: nothing is merged", path)
 		}
-		got, _, err := quantised.Float32s(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		base, _, err := unchanged.Float32s(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		full, _, _ := plain.Float32s(name)
-		before, _, _ := zero.Float32s(name)
-		for i := range got {
-			if d := (got[i] - base[i]) - (full[i] - before[i]); math.Abs(float64(d)) > 1e-6 {
-				t.Fatalf("%s[%d] changes by %g, in the file of floats by %g", name, i, got[i]-base[i], full[i]-before[i])
+		for name := range with.Made {
+			if d := with.Stored[name]; d != tensor.F32 {
+				t.Errorf("%s: %s rests as %v", path, name, d)
+			}
+			read := func(o *lora.Overlay) []float32 {
+				v, _, err := o.Float32s(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return v
+			}
+			got, base, full, before := read(quantised), read(unchanged), read(plain), read(zero)
+			for i := range got {
+				if d := (got[i] - base[i]) - (full[i] - before[i]); math.Abs(float64(d)) > 1e-6 {
+					t.Fatalf("%s: %s[%d] changes by %g, in the file of floats by %g", path, name, i, got[i]-base[i], full[i]-before[i])
+				}
 			}
 		}
 	}

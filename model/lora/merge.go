@@ -111,12 +111,29 @@ func (o *Overlay) addPair(v []float32, use int, p Pair, at, n, width int64) erro
 	diff := make([]float32, k)
 	for i := range to - from {
 		clear(diff)
-		for r, a := range up[i*rank : (i+1)*rank] {
-			addTimes(diff, down[int64(r)*k:int64(r+1)*k], a)
-		}
+		addRows(diff, down, up[i*rank:(i+1)*rank])
 		addTimes(v[(from-at+i)*width:][:k], diff, by)
 	}
 	return nil
+}
+
+// addRows is to + Σ by[r]·rows[r], r ascending, each product and sum rounded:
+// four rows at a time, so that to is read and written less often.
+func addRows(to, rows, by []float32) {
+	k := len(to)
+	for ; len(by) >= 4; by, rows = by[4:], rows[4*k:] {
+		a, b, c, d := rows[:k][:len(to)], rows[k:][:len(to)], rows[2*k:][:len(to)], rows[3*k:][:len(to)]
+		w, x, y, z := by[0], by[1], by[2], by[3]
+		for i, v := range to {
+			v += float32(a[i] * w)
+			v += float32(b[i] * x)
+			v += float32(c[i] * y)
+			to[i] = v + float32(d[i]*z)
+		}
+	}
+	for r, x := range by {
+		addTimes(to, rows[r*k:(r+1)*k], x)
+	}
 }
 
 // addTimes is to + from·by: a product and a sum, each rounded, on every CPU.
