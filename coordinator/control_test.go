@@ -19,8 +19,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/distorch/distorch/coordinator/reconcile"
-	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/model/tensor"
+	"github.com/distorch/distorch/placement"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
 	"github.com/distorch/distorch/transport/identity"

@@ -9,6 +9,7 @@ import (
 
 	"github.com/distorch/distorch/coordinator/reconcile"
 	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/graph/wire"
 	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
@@ -18,8 +19,13 @@ import (
 // loraFromProto reads the tensors of a LoRA's record.
 func loraFromProto(m reconcile.Model, r *pb.ModelRecord) reconcile.Model {
 	m.Problem = "it is a LoRA, which goes on top of a model (deploy --lora)"
+	weights, err := wire.UnpackWeights(r.GetPackedWeights())
+	if err != nil {
+		m.Problem = err.Error()
+		return m
+	}
 	var tensors []lora.Tensor
-	for _, w := range r.GetWeights() {
+	for _, w := range weights {
 		d, err := tensor.ParseDType(w.GetDtype())
 		if err != nil {
 			m.Problem = err.Error()

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/distorch/distorch/model/checkpoint"
+	"github.com/distorch/distorch/model/graph/wire"
 	"github.com/distorch/distorch/model/lora"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
@@ -47,13 +48,17 @@ func describeLoRA(f checkpoint.File) (*pb.ModelRecord, error) {
 		Variant:   fmt.Sprintf("%s names, rank %d", parsed.Style, parsed.Rank),
 		FileBytes: uint64(f.Size()),
 	}
+	var weights []*pb.WeightEntry
 	for _, t := range tensors {
 		n, err := t.Shape.Elements()
 		if err != nil {
 			return nil, fmt.Errorf("%s: tensor %q: %w", f.Path(), t.Name, err)
 		}
 		r.Parameters += uint64(n)
-		r.Weights = append(r.Weights, &pb.WeightEntry{Name: t.Name, Dtype: t.DType.String(), Shape: t.Shape})
+		weights = append(weights, &pb.WeightEntry{Name: t.Name, Dtype: t.DType.String(), Shape: t.Shape})
+	}
+	if r.PackedWeights, err = wire.PackWeights(weights); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path(), err)
 	}
 	return r, nil
 }

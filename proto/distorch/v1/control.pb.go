@@ -1363,7 +1363,7 @@ func (x *WeightEntry) GetShape() []int64 {
 }
 
 // ModelRecord is /models/<id>, create-only. A LoRA file has the architecture
-// "lora", no graph, and as weights its tensors under their names in the file.
+// "lora", no graph, and as packed_weights its tensors under their names there.
 type ModelRecord struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`     // quick id
@@ -1377,6 +1377,7 @@ type ModelRecord struct {
 	Parameters      uint64                 `protobuf:"varint,9,opt,name=parameters,proto3" json:"parameters,omitempty"`
 	DefaultDtype    string                 `protobuf:"bytes,10,opt,name=default_dtype,json=defaultDtype,proto3" json:"default_dtype,omitempty"`
 	HyperParameters map[string]string      `protobuf:"bytes,11,rep,name=hyper_parameters,json=hyperParameters,proto3" json:"hyper_parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	PackedWeights   []byte                 `protobuf:"bytes,12,opt,name=packed_weights,json=packedWeights,proto3" json:"packed_weights,omitempty"` // of a LoRA file, instead of weights: a record of them alone, deflated
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1484,6 +1485,13 @@ func (x *ModelRecord) GetDefaultDtype() string {
 func (x *ModelRecord) GetHyperParameters() map[string]string {
 	if x != nil {
 		return x.HyperParameters
+	}
+	return nil
+}
+
+func (x *ModelRecord) GetPackedWeights() []byte {
+	if x != nil {
+		return x.PackedWeights
 	}
 	return nil
 }
@@ -4833,7 +4841,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\vWeightEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05dtype\x18\x02 \x01(\tR\x05dtype\x12\x14\n" +
-	"\x05shape\x18\x03 \x03(\x03R\x05shape\"\xe7\x03\n" +
+	"\x05shape\x18\x03 \x03(\x03R\x05shape\"\x8e\x04\n" +
 	"\vModelRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -4849,7 +4857,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"parameters\x12#\n" +
 	"\rdefault_dtype\x18\n" +
 	" \x01(\tR\fdefaultDtype\x12X\n" +
-	"\x10hyper_parameters\x18\v \x03(\v2-.distorch.v1.ModelRecord.HyperParametersEntryR\x0fhyperParameters\x1aB\n" +
+	"\x10hyper_parameters\x18\v \x03(\v2-.distorch.v1.ModelRecord.HyperParametersEntryR\x0fhyperParameters\x12%\n" +
+	"\x0epacked_weights\x18\f \x01(\fR\rpackedWeights\x1aB\n" +
 	"\x14HyperParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"h\n" +
