@@ -18,6 +18,9 @@ import (
 	"github.com/distorch/distorch/transport"
 )
 
+// readsAhead of the groups that are decoded keep the link full.
+const readsAhead = 2
+
 // group is what of a block is read, compared and decoded at a time.
 type group struct {
 	at    uint64   // in the region
@@ -50,7 +53,7 @@ func (c *Claim) Store(ctx context.Context, i int, src []byte) error {
 		g, bytes := group{at: at, raw: len(raw)}, raw
 		if c.want.Compressed {
 			var err error
-			if coded, g.ends, err = c.owner.encoding.Encode(coded, nil, raw); err != nil {
+			if coded, g.ends, err = c.owner.codec.Encode(coded, nil, raw); err != nil {
 				return c.fail(err)
 			}
 			if len(coded) < len(raw) {
@@ -130,7 +133,7 @@ func (r *Reader) Read(ctx context.Context, dst []byte) error {
 	}
 	// The link is kept busy while a group is compared and decoded.
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(c.scratch.ahead())
+	g.SetLimit(readsAhead + c.owner.cfg.Threads)
 	at := 0
 	for i := range groups {
 		from := at
@@ -146,16 +149,12 @@ func (r *Reader) Read(ctx context.Context, dst []byte) error {
 	return g.Wait()
 }
 
-// fetch reads one group to where it belongs.
+// fetch reads one group to where it belongs; compressed bytes to its end, from
+// where they are decoded in place.
 func (c *Claim) fetch(ctx context.Context, dst []byte, g *group) error {
 	to := dst
 	if g.ends != nil {
-		piece := c.scratch.take()
-		if piece == nil {
-			return c.Err()
-		}
-		defer func() { c.scratch.pieces <- piece }()
-		to = piece[:g.coded]
+		to = dst[len(dst)-g.coded:]
 	}
 	if err := c.owner.cfg.Transport.Read(ctx, c.want.Address, c.want.Node, c.key, g.at, to, c.imm); err != nil {
 		return c.trouble(err)
@@ -166,7 +165,7 @@ func (c *Claim) fetch(ctx context.Context, dst []byte, g *group) error {
 	if g.ends == nil {
 		return nil
 	}
-	if err := c.owner.decoding.Decode(dst, to, g.ends); err != nil {
+	if err := c.owner.codec.DecodeInPlace(dst, g.ends); err != nil {
 		return c.fail(err)
 	}
 	return nil

@@ -33,7 +33,6 @@ const (
 type OwnerConfig struct {
 	Transport *transport.Host
 	Hello     *pb.Hello // this agent
-	Room      Room      // for bytes that wait to be decoded; nil: the Go heap
 	Threads   int       // that decode; 0 is 1
 	Log       *slog.Logger
 }
@@ -43,8 +42,7 @@ type Owner struct {
 	cfg         OwnerConfig
 	log         *slog.Logger
 	incarnation [16]byte
-	encoding    *planes.Codec
-	decoding    *planes.Codec // groups are decoded beside each other
+	codec       *planes.Codec
 }
 
 // NewOwner checks the configuration.
@@ -60,7 +58,7 @@ func NewOwner(cfg OwnerConfig) (*Owner, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	cfg.Threads = max(1, cfg.Threads)
-	return &Owner{cfg: cfg, log: cfg.Log, incarnation: inc, encoding: planes.New(cfg.Threads), decoding: planes.New(1)}, nil
+	return &Owner{cfg: cfg, log: cfg.Log, incarnation: inc, codec: planes.New(cfg.Threads)}, nil
 }
 
 // Want says which memory is asked of whom: room for blocks of so many bytes, as
@@ -88,7 +86,6 @@ type Claim struct {
 	keep          time.Duration
 	offsets       []uint64
 	seed          uint64
-	scratch       *scratch // nil for blocks that are kept as they are
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -97,7 +94,6 @@ type Claim struct {
 	mu     sync.Mutex
 	blocks [][]group // of each stored block
 	err    error     // why the memory is lost
-	closed bool
 }
 
 // Claim asks for memory. It fails with an Error that names the node.
@@ -117,14 +113,8 @@ func (o *Owner) Claim(ctx context.Context, w Want) (*Claim, error) {
 	if c.seed, err = newSeed(); err != nil {
 		return nil, err
 	}
-	if w.Compressed {
-		if c.scratch, err = newScratch(o.cfg.Room, o.cfg.Threads); err != nil {
-			return nil, fmt.Errorf("memory to decode blocks of node %s: %w", w.NodeName, err)
-		}
-	}
 	s, err := c.open(ctx)
 	if err != nil {
-		c.scratch.free()
 		return nil, c.fail(err)
 	}
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -149,19 +139,14 @@ func (c *Claim) Err() error {
 	return c.err
 }
 
-// Close releases the memory. Reads that are under way fail; it waits for them.
+// Close releases the memory. Reads that are under way fail.
 func (c *Claim) Close() {
 	c.stop()
 	c.wg.Wait()
 	c.mu.Lock()
-	closed := c.closed
-	c.closed = true
+	defer c.mu.Unlock()
 	if c.err == nil {
 		c.err = c.fail(fmt.Errorf("%w: %w", ErrLost, errReleased))
-	}
-	c.mu.Unlock()
-	if !closed {
-		c.scratch.free()
 	}
 }
 

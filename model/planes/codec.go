@@ -14,7 +14,8 @@ import (
 // become fewer.
 const stride = ChunkBytes + 32
 
-// Codec codes many chunks at a time. It may be used by several goroutines.
+// Codec keeps what coding needs from one call to the next. It may be used by
+// several goroutines.
 type Codec struct {
 	workers int
 
@@ -23,16 +24,13 @@ type Codec struct {
 	decoders []*Decoder
 }
 
-// New makes a Codec that uses so many threads for one call.
+// New makes a Codec that encodes with so many threads.
 func New(workers int) *Codec { return &Codec{workers: max(1, workers)} }
 
-// Workers is how many threads one call uses.
-func (c *Codec) Workers() int { return c.workers }
-
-// Encode codes src onto dst[:0] and says where each chunk ends in the result,
-// appended to ends[:0].
+// Encode codes src onto dst[:0], as no more bytes than it has, and says where
+// each chunk ends in the result, appended to ends[:0].
 func (c *Codec) Encode(dst []byte, ends []uint32, src []byte) ([]byte, []uint32, error) {
-	if uint64(Bound(len(src))) > math.MaxUint32 {
+	if uint64(len(src)) > math.MaxUint32 {
 		return nil, nil, fmt.Errorf("encode %d bytes: at most 4 GiB at a time", len(src))
 	}
 	n := Chunks(len(src))
@@ -59,38 +57,15 @@ func (c *Codec) Encode(dst []byte, ends []uint32, src []byte) ([]byte, []uint32,
 	return dst[:total], ends, nil
 }
 
-// Decode fills dst with what Encode was given: src are the coded bytes and ends
-// say where each chunk ends in them.
-func (c *Codec) Decode(dst, src []byte, ends []uint32) error {
-	n := Chunks(len(dst))
-	if n != len(ends) {
-		return fmt.Errorf("%w: %d chunks for %d bytes", ErrMalformed, len(ends), len(dst))
-	}
-	begin := uint32(0)
-	for _, end := range ends {
-		if end < begin || uint64(end) > uint64(len(src)) {
-			return fmt.Errorf("%w: a chunk from %d to %d of %d bytes", ErrMalformed, begin, end, len(src))
-		}
-		begin = end
-	}
-	errs := make([]error, n)
-	c.each(n, func(i int) {
-		d := c.decoder()
-		begin := uint32(0)
-		if i > 0 {
-			begin = ends[i-1]
-		}
-		errs[i] = d.Decode(dst[i*ChunkBytes:min((i+1)*ChunkBytes, len(dst))], src[begin:ends[i]])
+// DecodeInPlace is Decoder.DecodeInPlace, on the caller's thread.
+func (c *Codec) DecodeInPlace(buf []byte, ends []uint32) error {
+	d := c.decoder()
+	defer func() {
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		c.decoders = append(c.decoders, d)
-		c.mu.Unlock()
-	})
-	for i, err := range errs {
-		if err != nil {
-			return fmt.Errorf("chunk %d: %w", i, err)
-		}
-	}
-	return nil
+	}()
+	return d.DecodeInPlace(buf, ends)
 }
 
 // each calls f for 0 to n-1, on several threads.

@@ -17,25 +17,25 @@ var ErrMalformed = errors.New("compressed bytes are malformed")
 // Decoder decodes chunks. It is for one goroutine.
 type Decoder struct {
 	planes  [ChunkBytes]byte
+	coded   [ChunkBytes]byte // of the chunk that is decoded in place
 	scratch *huff0.Scratch
 }
 
 // Decode fills dst with one chunk, whose length the caller knows: at most
-// ChunkBytes. src is all of its coded bytes.
+// ChunkBytes. src is all of its coded bytes; the two must not overlap.
 func (d *Decoder) Decode(dst, src []byte) error {
-	if len(dst) > ChunkBytes || len(src) == 0 {
+	if len(dst) > ChunkBytes || len(src) > len(dst) {
 		return fmt.Errorf("%w: %d bytes for a chunk of %d", ErrMalformed, len(src), len(dst))
 	}
-	width := int(src[0])
-	switch width {
-	case 0:
-		if len(src)-1 != len(dst) {
-			return fmt.Errorf("%w: %d bytes stored for a chunk of %d", ErrMalformed, len(src)-1, len(dst))
-		}
-		copy(dst, src[1:])
+	if len(src) == len(dst) {
+		copy(dst, src)
 		return nil
-	case 1, 2, 4:
-	default:
+	}
+	if len(src) == 0 {
+		return fmt.Errorf("%w: nothing for a chunk of %d bytes", ErrMalformed, len(dst))
+	}
+	width := int(src[0])
+	if width != 1 && width != 2 && width != 4 {
 		return fmt.Errorf("%w: words of %d bytes", ErrMalformed, width)
 	}
 	n := len(dst) / width
@@ -61,6 +61,36 @@ func (d *Decoder) Decode(dst, src []byte) error {
 	}
 	copy(dst[n*width:], rest)
 	join(dst[:n*width], &planes, width)
+	return nil
+}
+
+// DecodeInPlace fills buf with chunks whose coded bytes lie at its end: they end
+// at ends, counted from the first of them. No chunk is longer coded than not, so
+// what is written never reaches what is still to be read.
+func (d *Decoder) DecodeInPlace(buf []byte, ends []uint32) error {
+	if len(ends) != Chunks(len(buf)) {
+		return fmt.Errorf("%w: %d chunks for %d bytes", ErrMalformed, len(ends), len(buf))
+	}
+	begin := uint32(0)
+	for i, end := range ends {
+		if raw := min(ChunkBytes, len(buf)-i*ChunkBytes); end < begin || int64(end-begin) > int64(raw) {
+			return fmt.Errorf("%w: chunk %d from %d to %d", ErrMalformed, i, begin, end)
+		}
+		begin = end
+	}
+	coded := buf[len(buf)-int(begin):]
+	begin = 0
+	for i, end := range ends {
+		dst, src := buf[i*ChunkBytes:min((i+1)*ChunkBytes, len(buf))], coded[begin:end]
+		begin = end
+		if len(src) == len(dst) {
+			copy(dst, src) // they may overlap
+			continue
+		}
+		if err := d.Decode(dst, d.coded[:copy(d.coded[:], src)]); err != nil {
+			return fmt.Errorf("chunk %d: %w", i, err)
+		}
+	}
 	return nil
 }
 

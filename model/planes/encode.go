@@ -22,9 +22,10 @@ const (
 	wantLess = 5
 )
 
-// A chunk is its form and the planes, low bytes first:
+// A chunk that would not become shorter is kept as it is, which its length tells.
+// Another is its form and the planes, low bytes first:
 //
-//	0 width u8: bytes of a word, 1, 2 or 4; 0: the chunk follows as it is
+//	0 width u8: bytes of a word, 1, 2 or 4
 //	1 per plane u32, little-endian: the method in the top 8 bits, the length below
 //	  the planes; then the bytes that do not fill a word
 //
@@ -40,9 +41,6 @@ const methodBits = 24
 
 func headBytes(width int) int { return 1 + 4*width }
 
-// Bound is the most bytes that n bytes become.
-func Bound(n int) int { return n + (n+ChunkBytes-1)/ChunkBytes }
-
 // Chunks is how many chunks n bytes have.
 func Chunks(n int) int { return (n + ChunkBytes - 1) / ChunkBytes }
 
@@ -52,12 +50,12 @@ type Encoder struct {
 	scratch huff0.Scratch
 }
 
-// Append codes one chunk, of at most ChunkBytes, onto dst; it adds at most one
-// byte to its length.
+// Append codes one chunk, of at most ChunkBytes, onto dst, as no more bytes than
+// it has.
 func (e *Encoder) Append(dst, chunk []byte) []byte {
 	width := widthOf(chunk)
 	if width == 0 {
-		return append(append(dst, 0), chunk...)
+		return append(dst, chunk...)
 	}
 	begin := len(dst)
 	n := len(chunk) / width
@@ -70,8 +68,8 @@ func (e *Encoder) Append(dst, chunk []byte) []byte {
 		dst = append(dst, coded...)
 	}
 	dst = append(dst, chunk[n*width:]...)
-	if len(dst)-begin > len(chunk) {
-		return append(append(dst[:begin], 0), chunk...)
+	if len(dst)-begin >= len(chunk) {
+		return append(dst[:begin], chunk...)
 	}
 	return dst
 }

@@ -77,17 +77,23 @@ func roundTrip(t interface {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(coded) > Bound(len(src)) || len(ends) != Chunks(len(src)) {
+	if len(coded) > len(src) || len(ends) != Chunks(len(src)) {
 		t.Fatal(fmt.Sprintf("%d bytes became %d, %d chunks", len(src), len(coded), len(ends)))
 	}
 	got := make([]byte, len(src))
-	if err := c.Decode(got, coded, ends); err != nil {
+	if err := decode(c, got, coded, ends); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, keep) || !bytes.Equal(src, keep) {
 		t.Fatal("bytes differ")
 	}
 	return coded
+}
+
+// decode decodes in place, with the coded bytes at the end of dst.
+func decode(c *Codec, dst, coded []byte, ends []uint32) error {
+	copy(dst[max(0, len(dst)-len(coded)):], coded)
+	return c.DecodeInPlace(dst, ends)
 }
 
 // Ratios are at least those that a plan reckons with, less two per cent.
@@ -102,7 +108,7 @@ func TestRatios(t *testing.T) {
 	}
 	noise := make([]byte, 1<<20)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
-	if n := len(roundTrip(t, New(1), noise)); n != Bound(len(noise)) {
+	if n := len(roundTrip(t, New(1), noise)); n != len(noise) {
 		t.Errorf("noise of %d bytes became %d", len(noise), n)
 	}
 	if n := len(roundTrip(t, New(1), make([]byte, 1<<20))); n > 1000 {
@@ -149,6 +155,23 @@ func TestRoundTripProperty(t *testing.T) {
 	})
 }
 
+// Chunks that shrink and chunks that do not, in any order, in place.
+func TestInPlace(t *testing.T) {
+	noise, even := make([]byte, ChunkBytes), normal(tensor.BF16, ChunkBytes, 1)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+	for mask := range 1 << 5 {
+		var src []byte
+		for i := range 5 {
+			if mask>>i&1 == 0 {
+				src = append(src, noise...)
+			} else {
+				src = append(src, even...)
+			}
+		}
+		roundTrip(t, New(1), src[:len(src)-mask])
+	}
+}
+
 // Threads change nothing, nor do buffers that are used again.
 func TestThreadsGiveTheSameBytes(t *testing.T) {
 	src := slices.Concat(normal(tensor.BF16, 3<<20, 1), normal(tensor.F32, 1<<20+77, 2))
@@ -181,15 +204,15 @@ func TestMalformed(t *testing.T) {
 	}{
 		"fewer chunks":    {dst, coded, ends[:2]},
 		"no chunks":       {dst, nil, nil},
-		"truncated":       {dst, coded[:len(coded)-1], ends},
-		"shorter result":  {dst[:len(dst)-2], coded, ends},
+		"shorter result":  {dst[:len(dst)-2], coded[2:], ends},
 		"longer result":   {make([]byte, len(src)+2), coded, ends},
 		"ends backwards":  {dst, coded, []uint32{ends[1], ends[0], ends[2]}},
 		"end outside":     {dst, coded, []uint32{ends[0], ends[1], 1 << 31}},
 		"empty chunk":     {dst, coded, []uint32{0, ends[1], ends[2]}},
 		"another width":   {dst, edit(func(b []byte) []byte { b[0] = 3; return b }), ends},
 		"wider":           {dst, edit(func(b []byte) []byte { b[0] = 4; return b }), ends},
-		"stored":          {dst, edit(func(b []byte) []byte { b[0] = 0; return b }), ends},
+		"no width":        {dst, edit(func(b []byte) []byte { b[0] = 0; return b }), ends},
+		"longer than raw": {dst, coded, []uint32{ChunkBytes + 1, ChunkBytes + 2, ChunkBytes + 3}},
 		"method":          {dst, edit(func(b []byte) []byte { b[4] = 9; return b }), ends},
 		"plane length":    {dst, edit(func(b []byte) []byte { b[1]++; return b }), ends},
 		"plane to huge":   {dst, edit(func(b []byte) []byte { b[3] = 0xff; return b }), ends},
@@ -197,14 +220,14 @@ func TestMalformed(t *testing.T) {
 		"raw as entropy":  {dst, edit(func(b []byte) []byte { b[4] = methodHuff; return b }), ends},
 		"table destroyed": {dst, edit(func(b []byte) []byte { clear(b[9+65536 : 9+65536+40]); return b }), ends},
 	} {
-		if err := c.Decode(tc.dst, tc.src, tc.ends); !errors.Is(err, ErrMalformed) {
+		if err := decode(c, tc.dst, tc.src, tc.ends); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := c.Decode(dst, coded, ends); err != nil || !bytes.Equal(dst, src) {
+	if err := decode(c, dst, coded, ends); err != nil || !bytes.Equal(dst, src) {
 		t.Errorf("a malformed block has spoilt the codec: %v", err)
 	}
-	if err := new(Decoder).Decode(make([]byte, ChunkBytes+1), []byte{0}); !errors.Is(err, ErrMalformed) {
+	if err := new(Decoder).Decode(make([]byte, ChunkBytes+1), []byte{1}); !errors.Is(err, ErrMalformed) {
 		t.Error(err)
 	}
 }
@@ -229,6 +252,11 @@ func FuzzDecode(f *testing.F) {
 		}
 		if dst[:n+1][n] != 0xa5 {
 			t.Fatal("written behind the end")
+		}
+		if len(src) <= n && n > 0 {
+			if err := decode(New(1), dst, src, []uint32{uint32(len(src))}); err != nil && !errors.Is(err, ErrMalformed) {
+				t.Fatal(err)
+			}
 		}
 	})
 }
@@ -309,7 +337,7 @@ func BenchmarkCodec(b *testing.B) {
 		b.Run(d.String()+"/decode", func(b *testing.B) {
 			b.SetBytes(n)
 			for b.Loop() {
-				if err := c.Decode(dst, coded, ends); err != nil {
+				if err := decode(c, dst, coded, ends); err != nil {
 					b.Fatal(err)
 				}
 			}
