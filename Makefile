@@ -67,7 +67,7 @@ test-golden: $(BIN)/distorch ## GOLDEN=DIR: compare with tensors that ComfyUI's 
 
 lint: $(LINT) ## golangci-lint; the first time builds it (two minutes)
 	$(LINT) run ./...
-	@if command -v cc >/dev/null; then echo 'with cgo:'; CGO_ENABLED=1 $(LINT) run ./agent/device/...; fi
+	@if command -v $$($(GO) env CC) >/dev/null; then echo 'with cgo:'; CGO_ENABLED=1 $(LINT) run ./agent/device/...; fi
 	cd tools && $(LINT) run --config ../.golangci.yml ./...
 
 lint-fix: $(LINT) ## let golangci-lint mend what it can

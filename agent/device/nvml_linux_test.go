@@ -6,9 +6,13 @@
 package device
 
 import (
+	stdcmp "cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +25,7 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxh200"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/gpus"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/distorch/distorch/model/tensor"
 )
@@ -213,6 +218,42 @@ func TestNVMLLostCard(t *testing.T) {
 	}
 	if r := readNVML(s); len(r.GPUs) != 7 || r.GPUs[2].UUID != mockDevice(s, 3).UUID {
 		t.Errorf("%d cards", len(r.GPUs))
+	}
+}
+
+// TestNVMLOldLibrary opens a real library, which lacks most calls, and whose Init
+// fails: the process lives.
+func TestNVMLOldLibrary(t *testing.T) {
+	lib := filepath.Join(t.TempDir(), "libnvidia-ml.so.1")
+	out, err := exec.CommandContext(t.Context(), stdcmp.Or(os.Getenv("CC"), "gcc"), "-shared", "-fPIC", "-o", lib, "testdata/nvml/old.c").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	read := func() NVMLReport { return readNVML(nvml.New(nvml.WithLibraryPath(lib))) }
+	for code, fault := range map[string]Fault{"9": FaultNoDriver, "18": FaultMismatch} {
+		t.Setenv("FAKE_NVML_INIT", code)
+		if r := read(); r.Driver.Fault != fault || len(r.GPUs) != 0 {
+			t.Errorf("%s: %+v", code, r)
+		}
+	}
+	if err := os.Unsetenv("FAKE_NVML_INIT"); err != nil {
+		t.Fatal(err)
+	}
+	want := GPU{
+		Vendor: NVIDIA, Model: "Tesla K80", UUID: "GPU-old", PCI: "0000:84:00.0", NUMA: -1, ComputeMode: ModeExclusiveProcess,
+		MemoryTotal: 12 * tensor.GiB, MemoryFree: 11 * tensor.GiB, MemoryUsed: tensor.GiB,
+	}
+	for range 2 { // it is opened anew
+		r := read()
+		if r.Driver.Version != "331.20" || r.Driver.CUDA != "" || len(r.GPUs) != 1 {
+			t.Fatalf("%+v", r)
+		}
+		if diff := cmp.Diff(want, r.GPUs[0]); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if r := readNVML(nvml.New(nvml.WithLibraryPath("testdata/nvml/old.c"))); r.Driver.Fault != FaultNoLibrary {
+		t.Errorf("what is no library: %+v", r)
 	}
 }
 

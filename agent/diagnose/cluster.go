@@ -4,6 +4,7 @@
 package diagnose
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -95,6 +96,13 @@ func versions(members []Member) []Finding {
 				out = append(out, Finding{Severity: Broken, Check: CheckVersion, Subject: a.Name + ", " + b.Name,
 					Text: fmt.Sprintf("they speak no common protocol (%d to %d and %d to %d)", a.ProtocolMin, a.ProtocolMax, b.ProtocolMin, b.ProtocolMax), Mend: "update distorch on " + older.Name})
 			}
+		}
+	}
+	newest := slices.MaxFunc(members, func(a, b Member) int { return cmp.Compare(a.OpSet, b.OpSet) })
+	for _, m := range members {
+		if m.OpSet < newest.OpSet {
+			out = append(out, Finding{Severity: Warning, Check: CheckVersion, Subject: m.Name,
+				Text: fmt.Sprintf("it knows the operations of set %d, %s those of set %d: models that need the newer are not placed on it", m.OpSet, newest.Name, newest.OpSet), Mend: "update distorch on " + m.Name})
 		}
 	}
 	if len(by) == 1 {
