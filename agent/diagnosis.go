@@ -88,6 +88,7 @@ func (a *Agent) peers(ctx context.Context, only string) (peers []diagnose.Peer, 
 // examination is what there is to look at here.
 func (a *Agent) examination() examine.Config {
 	cfg := a.cfg.Examine
+	cfg.Address = a.Address()
 	cfg.Node, cfg.Version, cfg.Engine, cfg.Models = a.cfg.Credentials.Self().Name, a.cfg.Version, a.cfg.EngineName, a.cfg.ModelDirs
 	cfg.Memory, cfg.Reserve, cfg.Running = a.cfg.Memory+a.cfg.Reserve, a.cfg.Reserve, true
 	return cfg

@@ -85,6 +85,7 @@ type Process struct {
 	PID    int          `json:"pid"` // of the host, not of a container
 	Name   string       `json:"name,omitempty"`
 	Memory tensor.Bytes `json:"memory_bytes,omitempty"` // 0: the driver does not tell
+	Own    bool         `json:"own,omitempty"`          // an agent of distorch, or what it started
 }
 
 // NVLink is one active link of a card.

@@ -125,7 +125,7 @@ func TestNVMLMixedMachine(t *testing.T) {
 		t.Errorf("MIG %+v, %+v", a.MIG, b.MIG)
 	}
 	// One process computes and draws; another's memory is not told.
-	if want := []Process{{10, "python10", 3 * tensor.GiB}, {11, "python11", 0}}; !slices.Equal(a.Processes, want) {
+	if want := []Process{{PID: 10, Name: "python10", Memory: 3 * tensor.GiB}, {PID: 11, Name: "python11"}}; !slices.Equal(a.Processes, want) {
 		t.Errorf("processes %+v, want %+v", a.Processes, want)
 	}
 	if want := []NVLink{{0, 3, b.PCI}, {2, 3, b.PCI}}; !slices.Equal(a.NVLinks, want) {

@@ -44,8 +44,8 @@ GPU-2, none, x, 5
 `
 	got, err := parseApps([]byte(text))
 	want := map[string][]Process{
-		"GPU-1": {{4242, "python3", 10240 * tensor.MiB}, {77, "python.exe", 0}},
-		"GPU-2": {{9, "a, b, c", 5 * tensor.MiB}},
+		"GPU-1": {{PID: 4242, Name: "python3", Memory: 10240 * tensor.MiB}, {PID: 77, Name: "python.exe"}},
+		"GPU-2": {{PID: 9, Name: "a, b, c", Memory: 5 * tensor.MiB}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Error(diff, err)

@@ -234,8 +234,8 @@ func modeStop(_ Facts, g device.GPU) *Finding {
 		return &Finding{Severity: Broken, Text: "its compute mode is prohibited", Mend: "sudo nvidia-smi -i " + id(g) + " -c DEFAULT"}
 	case g.MIG.Enabled && len(g.MIG.Instances) == 0:
 		return &Finding{Severity: Broken, Text: "MIG is on and the card has no instance, so that CUDA finds no device", Mend: "sudo nvidia-smi -i " + id(g) + " -mig 0"}
-	case g.ComputeMode == device.ModeExclusiveProcess && len(g.Processes) > 0:
-		return &Finding{Severity: Broken, Text: "in exclusive mode, and held by " + names(g.Processes), Mend: "sudo nvidia-smi -i " + id(g) + " -c DEFAULT"}
+	case g.ComputeMode == device.ModeExclusiveProcess && len(others(g)) > 0:
+		return &Finding{Severity: Broken, Text: "in exclusive mode, and held by " + names(others(g)), Mend: "sudo nvidia-smi -i " + id(g) + " -c DEFAULT"}
 	}
 	return nil
 }
@@ -281,17 +281,27 @@ func names(all []device.Process) string {
 	return strings.Join(out, ", ")
 }
 
+// others are the processes that are not distorch's own.
+func others(g device.GPU) []device.Process {
+	return slices.DeleteFunc(slices.Clone(g.Processes), func(p device.Process) bool { return p.Own })
+}
+
 // taken is memory of the card that others hold. Less than a sixteenth, and less
 // than a desktop takes, is no news.
 func taken(_ Facts, g device.GPU) *Finding {
 	used := g.MemoryTotal - g.MemoryFree
+	for _, p := range g.Processes {
+		if p.Own {
+			used -= p.Memory
+		}
+	}
 	if g.MemoryTotal == 0 || g.MemoryUsed == 0 || used < g.MemoryTotal/16 || used < tensor.GB {
 		return nil
 	}
 	found := &Finding{Severity: Warning, Text: fmt.Sprintf("%v of %v is taken", used, g.MemoryTotal), Mend: "end what holds it, or leave it that much: agent.reserve"}
-	if len(g.Processes) > 0 {
-		largest := slices.MaxFunc(g.Processes, func(a, b device.Process) int { return cmp.Compare(a.Memory, b.Memory) })
-		found.Text += " by " + names(g.Processes)
+	if by := others(g); len(by) > 0 {
+		largest := slices.MaxFunc(by, func(a, b device.Process) int { return cmp.Compare(a.Memory, b.Memory) })
+		found.Text += " by " + names(by)
 		found.Mend = fmt.Sprintf("kill %d if nobody needs it, or leave it that much: agent.reserve", largest.PID)
 	}
 	return found

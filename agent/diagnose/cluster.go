@@ -14,6 +14,7 @@ import (
 // Member is a node of a cluster, as the coordinator and the node itself tell.
 type Member struct {
 	Name        string
+	Address     string
 	Version     string
 	ProtocolMin uint32
 	ProtocolMax uint32
@@ -47,7 +48,7 @@ func Cluster(members []Member, about []string) []Finding {
 		}
 		for _, p := range m.Peers {
 			if slices.Contains(about, p.Name) {
-				out = append(out, reach(m.Name, p))
+				out = append(out, reach(m.Name, m.Address, p))
 			}
 		}
 	}

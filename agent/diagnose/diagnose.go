@@ -29,6 +29,7 @@ type Facts struct {
 	Container   string            `json:"container,omitempty"` // docker, podman, kubernetes, lxc
 	WSL         bool              `json:"wsl,omitempty"`
 	Version     string            `json:"version"`
+	Address     string            `json:"address,omitempty"` // where peers dial its agent
 	NVML        bool              `json:"nvml_in_build"`
 	Engine      string            `json:"engine"`                // agent.engine
 	Environment map[string]string `json:"environment,omitempty"` // that hides cards, of those that are set

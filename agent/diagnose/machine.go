@@ -166,13 +166,13 @@ func rejoin(f Facts) string {
 func ports(f Facts) []Finding {
 	var out []Finding
 	for _, p := range f.Peers {
-		out = append(out, reach(f.Node, p))
+		out = append(out, reach(f.Node, f.Address, p))
 	}
 	return out
 }
 
-// reach is what dialling a peer came to.
-func reach(from string, p Peer) Finding {
+// reach is what dialling a peer came to, for a node at an address.
+func reach(from, address string, p Peer) Finding {
 	out := Finding{Severity: Broken, Check: CheckPort, Subject: from + " to " + p.Name}
 	host, port, err := net.SplitHostPort(p.Address)
 	if err != nil {
@@ -184,7 +184,7 @@ func reach(from string, p Peer) Finding {
 	case PeerRefused:
 		out.Text, out.Mend = "nothing listens at "+p.Address, fmt.Sprintf("start the agent of %s, or give the address where it is reached: distorch agent --listen IP:%s", p.Name, port)
 	case PeerSilent:
-		out.Text, out.Mend = p.Address+" does not answer: a firewall, or a machine that is off", fmt.Sprintf("on %s: sudo ufw allow %s/tcp (or the firewall that it has)", p.Name, port)
+		out.Text, out.Mend = p.Address+" does not answer: a firewall, an agent that hangs, or a machine that is off", fmt.Sprintf("on %s: sudo ufw allow %s/tcp (or the firewall that it has)", p.Name, port)
 	case PeerNoRoute:
 		out.Text, out.Mend = "there is no way to "+p.Address, fmt.Sprintf("on %s: distorch agent --listen IP:%s with an address of a network that both have", p.Name, port)
 	case PeerNoName:
@@ -194,7 +194,7 @@ func reach(from string, p Peer) Finding {
 	default:
 		out.Text, out.Mend = fmt.Sprintf("%s: %s", p.Address, cmp.Or(p.Error, "no answer")), "look at the log of the agent on "+p.Name
 	}
-	if p.Failure != "" && loopback(host) {
+	if own, _, err := net.SplitHostPort(address); p.Failure != "" && loopback(host) && (err != nil || !loopback(own)) {
 		out.Text += "; that address is reached on its own machine alone"
 		out.Mend = fmt.Sprintf("on %s: distorch agent --listen IP:%s with its address in your network", p.Name, port)
 	}

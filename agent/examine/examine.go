@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,6 +39,7 @@ import (
 type Config struct {
 	Node            string // its name; the host's otherwise
 	Version         string
+	Address         string // of its agent; "": none runs
 	Engine          string
 	Models          []string     // models.dirs
 	DataDir         string       // whose disk is looked at
@@ -75,7 +77,7 @@ func Cards(ctx context.Context, cfg Config) diagnose.Facts {
 // machine is what takes no time to tell.
 func machine(cfg Config) diagnose.Facts {
 	f := diagnose.Facts{
-		Node: cfg.Node, Time: time.Now(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Version: cfg.Version, NVML: device.NVMLBuilt(),
+		Node: cfg.Node, Time: time.Now(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Version: cfg.Version, Address: cfg.Address, NVML: device.NVMLBuilt(),
 		Engine: cfg.Engine, Environment: map[string]string{}, Folders: []diagnose.Folder{},
 		OS: system(cfg.Root), Container: container(cfg.Root), WSL: exists(cfg.Root, "/dev/dxg"),
 		Certificate: certificate(cfg.Certificate),
@@ -102,6 +104,7 @@ func Examine(ctx context.Context, cfg Config) diagnose.Facts {
 		o := cfg.Devices
 		o.Processes = true
 		f.Cards = device.Discover(ctx, o)
+		own(cfg.Root, f.Cards.GPUs)
 		// A machine without cards needs no PyTorch; macOS shows its own nowhere else.
 		if len(f.Cards.GPUs) > 0 || cfg.Engine == "torch" || runtime.GOOS == "darwin" {
 			f.Torch = lookForTorch(ctx, cfg)
@@ -115,6 +118,45 @@ func Examine(ctx context.Context, cfg Config) diagnose.Facts {
 		f.Data = disk(cfg.DataDir)
 	}
 	return f
+}
+
+// forebears bounds the way from a worker up to its agent.
+const forebears = 8
+
+// own marks the processes that an agent of distorch is, or has started.
+func own(root string, cards []device.GPU) {
+	for i := range cards {
+		for j := range cards[i].Processes {
+			p := &cards[i].Processes[j]
+			for pid, n := p.PID, 0; pid > 1 && n < forebears && !p.Own; n++ {
+				var name string
+				name, pid = process(root, pid)
+				p.Own = name == "distorch"
+			}
+		}
+	}
+}
+
+// process is the name of a process and the one that started it; "" and 0 where
+// the system does not tell, as of a process outside this container.
+func process(root string, pid int) (name string, parent int) {
+	b, err := read(filepath.Join(root+"/", "proc", strconv.Itoa(pid), "status"))
+	if err != nil {
+		return "", 0
+	}
+	for line := range strings.Lines(string(b)) {
+		key, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch key {
+		case "Name":
+			name = value
+		case "PPid":
+			if parent, err = strconv.Atoi(value); err != nil {
+				parent = 0
+			}
+		}
+	}
+	return name, parent
 }
 
 func lookForTorch(ctx context.Context, cfg Config) *diagnose.Torch {

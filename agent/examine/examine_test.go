@@ -135,6 +135,23 @@ func TestFailure(t *testing.T) {
 	}
 }
 
+func TestOwn(t *testing.T) {
+	root := t.TempDir()
+	for pid, p := range map[int]struct {
+		name   string
+		parent int
+	}{10: {"distorch", 1}, 11: {"python3", 10}, 12: {"python3", 11}, 20: {"bash", 1}, 21: {"python3", 20}, 30: {"loop", 31}, 31: {"loop", 30}} {
+		file(t, root, fmt.Sprintf("proc/%d/status", pid), fmt.Sprintf("Name:\t%s\nState:\tS\nPPid:\t%d\n", p.name, p.parent))
+	}
+	cards := []device.GPU{{Processes: []device.Process{{PID: 10}, {PID: 12}, {PID: 21}, {PID: 30}, {PID: 99}}}}
+	own(root, cards)
+	for i, want := range []bool{true, true, false, false, false} {
+		if p := cards[0].Processes[i]; p.Own != want {
+			t.Errorf("%+v", p)
+		}
+	}
+}
+
 // TestDial dials many peers, of which some do not answer.
 func TestDial(t *testing.T) {
 	cfg := Config{Dial: func(ctx context.Context, p diagnose.Peer) error {

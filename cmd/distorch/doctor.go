@@ -247,7 +247,7 @@ func (a *app) diagnoseNodes(cmd *cobra.Command, name string) (*doctorView, error
 // asked about, whether it reaches the one that is.
 func askNode(ctx context.Context, o *operator, r *pb.NodeRecord, about []string) (diagnose.Member, *diagnosisView) {
 	m := diagnose.Member{
-		Name: r.GetName(), Version: r.GetVersion(), ProtocolMin: r.GetProtocolMin(), ProtocolMax: r.GetProtocolMax(), OpSet: r.GetOpSet(), Asked: true,
+		Name: r.GetName(), Address: r.GetAddress(), Version: r.GetVersion(), ProtocolMin: r.GetProtocolMin(), ProtocolMax: r.GetProtocolMax(), OpSet: r.GetOpSet(), Asked: true,
 	}
 	req := &pb.DiagnoseRequest{Node: r.GetId()}
 	whole := slices.Contains(about, m.Name)
