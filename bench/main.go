@@ -52,6 +52,7 @@ func sections() []section {
 		{"files", "reading a checkpoint", fileFigures},
 		{"stages", "three stages against one in one process", stageFigures},
 		{"agents", "three agents against one, forecasts against measurements", agentFigures},
+		{"donor", "a step whose blocks come out of another node's RAM", donorFigures},
 		{"compress", "blocks in another node's RAM over slow links, compressed and as they are", compressFigures},
 		{"placement", "search times and certificates on drawn clusters", placementFigures},
 		{"placement-rivals", "other programs' rules against distorch's plan", rivalFigures},

@@ -71,27 +71,33 @@ func openChain(ctx context.Context, f *safetensors.File, p *graph.Program, threa
 	}
 	first := 0
 	for i, end := range append(cuts, p.Model.Blocks()) {
-		session, err := e.Open(ctx, native.CPU)
-		if err != nil {
+		if err := c.add(ctx, e, f, stage.Config{Program: p, FirstBlock: first, Blocks: end - first, Head: i == 0, Tail: i == len(cuts)}); err != nil {
 			return nil, err
 		}
-		c.sessions = append(c.sessions, session)
-		st, err := stage.Load(ctx, stage.Config{
-			Session: session, Checkpoint: stage.Checkpoint{File: checkpoint.Safetensors(f)}, Program: p,
-			FirstBlock: first, Blocks: end - first, Head: i == 0, Tail: i == len(cuts), InFlight: 1,
-		})
-		if err != nil {
-			return nil, err
-		}
-		c.stages = append(c.stages, st)
-		run, err := st.NewRun(ctx, p.Dims)
-		if err != nil {
-			return nil, err
-		}
-		c.runs = append(c.runs, run)
 		first = end
 	}
 	return c, c.inputs(p)
+}
+
+// add loads a stage of its own session.
+func (c *chain) add(ctx context.Context, e engine.Engine, f *safetensors.File, cfg stage.Config) error {
+	session, err := e.Open(ctx, native.CPU)
+	if err != nil {
+		return err
+	}
+	c.sessions = append(c.sessions, session)
+	cfg.Session, cfg.Checkpoint, cfg.InFlight = session, stage.Checkpoint{File: checkpoint.Safetensors(f)}, 1
+	st, err := stage.Load(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	c.stages = append(c.stages, st)
+	run, err := st.NewRun(ctx, cfg.Program.Dims)
+	if err != nil {
+		return err
+	}
+	c.runs = append(c.runs, run)
+	return nil
 }
 
 // inputs are random and the same for every chain.

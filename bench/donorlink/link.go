@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/distorch/distorch/agent/donor"
+	"github.com/distorch/distorch/agent/offload"
 	"github.com/distorch/distorch/internal/netns"
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
@@ -183,6 +184,28 @@ func (l *Link) Claim(ctx context.Context, blocks []tensor.Bytes, compressed bool
 	w.Blocks, w.Compressed = blocks, compressed
 	return l.owner.Claim(ctx, w)
 }
+
+// Place is the donor's memory as a tier of a stage.
+func (l *Link) Place(compressed bool) offload.Place { return place{l, compressed} }
+
+type place struct {
+	link       *Link
+	compressed bool
+}
+
+func (p place) Name() string { return p.link.want.NodeName }
+
+func (p place) Claim(ctx context.Context, sizes []tensor.Bytes) (offload.Claim, error) {
+	c, err := p.link.Claim(ctx, sizes, p.compressed)
+	if err != nil {
+		return nil, err
+	}
+	return claim{c}, nil
+}
+
+type claim struct{ *donor.Claim }
+
+func (c claim) Reader(i int) offload.Reader { return c.Claim.Reader(i) }
 
 // SetRate changes the link's rate.
 func (l *Link) SetRate(bitsPerSecond uint64) error {
