@@ -40,6 +40,11 @@ func fluxOf(hidden, heads, double, single int64) arch.Flux {
 	}
 }
 
+// modelOf is the graph of FLUX.1 dev of another width and depth.
+func modelOf(hidden, heads, double, single int64) *graph.Model {
+	return fluxOf(hidden, heads, double, single).Build(arch.Options{})
+}
+
 // specialise is a model at a request's size.
 func specialise(m *graph.Model, compute tensor.DType, pixelsWide, pixelsHigh, text int64) (*graph.Program, error) {
 	dims, err := m.Request(map[string]int64{"batch": 1, "text_tokens": text, "width": pixelsWide, "height": pixelsHigh})

@@ -35,6 +35,9 @@ type options struct {
 	python  string
 	binary  string
 	dir     string // for large files
+	device  string // of bench gpu
+	ring    int
+	small   bool
 	only    *regexp.Regexp
 }
 
@@ -50,6 +53,7 @@ func sections() []section {
 		{"blocks", "FLUX.1 blocks against PyTorch", blockFigures},
 		{"isa", "instruction sets against their peaks", isaFigures},
 		{"files", "reading a checkpoint", fileFigures},
+		{"torch", "the torch engine against eager PyTorch on the CPU", torchFigures},
 		{"stages", "three stages against one in one process", stageFigures},
 		{"agents", "three agents against one, forecasts against measurements", agentFigures},
 		{"donor", "a step whose blocks come out of another node's RAM", donorFigures},
@@ -78,9 +82,14 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&o.binary, "distorch", filepath.FromSlash("bin/distorch"), "distorch `program` (make build)")
 	flags.StringVar(&o.dir, "dir", os.TempDir(), "`folder` for checkpoints while they are needed")
 	only := flags.String("only", "", "run the sections that this `regexp` matches: "+names())
+	flags.StringVar(&o.device, "device", "", "gpu: `device`, the first GPU otherwise")
+	flags.IntVar(&o.ring, "ring", 3, "gpu: `slots` of the ring")
+	flags.BoolVar(&o.small, "small", false, "gpu: a small model, to try the program itself")
 	all := sections()
 	if len(args) > 0 && args[0] == "real" {
 		all, args = []section{{"real", "a checkpoint of FLUX.1-dev's size on three agents of 6 GB", realFigures}}, args[1:]
+	} else if len(args) > 0 && args[0] == "gpu" {
+		all, args = []section{{"gpu", "FLUX.1-dev's shapes on a GPU, resident and under a cap of 12 GB", gpuFigures}}, args[1:]
 	}
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -89,7 +98,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("there is no bench %q; there is real, and without a name all others", flags.Arg(0))
+		return fmt.Errorf("there is no bench %q; there are real and gpu, and without a name all others", flags.Arg(0))
 	}
 	var err error
 	if o.only, err = regexp.Compile(*only); err != nil {

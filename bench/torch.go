@@ -35,6 +35,11 @@ func startTorch(ctx context.Context, o *options) (*torch, error) {
 	cmd := exec.CommandContext(ctx, o.python, filepath.Join("bench", "torch_block.py"), "--threads", strconv.Itoa(o.threads))
 	cmd.Env = append(os.Environ(), "OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=0", "KMP_BLOCKTIME=0",
 		"OMP_NUM_THREADS="+strconv.Itoa(o.threads), "MKL_NUM_THREADS="+strconv.Itoa(o.threads))
+	return startPython(cmd)
+}
+
+// startPython starts a process that answers lines of JSON, and hears its first.
+func startPython(cmd *exec.Cmd) (*torch, error) {
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -103,7 +103,13 @@ func (s *session) place(b *buffer, host bool) (err error) {
 		msg["kind"], msg["pin"] = "host", !s.device.Unified
 		file.describe(msg)
 	}
-	_, err = s.worker.ask(context.Background(), msg, file)
+	a, err := s.worker.ask(context.Background(), msg, file)
+	if err == nil && host && !a.Pinned && (s.device.Kind == "cuda" || s.device.Kind == "rocm") {
+		s.unpinned.Do(func() {
+			s.engine.cfg.Log.Warn("host memory could not be pinned, copies to the device will be slow; raise the limit of locked memory (ulimit -l)",
+				"device", string(s.device.ID), "bytes", int64(b.Bytes()))
+		})
+	}
 	if file != nil {
 		err = errors.Join(err, file.handed())
 		if err != nil {

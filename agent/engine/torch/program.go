@@ -274,7 +274,7 @@ func (p *program) pack(dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buf
 			scale = 1
 		}
 		stored = append(stored, [3]any{in.DType.String(), int64(in.Offset), scale})
-		need = max(need, s.expansionOf(in, size, seg.Compute, src))
+		need = max(need, s.expansionOf(in, size, seg.Compute, src.Host() != nil && !s.device.Unified))
 	}
 	if len(weights) == 0 {
 		return map[string]any{"op": "nothing"}, 0, nil
@@ -283,6 +283,18 @@ func (p *program) pack(dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buf
 		return nil, 0, err
 	}
 	return map[string]any{"op": "pack", "p": p.id, "d": to, "f": from[0], "w": stored}, moved, nil
+}
+
+// Expansion is what the session takes of the device to pack weights like these,
+// beside buffers.
+func (p *program) Expansion(weights []engine.Weight) tensor.Bytes {
+	var n tensor.Bytes
+	for i := range weights {
+		if size, err := p.stored(i, &weights[i]); err == nil {
+			n = max(n, p.session.expansionOf(&weights[i], size, p.segment.Compute, !p.session.device.Unified))
+		}
+	}
+	return n
 }
 
 // stored checks weight i as it is stored and gives its size.
@@ -298,14 +310,14 @@ func (p *program) stored(i int, in *engine.Weight) (tensor.Bytes, error) {
 
 // expansionOf is what the device needs beside buffers for one weight: the bytes
 // as stored where they come from the host, and the pieces' values.
-func (s *session) expansionOf(in *engine.Weight, size tensor.Bytes, compute tensor.DType, src engine.Buffer) tensor.Bytes {
+func (s *session) expansionOf(in *engine.Weight, size tensor.Bytes, compute tensor.DType, staged bool) tensor.Bytes {
 	plain := in.DType == tensor.F32 || in.DType == tensor.BF16 || in.DType == tensor.F16 || in.DType == tensor.F64
 	scaled := in.Scale != 0 && in.Scale != 1
 	if plain && !scaled && in.DType == compute {
 		return 0
 	}
 	var n tensor.Bytes
-	if src.Host() != nil && !s.device.Unified {
+	if staged {
 		n = size
 	}
 	if plain && !scaled {

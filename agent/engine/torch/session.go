@@ -38,6 +38,9 @@ type session struct {
 	account *engine.Account
 	host    *engine.Account
 	expand  expansion
+	// unpinned is said once.
+	unpinned sync.Once
+	fixed    tensor.Bytes // of the device, what libraries keep
 
 	issuing sync.Mutex // numbers and sends go together
 
@@ -57,6 +60,10 @@ type session struct {
 
 var _ engine.Session = (*session)(nil)
 
+// fragments is the part of a device's limit that is left to PyTorch's allocator
+// for what it cannot use between its blocks.
+const fragments = 64
+
 func newSession(ctx context.Context, e *Engine, w *worker, d engine.Device) (*session, error) {
 	s := &session{
 		engine: e, worker: w, device: d, host: e.host,
@@ -72,8 +79,12 @@ func newSession(ctx context.Context, e *Engine, w *worker, d engine.Device) (*se
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", d.ID, err)
 	}
+	s.fixed = tensor.Bytes(a.Fixed)
 	if limit > 0 {
-		if limit -= tensor.Bytes(a.Fixed); limit <= 0 {
+		if limit -= s.fixed; !d.Unified {
+			limit -= limit / fragments
+		}
+		if limit <= 0 {
 			return nil, fmt.Errorf("open %s: %w: %v are allowed, PyTorch's libraries keep %v; raise agent.memory", d.ID, engine.ErrNoMemory, e.cfg.Memory, tensor.Bytes(a.Fixed))
 		}
 	}
@@ -273,13 +284,14 @@ func (s *session) Took(e engine.Event) (time.Duration, bool) {
 }
 
 // Memory is what PyTorch says it holds of the device: now, at the most since
-// Open, and with what it keeps for later.
-type Memory struct{ Allocated, Peak, Reserved tensor.Bytes }
+// Open, and with what it keeps for later. Fixed is what its libraries keep, which
+// is in the others.
+type Memory struct{ Allocated, Peak, Reserved, Fixed tensor.Bytes }
 
 // Measured asks PyTorch how much of the device it holds.
 func (s *session) Measured(ctx context.Context) (Memory, error) {
 	a, err := s.worker.ask(ctx, map[string]any{"op": "stat", "s": s.id}, nil)
-	return Memory{tensor.Bytes(a.Allocated), tensor.Bytes(a.Peak), tensor.Bytes(a.Reserved)}, err
+	return Memory{tensor.Bytes(a.Allocated), tensor.Bytes(a.Peak), tensor.Bytes(a.Reserved), s.fixed}, err
 }
 
 // closeFor bounds the wait for what runs when a session is closed.

@@ -135,6 +135,7 @@ type answer struct {
 	Fixed, Temp, Packed       int64
 	Allocated, Peak, Reserved int64
 	Source                    string
+	Pinned                    bool
 }
 
 // failure is the answer's error.
