@@ -115,11 +115,16 @@ var errStopped = errors.New("the endpoint is stopping")
 func (s *Server) Run(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.RunIdle / 4)
 	defer tick.Stop()
+	arrivals := s.queue.Completions()
 	for {
 		select {
-		case c, ok := <-s.queue.Completions():
-			if !ok {
+		case c, ok := <-arrivals:
+			if !ok && ctx.Err() == nil {
 				return errors.New("endpoint: the transport closed first")
+			}
+			if !ok { // both end with ctx, in no order
+				arrivals = nil
+				continue
 			}
 			if o, ok := c.Region.Info().Tag.(*output); ok {
 				o.pipeline.arrived(o.slot, c.Imm)
