@@ -29,7 +29,7 @@ func (a *Agent) onTop(p *pb.Plan, m *graph.Model, file checkpoint.File, known *a
 	}
 	var files []checkpoint.File
 	var entries []*catalog.Entry
-	done = func() error {
+	closeAll := func() error {
 		var errs []error
 		for _, f := range files {
 			errs = append(errs, f.Close())
@@ -40,8 +40,8 @@ func (a *Agent) onTop(p *pb.Plan, m *graph.Model, file checkpoint.File, known *a
 		return errors.Join(errs...)
 	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, done())
+		if err != nil { // a return with an error has made done nil
+			err = errors.Join(err, closeAll())
 		}
 	}()
 	compute, err := tensor.ParseDType(strings.ToUpper(p.Dtype))
@@ -78,5 +78,5 @@ func (a *Agent) onTop(p *pb.Plan, m *graph.Model, file checkpoint.File, known *a
 	if err != nil {
 		return nil, plain, nil, err
 	}
-	return with.Graph, stage.Checkpoint{File: over, Source: over.Source, Open: over.Reopen}, done, nil
+	return with.Graph, stage.Checkpoint{File: over, Source: over.Source, Open: over.Reopen}, closeAll, nil
 }
