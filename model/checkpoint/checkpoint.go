@@ -53,6 +53,10 @@ type Tensor struct {
 	Size   tensor.Bytes
 }
 
+// ErrUnsupported is a sound file of a version, byte order or type that this
+// build does not read.
+var ErrUnsupported = gguf.ErrUnsupported
+
 // Open finds the format by the file's first bytes. Of a checkpoint that was
 // split (NAME-00001-of-00003.gguf) it takes the first part and opens all; one
 // that is missing is named. Close the File after use.
@@ -113,7 +117,7 @@ func isGGUF(path string) (bool, error) {
 		err = nil // too short: its reader says so
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
-		return false, fmt.Errorf("read %s: %w", path, err)
+		return false, err // which names the file
 	}
 	return string(magic[:]) == "GGUF" || strings.EqualFold(filepath.Ext(path), ".gguf"), nil
 }

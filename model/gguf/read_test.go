@@ -27,6 +27,16 @@ func reasonOf(err error) Reason {
 	return ""
 }
 
+// A sound file that this build does not read is told from a malformed one.
+func TestUnsupported(t *testing.T) {
+	for name, want := range map[string]bool{"version-1": true, "version-swapped": true, "tensor-type-unknown": false, "header-truncated": false} {
+		_, err := Open("testdata/bad/gguf/" + name + ".gguf")
+		if err == nil || errors.Is(err, ErrUnsupported) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestMalformedFilesHaveTheirOwnReason(t *testing.T) {
 	want := map[string]Reason{
 		"alignment-odd":               AlignmentInvalid,

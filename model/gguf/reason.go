@@ -4,6 +4,7 @@
 package gguf
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 )
@@ -59,11 +60,24 @@ func (e *FormatError) Error() string {
 	if e.Detail != "" {
 		s += ": " + e.Detail
 	}
-	switch e.Reason {
-	case BigEndian, VersionUnknown, TypeUnsupported:
+	switch {
+	case e.unsupported():
 		return "not a GGUF file that this build reads: " + s
+	case e.Reason == HeaderTruncated, e.Reason == OffsetOutside:
+		s += "; if it was copied or downloaded, that may have ended early: do it again"
 	}
 	return "not a valid GGUF file: " + s
+}
+
+// ErrUnsupported is a file that keeps the rules of the format and that this
+// build does not read.
+var ErrUnsupported = errors.New("not a GGUF file that this build reads")
+
+// Is reports such a file as ErrUnsupported.
+func (e *FormatError) Is(target error) bool { return target == ErrUnsupported && e.unsupported() }
+
+func (e *FormatError) unsupported() bool {
+	return e.Reason == BigEndian || e.Reason == VersionUnknown || e.Reason == TypeUnsupported
 }
 
 // shorten keeps a hostile name from filling a log.

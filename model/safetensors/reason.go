@@ -62,6 +62,9 @@ func (e *FormatError) Error() string {
 	if e.Detail != "" {
 		s += ": " + e.Detail
 	}
+	if e.Reason == HeaderTruncated || e.Reason == OffsetsOutside {
+		s += "; if it was copied or downloaded, that may have ended early: do it again"
+	}
 	return "not a valid safetensors file: " + s
 }
 
