@@ -200,13 +200,24 @@ func folders(dirs []string) []diagnose.Folder {
 				d.Left = len(skipped) - i
 				break
 			}
-			// The error begins with the path, which is said already.
-			reason := strings.TrimPrefix(strings.TrimPrefix(s.Err.Error(), s.Path), ": ")
-			d.Skipped = append(d.Skipped, diagnose.Skipped{Path: s.Path, Reason: reason[:min(len(reason), 400)]})
+			d.Skipped = append(d.Skipped, diagnose.Skipped{Path: s.Path, Reason: reason(s)})
 		}
 		out = append(out, d)
 	}
 	return out
+}
+
+// maxReason bounds what is said of one file.
+const maxReason = 400
+
+// reason is why a file is not used, without its path, which is said already.
+func reason(s catalog.Skipped) string {
+	r := strings.TrimPrefix(s.Err.Error(), "open ")
+	r = strings.TrimPrefix(strings.TrimPrefix(r, "checkpoint: "), s.Path+": ")
+	if len(r) > maxReason {
+		r = strings.ToValidUTF8(r[:maxReason], "") + " …"
+	}
+	return r
 }
 
 // disk looks at the file system that a folder is, or would be made, on.

@@ -17,10 +17,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
+	"github.com/distorch/distorch/agent/catalog"
 	"github.com/distorch/distorch/agent/device"
 	"github.com/distorch/distorch/agent/diagnose"
 )
@@ -37,6 +40,13 @@ func file(t *testing.T, dir, name, text string) {
 	}
 }
 
+func TestReasonIsBounded(t *testing.T) {
+	got := reason(catalog.Skipped{Path: "/m/a.gguf", Err: errors.New("open /m/a.gguf: " + strings.Repeat("é", maxReason))})
+	if !utf8.ValidString(got) || len(got) > maxReason+len(" …") || !strings.HasPrefix(got, "éé") || !strings.HasSuffix(got, "é …") {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestFolders(t *testing.T) {
 	dir := t.TempDir()
 	file(t, dir, "bad.safetensors", "not a header")
@@ -47,6 +57,10 @@ func TestFolders(t *testing.T) {
 	got := folders([]string{dir, filepath.Join(dir, "many"), filepath.Join(dir, "missing"), "../../demo"})
 	if f := got[0]; f.Error != "" || f.Checkpoints != 0 || len(f.Skipped) != diagnose.MaxSkipped || f.Left != 4 || f.Skipped[0].Reason == "" {
 		t.Errorf("%+v", f)
+	}
+	bad := filepath.Join(dir, "bad.safetensors")
+	if r := got[0].Skipped[0]; r.Path != bad || strings.Contains(r.Reason, dir) {
+		t.Errorf("the path is said twice: %+v", r)
 	}
 	if f := got[1]; f.Left != 3 {
 		t.Errorf("%+v", f)
