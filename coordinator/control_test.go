@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/distorch/distorch/coordinator/reconcile"
+	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/placement"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
@@ -34,6 +35,7 @@ func TestRefusals(t *testing.T) {
 	broken := modelRecord("m4", "broken.safetensors", tiny, tensor.F32)
 	broken.Weights[0].Dtype = "F77"
 	put(c, store.ModelKey("m4"), broken)
+	put(c, store.ModelKey("m5"), &pb.ModelRecord{Id: "m5", Name: "style.safetensors", Architecture: lora.Architecture})
 	c.join("m1", map[string]float64{"a": 1e9})
 	co, op := c.new("one:1"), c.as(identity.RoleOperator)
 	change := func(f func(*pb.DeploymentSpec)) *pb.DeploymentSpec { return spec("demo", "m1", f) }
@@ -47,6 +49,10 @@ func TestRefusals(t *testing.T) {
 		"no name":       {change(func(s *pb.DeploymentSpec) { s.Name = "" }), codes.InvalidArgument, "deployment: name"},
 		"no model":      {change(func(s *pb.DeploymentSpec) { s.Model = "" }), codes.InvalidArgument, "names no model"},
 		"unknown model": {change(func(s *pb.DeploymentSpec) { s.Model = "tyni" }), codes.NotFound, "did you mean \"tiny.safetensors\"?"},
+		"LoRA as model": {change(func(s *pb.DeploymentSpec) { s.Model = "style" }), codes.InvalidArgument, "style.safetensors is a LoRA"},
+		"its id":        {change(func(s *pb.DeploymentSpec) { s.Model = "m5" }), codes.InvalidArgument, "style.safetensors is a LoRA"},
+		"model as LoRA": {change(func(s *pb.DeploymentSpec) { s.Loras = []*pb.LoRA{{Name: "tiny"}} }), codes.InvalidArgument, "tiny.safetensors is a model (flux), not a LoRA"},
+		"unknown LoRA":  {change(func(s *pb.DeploymentSpec) { s.Loras = []*pb.LoRA{{Name: "stile"}} }), codes.NotFound, "did you mean \"style.safetensors\"? (`distorch models` lists them)"},
 		"two models":    {change(func(s *pb.DeploymentSpec) { s.Model = "twice" }), codes.InvalidArgument, "m2, m3"},
 		"broken model":  {change(func(s *pb.DeploymentSpec) { s.Model = "broken" }), codes.InvalidArgument, "F77"},
 		"objective":     {change(func(s *pb.DeploymentSpec) { s.Objective = "throughput" }), codes.InvalidArgument, "throughput"},

@@ -178,14 +178,11 @@ func resolve(st *store.State, kind, ref string) (string, error) {
 	if ref == "" {
 		return "", invalid("the deployment names no %s", kind)
 	}
-	fits := func(r *pb.ModelRecord) bool { return (r.GetArchitecture() == lora.Architecture) == (kind == "LoRA") }
 	if e, ok := st.Models[ref]; ok {
-		if !fits(e.Value) {
-			return "", invalid("%s is of the architecture %s: no %s", e.Value.GetName(), e.Value.GetArchitecture(), kind)
-		}
-		return ref, nil
+		return ref, isKind(e.Value, kind)
 	}
 	file := path.Base(strings.ReplaceAll(ref, "\\", "/"))
+	var other error // of a file of that name and the other kind
 	for _, same := range []func(string) bool{
 		func(name string) bool { return name == ref },
 		func(name string) bool { return path.Base(name) == file },
@@ -193,9 +190,14 @@ func resolve(st *store.State, kind, ref string) (string, error) {
 	} {
 		var found []string
 		for id, e := range st.Models {
-			if fits(e.Value) && same(e.Value.GetName()) {
-				found = append(found, id)
+			if !same(e.Value.GetName()) {
+				continue
 			}
+			if err := isKind(e.Value, kind); err != nil {
+				other = err
+				continue
+			}
+			found = append(found, id)
 		}
 		slices.Sort(found)
 		switch {
@@ -205,14 +207,30 @@ func resolve(st *store.State, kind, ref string) (string, error) {
 			return "", invalid("%s %q is the name of %d different files: name one by its id: %s", kind, ref, len(found), strings.Join(found, ", "))
 		}
 	}
+	if other != nil {
+		return "", other
+	}
 	var names []string
 	for _, e := range st.Models {
-		if fits(e.Value) {
+		if isKind(e.Value, kind) == nil {
 			names = append(names, e.Value.GetName())
 		}
 	}
 	slices.Sort(names)
 	return "", &UnknownError{Kind: kind, Name: ref, Nearest: nearest(file, names), Advice: "start an agent whose models.dirs has the file"}
+}
+
+const kindModel, kindLoRA = "model", "LoRA"
+
+// isKind refuses a LoRA where a model is asked for, and the other way round.
+func isKind(r *pb.ModelRecord, kind string) error {
+	switch is := r.GetArchitecture() == lora.Architecture; {
+	case is && kind != kindLoRA:
+		return invalid("%s is a LoRA, which goes on top of a model: name that with --model, and this with --lora", r.GetName())
+	case !is && kind == kindLoRA:
+		return invalid("%s is a model (%s), not a LoRA", r.GetName(), r.GetArchitecture())
+	}
+	return nil
 }
 
 func knownNode(st *store.State, ref string) error {

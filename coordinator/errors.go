@@ -20,7 +20,7 @@ import (
 
 // UnknownError is a name that the cluster does not have.
 type UnknownError struct {
-	Kind    string // deployment, model, node
+	Kind    string // deployment, model, node, LoRA
 	Name    string
 	Nearest string // the known name most like it; empty if there is none
 	Advice  string // when nothing is known
@@ -29,11 +29,19 @@ type UnknownError struct {
 func (e *UnknownError) Error() string {
 	switch {
 	case e.Nearest != "":
-		return fmt.Sprintf("no %s %.80q here; did you mean %q? (`distorch %ss` lists them)", e.Kind, e.Name, e.Nearest, e.Kind)
+		return fmt.Sprintf("no %s %.80q here; did you mean %q? (`distorch %s` lists them)", e.Kind, e.Name, e.Nearest, e.list())
 	case e.Advice != "":
 		return fmt.Sprintf("no %s %.80q here: %s", e.Kind, e.Name, e.Advice)
 	}
 	return fmt.Sprintf("no %s %.80q here", e.Kind, e.Name)
+}
+
+// list is the command that lists the names of a kind.
+func (e *UnknownError) list() string {
+	if e.Kind == kindLoRA {
+		return "models" // has both
+	}
+	return e.Kind + "s"
 }
 
 // InvalidError is a request that can never be met.

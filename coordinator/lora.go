@@ -67,7 +67,7 @@ func completeLoRAs(st *store.State, spec *pb.DeploymentSpec) error {
 	}
 	seen := map[string]bool{}
 	for _, l := range spec.GetLoras() {
-		id, err := resolve(st, "LoRA", cmp.Or(l.GetId(), l.GetName()))
+		id, err := resolve(st, kindLoRA, cmp.Or(l.GetId(), l.GetName()))
 		if err != nil {
 			return err
 		}

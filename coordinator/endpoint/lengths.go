@@ -76,7 +76,7 @@ func match(l graph.Layout, tensors []*pb.Tensor) error {
 		matched++
 		t := tensors[i]
 		if t.Dtype != tensor.F32.String() || !slices.Equal(t.Shape, v.Shape) || tensor.Bytes(len(t.Data)) != v.Bytes {
-			return fmt.Errorf("tensor %s is %.10q %v of %d bytes, want F32 %v of %d", v.Name, t.Dtype, t.Shape[:min(len(t.Shape), 8)], len(t.Data), v.Shape, int64(v.Bytes))
+			return fmt.Errorf("tensor %s is %.10q %v of %d bytes, want F32 %v of %d", v.Name, t.Dtype, tensor.Shape(t.Shape[:min(len(t.Shape), 8)]), len(t.Data), v.Shape, int64(v.Bytes))
 		}
 	}
 	for _, t := range tensors {
