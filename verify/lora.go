@@ -89,7 +89,7 @@ func (v *verifier) lora(c *goldenCase) error {
 		}
 		base.Stored[w] = t.DType
 	}
-	l := loraCase{v, c, cp, base, path, patch}
+	l := &loraCase{v, c, cp, base, path, patch, false}
 	for _, p := range passes {
 		if len(p.modes) == 0 {
 			l.record(v.loraless(c, cp, m, given, p.pass))
@@ -136,9 +136,10 @@ type loraCase struct {
 	base  lora.Base
 	path  string
 	patch *lora.Patch
+	noted bool // what cannot be applied was said
 }
 
-func (l loraCase) record(r Record, err error) {
+func (l *loraCase) record(r Record, err error) {
 	r.Case = l.c.Name
 	if err != nil {
 		r.Failure = err.Error()
@@ -147,14 +148,15 @@ func (l loraCase) record(r Record, err error) {
 	for _, n := range l.patch.Unused {
 		notes = append(notes, n.String())
 	}
-	if len(notes) > 0 {
+	if len(notes) > 0 && !l.noted { // once, not with every output
+		l.noted = true
 		r.Note = "not applied: " + strings.Join(notes, "; ")
 	}
 	l.emit(r)
 }
 
 // open puts the LoRA on the case's model; the caller closes the overlay.
-func (l loraCase) open(mode lora.Mode, strength float32, compute tensor.DType) (*lora.Model, *lora.Overlay, error) {
+func (l *loraCase) open(mode lora.Mode, strength float32, compute tensor.DType) (*lora.Model, *lora.Overlay, error) {
 	m, err := lora.Apply(l.base, compute, []lora.Use{{Name: filepath.Base(l.path), Patch: l.patch, Mode: mode, Strength: strength}})
 	if err != nil {
 		return nil, nil, err
@@ -170,7 +172,7 @@ func (l loraCase) open(mode lora.Mode, strength float32, compute tensor.DType) (
 	return m, o, nil
 }
 
-func (l loraCase) with(given []string, p loraPass, mode lora.Mode) (Record, error) {
+func (l *loraCase) with(given []string, p loraPass, mode lora.Mode) (Record, error) {
 	m, o, err := l.open(mode, p.strength, p.compute)
 	if err != nil {
 		return Record{Output: p.output}, err
@@ -189,7 +191,7 @@ func (l loraCase) with(given []string, p loraPass, mode lora.Mode) (Record, erro
 }
 
 // merged compares the weights that the case has as merged at its first strength.
-func (l loraCase) merged() error {
+func (l *loraCase) merged() error {
 	names := l.c.names("merged.")
 	if len(names) == 0 {
 		return nil
