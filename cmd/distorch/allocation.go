@@ -12,7 +12,6 @@ import (
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/model/arch"
-	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/placement/allocation"
 )
@@ -186,7 +185,7 @@ func (f *allocationFlags) input() (devices []allocation.Device, blocks allocatio
 
 // storedBlocks are a checkpoint's blocks with the bytes that they have in the file.
 func storedBlocks(path string) (b allocation.Blocks, err error) {
-	f, err := checkpoint.Open(path)
+	f, err := openCheckpoint(path)
 	if err != nil {
 		return b, err
 	}

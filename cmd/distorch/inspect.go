@@ -83,6 +83,16 @@ A file that this build does not run ends with exit code 4 and the reason.`,
 	return cmd
 }
 
+// openCheckpoint is checkpoint.Open. The error of a sound file of a form that
+// this build does not read is infeasible.
+func openCheckpoint(path string) (checkpoint.File, error) {
+	f, err := checkpoint.Open(path)
+	if errors.Is(err, checkpoint.ErrUnsupported) {
+		return nil, infeasible(err)
+	}
+	return f, err
+}
+
 // recognise is arch.Recognise on a file's header. The error of a file that is
 // sound but not for this build is infeasible.
 func recognise(f checkpoint.File) (*arch.Recognised, error) {
@@ -98,7 +108,7 @@ func recognise(f checkpoint.File) (*arch.Recognised, error) {
 }
 
 func inspect(path string, words map[string]int64, dtypeName string) (*inspectView, error) {
-	f, err := checkpoint.Open(path)
+	f, err := openCheckpoint(path)
 	if err != nil {
 		return nil, err
 	}

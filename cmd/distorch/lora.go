@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,7 +15,6 @@ import (
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/cmd/internal/picture"
-	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/lora"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
@@ -53,7 +53,11 @@ func newLoRAViews(in []*pb.LoRA) (out []loraView) {
 
 func writeLoRAs(p *printer, all []loraView) {
 	for _, l := range all {
-		p.line("LoRA %s: %s at strength %g, %d layers", l.Name, map[string]string{string(lora.Add): "added", string(lora.Merge): "merged"}[l.Mode], l.Strength, l.Layers)
+		layers := "layers"
+		if l.Layers == 1 {
+			layers = "layer"
+		}
+		p.line("LoRA %s: %s at strength %g, %d %s", l.Name, map[string]string{string(lora.Add): "added", string(lora.Merge): "merged"}[l.Mode], l.Strength, l.Layers, layers)
 		for _, n := range l.NotApplied {
 			p.line("  not applied: %s", n)
 		}
@@ -89,6 +93,9 @@ func parseLoRAs(texts []string, mode string) (out []*pb.LoRA, err error) {
 	m, err := lora.ParseMode(mode)
 	if err != nil {
 		return nil, usage(fmt.Errorf("--lora-mode: %w", err))
+	}
+	if m != lora.Add && len(texts) == 0 {
+		return nil, usage(fmt.Errorf("--lora-mode %s needs a --lora", m))
 	}
 	for _, text := range texts {
 		ref, s, err := cutStrengths(text)
@@ -128,7 +135,7 @@ func loraID(cmd *cobra.Command, o *operator, ref string) (string, error) {
 		}
 		return resolveModel(cmd, o, ref)
 	}
-	f, err := checkpoint.Open(ref)
+	f, err := openCheckpoint(ref)
 	if err != nil {
 		return "", err
 	}
@@ -149,11 +156,14 @@ func runStrengths(cmd *cobra.Command, o *operator, spec *pb.DeploymentSpec, text
 			return nil, err
 		}
 		if len(s) == 0 {
-			return nil, usage(fmt.Errorf("--lora %s: the strength is missing, such as %s:0.8", text, text))
+			return nil, usage(fmt.Errorf("--lora %s: the strength is missing or no number; it is NAME:STRENGTH, such as style:0.8, or NAME:FIRST:LAST", text))
 		}
 		l, err := deployedLoRA(cmd, o, spec, ref)
 		if err != nil {
 			return nil, err
+		}
+		if slices.ContainsFunc(out, func(other picture.LoRA) bool { return other.ID == l.GetId() }) {
+			return nil, usage(fmt.Errorf("--lora %s: %s has a strength already; one for each LoRA", text, l.GetName()))
 		}
 		out = append(out, picture.LoRA{Name: l.GetName(), ID: l.GetId(), First: s[0], Last: s[len(s)-1]})
 	}
@@ -173,7 +183,19 @@ func deployedLoRA(cmd *cobra.Command, o *operator, spec *pb.DeploymentSpec, ref 
 			return l, nil
 		}
 	}
-	return nil, usage(fmt.Errorf("deployment %s has no LoRA %s; this adds it: %s", spec.GetName(), ref, deployCommand(spec, ref)))
+	return nil, usage(fmt.Errorf("deployment %s has no LoRA %s%s; this adds it: %s", spec.GetName(), ref, named(spec.GetLoras()), deployCommand(spec, ref)))
+}
+
+// named lists what a deployment has, in brackets.
+func named(all []*pb.LoRA) string {
+	var names []string
+	for _, l := range all {
+		names = append(names, l.GetName())
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return " (it has " + strings.Join(names, ", ") + ")"
 }
 
 // deployCommand deploys what there is with one LoRA more.

@@ -113,7 +113,16 @@ func (v nodeView) row() []string {
 	}
 	join := func(s []string) string { return strings.Join(s, ", ") }
 	// A node is listed as long as its lease lives.
-	return []string{v.Name, v.Address, "ready", join(devices), join(memory), join(compute), join(rates), link, join(v.Models)}
+	return []string{v.Name, v.Address, "ready", join(devices), join(memory), join(compute), join(rates), link, join(few(v.Models))}
+}
+
+// few keeps a table narrow: the first three names, and how many there are beside.
+func few(names []string) []string {
+	const most = 3
+	if len(names) <= most {
+		return names
+	}
+	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
 }
 
 func newNodes(a *app) *cobra.Command {

@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/distorch/distorch/cmd/internal/output"
-	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/report"
@@ -93,7 +92,7 @@ var partOfID = regexp.MustCompile(`^[0-9a-f]{6,63}$`)
 // id. Everything else the coordinator resolves.
 func resolveModel(cmd *cobra.Command, o *operator, ref string) (string, error) {
 	if info, err := os.Stat(ref); err == nil && info.Mode().IsRegular() {
-		f, err := checkpoint.Open(ref)
+		f, err := openCheckpoint(ref)
 		if err != nil {
 			return "", err
 		}

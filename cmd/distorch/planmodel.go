@@ -124,7 +124,7 @@ type headerModel struct {
 }
 
 func openHeader(path string) (*headerModel, error) {
-	f, err := checkpoint.Open(path)
+	f, err := openCheckpoint(path)
 	if err != nil {
 		return nil, err
 	}

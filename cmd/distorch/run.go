@@ -76,6 +76,9 @@ of) and latent_tensor (what ComfyUI's LoadLatent reads).`,
 		if err := f.check(); err != nil {
 			return usage(err)
 		}
+		if cmd.Flags().Changed("reference-method") && len(f.references) == 0 {
+			return usage(errors.New("--reference-method needs a --reference"))
+		}
 		o, err := a.connect(cmd)
 		if err != nil {
 			return err
@@ -230,7 +233,26 @@ func (f *runFlags) request(cmd *cobra.Command, o *operator, deployment string) (
 	if err := f.text(&r); err != nil {
 		return none, err
 	}
-	return r, f.images(&r)
+	if err := f.images(&r); err != nil {
+		return none, err
+	}
+	return r, placedFor(spec, r)
+}
+
+// placedFor refuses references and a mask that the deployment has no room for,
+// with the workload that has.
+func placedFor(spec *pb.DeploymentSpec, r picture.Request) error {
+	placed := spec.GetWorkload().GetDims()
+	needed, larger := maps.Clone(placed), false
+	for word, n := range r.Dims() {
+		if image := word == "attention_mask" || strings.HasPrefix(word, "ref") && word != "ref_method"; image && n > placed[word] {
+			needed[word], larger = n, true
+		}
+	}
+	if !larger {
+		return nil
+	}
+	return usage(fmt.Errorf("deployment %s is placed for %s; for this request deploy it again with --workload %s", spec.GetName(), showWorkload(placed), showWorkload(needed)))
 }
 
 // images reads the files of latents.
@@ -249,10 +271,12 @@ func (f *runFlags) images(r *picture.Request) error {
 	if len(f.references) > arch.FluxRefs {
 		return usage(fmt.Errorf("%d times --reference: at most %d are taken", len(f.references), arch.FluxRefs))
 	}
-	if f.input == "" {
+	switch {
+	case f.input == "" && r.Model.Concat > 0:
+		return usage(fmt.Errorf("%s takes an image beside the noise; give --input FILE", r.Model.Variant))
+	case f.input == "":
 		return nil
-	}
-	if r.Model.Concat == 0 {
+	case r.Model.Concat == 0:
 		return usage(fmt.Errorf("--input: %s takes none; Fill and Control models do", r.Model.Variant))
 	}
 	l, err := picture.ReadInput(f.input, r.Model, r.Width, r.Height)

@@ -47,6 +47,10 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	gguf, err := filepath.Abs(filepath.Join("..", "..", "model", "gguf", "testdata", "bad", "gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(e *testscript.Env) error {
@@ -62,7 +66,7 @@ func TestScripts(t *testing.T) {
 			if err := otherCluster(other); err != nil {
 				return err
 			}
-			e.Vars = append(e.Vars, "OTHER="+other, "DISTORCH_DATA_DIR="+f.dataDir, "DISTORCH_CLIENT_COORDINATOR="+f.address, "DEMO="+demo, "BAD="+bad)
+			e.Vars = append(e.Vars, "OTHER="+other, "DISTORCH_DATA_DIR="+f.dataDir, "DISTORCH_CLIENT_COORDINATOR="+f.address, "DEMO="+demo, "BAD="+bad, "GGUF="+gguf)
 			return writeConditioning(e.WorkDir)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){

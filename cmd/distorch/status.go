@@ -163,7 +163,7 @@ func writeDeployments(w io.Writer, views []deploymentView) error {
 		}
 		rows := [][]string{}
 		for _, o := range v.Observed {
-			rows = append(rows, []string{o.Node, o.State, fmt.Sprint(o.Epoch), fmt.Sprintf("%s of %s", output.Bytes(o.LoadedBytes), output.Bytes(o.TotalBytes)), output.Bytes(o.PeakBytes), o.Message})
+			rows = append(rows, []string{o.Node, o.State, fmt.Sprint(o.Epoch), loaded(o), output.Bytes(o.PeakBytes), o.Message})
 		}
 		if len(rows) > 0 {
 			p.table([]string{"NODE", "STATE", "EPOCH", "LOADED", "PEAK", "MESSAGE"}, rows)
@@ -173,6 +173,14 @@ func writeDeployments(w io.Writer, views []deploymentView) error {
 		}
 	}
 	return nil
+}
+
+// loaded is how far a load is; nodes say it while they load.
+func loaded(o observedView) string {
+	if o.TotalBytes == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s of %s", output.Bytes(o.LoadedBytes), output.Bytes(o.TotalBytes))
 }
 
 // removedView is what is left of something.

@@ -82,14 +82,18 @@ func readInput(f *safetensors.File, m Model, size tensor.Shape) (Latent, error) 
 	if !l.Shape.Equal(size) {
 		return l, fmt.Errorf("tensor latent_tensor is %v, a picture of %dx%d pixels takes %v; give --width %d --height %d", l.Shape, size[3]*pixels, size[2]*pixels, size, l.Shape[3]*pixels, l.Shape[2]*pixels)
 	}
-	if m.Concat == m.Channels {
-		return l, nil
-	}
 	const name = "mask"
 	want := tensor.Shape{1, 1, size[2] * pixels, size[3] * pixels}
 	t, ok := f.Lookup(name)
-	if !ok || !slices.Equal(t.Shape, want) {
-		return l, fmt.Errorf("%s takes a tensor mask %v, 1 where the picture is to be made anew; the file has %v", m.Variant, want, t.Shape)
+	switch {
+	case m.Concat == m.Channels && ok:
+		return l, fmt.Errorf("%s takes no mask, and the file has one; Fill models do", m.Variant)
+	case m.Concat == m.Channels:
+		return l, nil
+	case !ok:
+		return l, fmt.Errorf("%s takes a tensor mask %v, 1 where the picture is to be made anew; the file has none", m.Variant, want)
+	case !slices.Equal(t.Shape, want):
+		return l, fmt.Errorf("tensor mask is %v, a picture of %dx%d pixels takes %v, 1 where it is to be made anew", t.Shape, want[3], want[2], want)
 	}
 	mask, _, err := f.Float32s(name)
 	if err != nil {

@@ -194,6 +194,38 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// What stands beside the noise has the picture's size, and a mask for Fill alone.
+func TestInputFiles(t *testing.T) {
+	image := safetensors.FromFloat32s("latent_tensor", tensor.Shape{1, 2, 1, 2}, make([]float32, 4))
+	mask := func(height, width int64) safetensors.Data {
+		return safetensors.FromFloat32s("mask", tensor.Shape{1, 1, height, width}, make([]float32, height*width))
+	}
+	for name, tc := range map[string]struct {
+		concat  int64
+		tensors []safetensors.Data
+		want    string
+	}{
+		"control":            {2, []safetensors.Data{image}, ""},
+		"control and a mask": {2, []safetensors.Data{image, mask(8, 16)}, "takes no mask, and the file has one"},
+		"fill":               {66, []safetensors.Data{image, mask(8, 16)}, ""},
+		"fill and no mask":   {66, []safetensors.Data{image}, "takes a tensor mask [1,1,8,16], 1 where the picture is to be made anew; the file has none"},
+		"mask of latents":    {66, []safetensors.Data{image, mask(1, 2)}, "tensor mask is [1,1,1,2], a picture of 16x8 pixels takes [1,1,8,16]"},
+		"no latent":          {2, []safetensors.Data{mask(8, 16)}, "latent_tensor is missing"},
+	} {
+		path := filepath.Join(t.TempDir(), "i.safetensors")
+		if err := safetensors.WriteFile(path, tc.tensors, nil); err != nil {
+			t.Fatal(err)
+		}
+		l, err := ReadInput(path, Model{Channels: 2, Concat: tc.concat}, 16, 8)
+		switch {
+		case tc.want == "" && (err != nil || l.Shape[1] != tc.concat || int64(len(l.Values)) != 2*tc.concat):
+			t.Errorf("%s: %v of %d values, %v", name, l.Shape, len(l.Values), err)
+		case tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), path)):
+			t.Errorf("%s: %v, want %s", name, err, tc.want)
+		}
+	}
+}
+
 func TestConditioningFiles(t *testing.T) {
 	file := func(tensors ...safetensors.Data) string {
 		path := filepath.Join(t.TempDir(), "c.safetensors")
