@@ -127,7 +127,7 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 		return nil, errors.Join(err, a.node.Close())
 	}
 	a.serve, err = serve.New(serve.Config{
-		Transport: a.node.Host(), Hello: a.hello(), PeerFrom: node.PeerFrom, Log: cfg.Log, Donor: a.memory,
+		Transport: a.node.Host(), Hello: a.hello(), PeerFrom: node.PeerFrom, Log: cfg.Log, Donor: a.memory, Lending: a.lending(),
 		Facts: serve.Facts{
 			NodeName: cfg.Credentials.Self().Name, ISA: a.device.ISA, PID: int64(os.Getpid()), Threads: uint32(a.device.Threads),
 			Memory: func() uint64 { return uint64(device.PeakResident()) },

@@ -136,6 +136,23 @@ func named(st *store.State, name string) (*pb.NodeRecord, error) {
 	return found, nil
 }
 
+// Lend has a node leave memory of a device to other programs, or take it back.
+func (c *Coordinator) Lend(ctx context.Context, req *pb.LendRequest) (*pb.LendResponse, error) {
+	st, err := c.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n, err := named(st, req.GetNode())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	if c.cfg.Lend == nil {
+		return nil, toStatus(invalid("this coordinator cannot ask agents"))
+	}
+	c.log.Info("memory of a device is lent", "node", n.Name, "device", req.GetDevice(), "bytes", req.GetBytes(), "restore", req.GetRestore())
+	return c.cfg.Lend(ctx, n.Address, n.Id, req)
+}
+
 // Diagnose asks a node what is wrong with it.
 func (c *Coordinator) Diagnose(ctx context.Context, req *pb.DiagnoseRequest) (*pb.DiagnoseResponse, error) {
 	st, err := c.read(ctx)

@@ -36,6 +36,9 @@ type Config struct {
 	// Diagnose asks the agent at an address, by the node's id, what is wrong with
 	// it; nil where agents cannot be asked.
 	Diagnose func(ctx context.Context, address, node string, req *pb.DiagnoseRequest) (*pb.DiagnoseResponse, error)
+	// Lend asks the agent at an address to leave memory of a device to others; nil
+	// where agents cannot be asked.
+	Lend func(ctx context.Context, address, node string, req *pb.LendRequest) (*pb.LendResponse, error)
 }
 
 // Coordinator implements distorchv1.ControlServer and endpoint.Plans.

@@ -43,6 +43,8 @@ type Config struct {
 	Feedback func(dtype string, elements uint64) *pb.Feedback
 	// Donor gives memory to stages of other nodes; nil refuses to.
 	Donor Donor
+	// Lending says which devices there are to lend of; without it nothing is lent.
+	Lending Lending
 }
 
 // Donor answers for a session with a node that keeps blocks in this one's RAM.
@@ -79,6 +81,7 @@ type Server struct {
 	incarnation [16]byte
 	queue       *transport.Queue
 	usage       usage
+	lender      *lender
 
 	mu     sync.Mutex
 	hosted map[key]*Hosted
@@ -96,11 +99,18 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, log: cfg.Log, incarnation: inc, queue: cfg.Transport.NewQueue(), hosted: map[key]*Hosted{}}, nil
+	s := &Server{cfg: cfg, log: cfg.Log, incarnation: inc, queue: cfg.Transport.NewQueue(), hosted: map[key]*Hosted{}}
+	s.lender = newLender(cfg.Lending, cfg.Facts.NodeName, s.tenants, s.lendFailed)
+	return s, nil
 }
 
 // Run hands what arrives to the stages until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { s.lender.run(ctx) })
 	for {
 		select {
 		case c, ok := <-s.queue.Completions():

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/offload"
@@ -42,6 +43,30 @@ func (st *Stage) Lend(ctx context.Context, n tensor.Bytes) (freed tensor.Bytes, 
 	}
 	st.lent = append(st.lent, chosen...)
 	return freed, nil
+}
+
+// Lendable is what Lend can free at most now.
+func (st *Stage) Lendable() tensor.Bytes {
+	st.lending.Lock()
+	defer st.lending.Unlock()
+	if st.session.Device().Unified {
+		return 0
+	}
+	_, _, freed := st.choose(st.rests(), math.MaxInt64)
+	return max(freed, 0)
+}
+
+// Streamed is what comes to the device in each forward.
+func (st *Stage) Streamed() (n tensor.Bytes) {
+	st.lending.Lock()
+	defer st.lending.Unlock()
+	rests := st.rests()
+	for i := range st.launches {
+		if l := &st.launches[i]; rests[i].Kind != offload.Device {
+			n += st.atRest(l, rests[i])
+		}
+	}
+	return n
 }
 
 // choose finds the blocks whose leaving frees n bytes, or as many as can be.

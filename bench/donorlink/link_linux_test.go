@@ -34,7 +34,7 @@ func TestRates(t *testing.T) {
 	defer room.Close()
 	l, err := New(t.Context(), Config{BitsPerSecond: 1e9, Room: room, Offer: 1 << 30, Threads: 1})
 	if errors.Is(err, netns.ErrUnsupported) {
-		t.Skip(err)
+		t.Skipf("kernel facility missing: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

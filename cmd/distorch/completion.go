@@ -85,7 +85,7 @@ func (a *app) completeArguments(cmd *cobra.Command) {
 	_, word, _ := strings.Cut(cmd.Use, " ")
 	switch {
 	case len(cmd.ValidArgs) > 0:
-	case cmd.Name() == "remove", cmd.Name() == "doctor":
+	case cmd.Name() == "remove", cmd.Name() == "doctor", cmd.Name() == "lend":
 		cmd.ValidArgsFunction = onlyFirst(a.asked(nodesOf))
 	case cmd.Name() == "inspect":
 		cmd.ValidArgsFunction = onlyFirst(cobra.FixedCompletions([]string{"safetensors", "gguf"}, cobra.ShellCompDirectiveFilterFileExt))

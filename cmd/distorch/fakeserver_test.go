@@ -154,6 +154,25 @@ func (f *fakeServer) Diagnose(_ context.Context, r *pb.DiagnoseRequest) (*pb.Dia
 	return out, nil
 }
 
+// Lend: a has a card of 8 GB, of which a stage's 5 GB of blocks can leave.
+func (f *fakeServer) Lend(_ context.Context, r *pb.LendRequest) (*pb.LendResponse, error) {
+	if r.Node != "a" {
+		return nil, status.Errorf(codes.NotFound, "no node %q here; did you mean \"a\"?", r.Node)
+	}
+	if r.Device != "cuda:0" {
+		return nil, status.Errorf(codes.NotFound, "node a: device %q is not one of this node (cpu, cuda:0)", r.Device)
+	}
+	if r.Bytes > 7e9 {
+		return nil, status.Error(codes.ResourceExhausted, "device cuda:0 of node a has 8.0 GB for distorch, of which it can lend 7.0 GB at most: 2.0 GB are free and blocks of 5.0 GB can leave it; asked 9.0 GB")
+	}
+	s := &pb.LentStage{Deployment: "flux", Epoch: 2, MovedBytes: 4e9, StreamedBytes: 4e9, ComputeSeconds: 0.25, BeforeSeconds: 0.25, AfterSeconds: 0.4}
+	out := &pb.LendResponse{Node: "a", Device: "cuda:0", LentBytes: r.Bytes, FreeBytes: r.Bytes, Took: durationpb.New(420 * time.Millisecond), Left: r.Duration, Stages: []*pb.LentStage{s}}
+	if r.Restore {
+		out.LentBytes, out.FreeBytes, s.StreamedBytes, s.BeforeSeconds, s.AfterSeconds = 0, 2e9, 0, 0, 0
+	}
+	return out, nil
+}
+
 func (f *fakeServer) MeasureLink(_ context.Context, r *pb.MeasureLinkRequest) (*pb.PeerLink, error) {
 	if r.Node == "b" {
 		return nil, status.Error(codes.FailedPrecondition, "node b runs or loads something")

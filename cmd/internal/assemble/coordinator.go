@@ -114,6 +114,13 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 			}
 			return pb.NewNodeServiceClient(conn).Diagnose(ctx, req)
 		},
+		Lend: func(ctx context.Context, address, id string, req *pb.LendRequest) (*pb.LendResponse, error) {
+			conn, err := n.Host().Dial(address, transport.NodeID(id))
+			if err != nil {
+				return nil, err
+			}
+			return pb.NewStageServiceClient(conn).Lend(ctx, req)
+		},
 	})
 	if err != nil {
 		return err

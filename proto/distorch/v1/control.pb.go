@@ -3612,6 +3612,277 @@ func (x *DiagnoseResponse) GetUnixNanos() int64 {
 	return 0
 }
 
+// LendRequest asks a node to leave memory of a device to other programs. Control
+// takes a name or id of the node; an agent takes no notice of it.
+type LendRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`      // that are to be free in all; fewer than are lent changes nothing
+	Duration      *durationpb.Duration   `protobuf:"bytes,4,opt,name=duration,proto3" json:"duration,omitempty"` // after which it is taken back; none: with restore
+	Restore       bool                   `protobuf:"varint,5,opt,name=restore,proto3" json:"restore,omitempty"`  // take back what is lent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendRequest) Reset() {
+	*x = LendRequest{}
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendRequest) ProtoMessage() {}
+
+func (x *LendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendRequest.ProtoReflect.Descriptor instead.
+func (*LendRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *LendRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *LendRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *LendRequest) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *LendRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *LendRequest) GetRestore() bool {
+	if x != nil {
+		return x.Restore
+	}
+	return false
+}
+
+// LentStage is a stage on the device of which memory is lent.
+type LentStage struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Deployment     string                 `protobuf:"bytes,1,opt,name=deployment,proto3" json:"deployment,omitempty"`
+	Epoch          uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Stage          uint32                 `protobuf:"varint,3,opt,name=stage,proto3" json:"stage,omitempty"`
+	MovedBytes     uint64                 `protobuf:"varint,4,opt,name=moved_bytes,json=movedBytes,proto3" json:"moved_bytes,omitempty"`              // by this call, off the device or back
+	StreamedBytes  uint64                 `protobuf:"varint,5,opt,name=streamed_bytes,json=streamedBytes,proto3" json:"streamed_bytes,omitempty"`     // that come to the device in each forward now
+	ComputeSeconds float64                `protobuf:"fixed64,6,opt,name=compute_seconds,json=computeSeconds,proto3" json:"compute_seconds,omitempty"` // of a forward, measured; before one was, as the plan has it
+	BeforeSeconds  float64                `protobuf:"fixed64,7,opt,name=before_seconds,json=beforeSeconds,proto3" json:"before_seconds,omitempty"`    // forecast of a forward on this stage; 0: the device's copy rate was not measured
+	AfterSeconds   float64                `protobuf:"fixed64,8,opt,name=after_seconds,json=afterSeconds,proto3" json:"after_seconds,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *LentStage) Reset() {
+	*x = LentStage{}
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LentStage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LentStage) ProtoMessage() {}
+
+func (x *LentStage) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LentStage.ProtoReflect.Descriptor instead.
+func (*LentStage) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *LentStage) GetDeployment() string {
+	if x != nil {
+		return x.Deployment
+	}
+	return ""
+}
+
+func (x *LentStage) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LentStage) GetStage() uint32 {
+	if x != nil {
+		return x.Stage
+	}
+	return 0
+}
+
+func (x *LentStage) GetMovedBytes() uint64 {
+	if x != nil {
+		return x.MovedBytes
+	}
+	return 0
+}
+
+func (x *LentStage) GetStreamedBytes() uint64 {
+	if x != nil {
+		return x.StreamedBytes
+	}
+	return 0
+}
+
+func (x *LentStage) GetComputeSeconds() float64 {
+	if x != nil {
+		return x.ComputeSeconds
+	}
+	return 0
+}
+
+func (x *LentStage) GetBeforeSeconds() float64 {
+	if x != nil {
+		return x.BeforeSeconds
+	}
+	return 0
+}
+
+func (x *LentStage) GetAfterSeconds() float64 {
+	if x != nil {
+		return x.AfterSeconds
+	}
+	return 0
+}
+
+type LendResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // its name
+	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	LentBytes     uint64                 `protobuf:"varint,3,opt,name=lent_bytes,json=lentBytes,proto3" json:"lent_bytes,omitempty"` // in all
+	FreeBytes     uint64                 `protobuf:"varint,4,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"` // of the device's account
+	Took          *durationpb.Duration   `protobuf:"bytes,5,opt,name=took,proto3" json:"took,omitempty"`
+	Left          *durationpb.Duration   `protobuf:"bytes,6,opt,name=left,proto3" json:"left,omitempty"` // until it is taken back; none: with restore
+	Stages        []*LentStage           `protobuf:"bytes,7,rep,name=stages,proto3" json:"stages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendResponse) Reset() {
+	*x = LendResponse{}
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendResponse) ProtoMessage() {}
+
+func (x *LendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendResponse.ProtoReflect.Descriptor instead.
+func (*LendResponse) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *LendResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *LendResponse) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *LendResponse) GetLentBytes() uint64 {
+	if x != nil {
+		return x.LentBytes
+	}
+	return 0
+}
+
+func (x *LendResponse) GetFreeBytes() uint64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *LendResponse) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+func (x *LendResponse) GetLeft() *durationpb.Duration {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *LendResponse) GetStages() []*LentStage {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
 type RemoveNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3621,7 +3892,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3904,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3917,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -3664,7 +3935,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +3947,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +3960,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 type ListModelsRequest struct {
@@ -3701,7 +3972,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3713,7 +3984,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3726,7 +3997,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListModelsRequest) GetGraphOf() string {
@@ -3746,7 +4017,7 @@ type ModelStatus struct {
 
 func (x *ModelStatus) Reset() {
 	*x = ModelStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3758,7 +4029,7 @@ func (x *ModelStatus) String() string {
 func (*ModelStatus) ProtoMessage() {}
 
 func (x *ModelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3771,7 +4042,7 @@ func (x *ModelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelStatus.ProtoReflect.Descriptor instead.
 func (*ModelStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ModelStatus) GetRecord() *ModelRecord {
@@ -3797,7 +4068,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3809,7 +4080,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3822,7 +4093,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelStatus {
@@ -3841,7 +4112,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3853,7 +4124,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3866,7 +4137,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PlanRequest) GetSpec() *DeploymentSpec {
@@ -3887,7 +4158,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +4170,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +4183,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PlanResponse) GetPlan() *Plan {
@@ -3945,7 +4216,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[45]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3957,7 +4228,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[45]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3970,7 +4241,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeployRequest) GetSpec() *DeploymentSpec {
@@ -3989,7 +4260,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[46]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4001,7 +4272,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[46]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4014,7 +4285,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeployResponse) GetSpec() *DeploymentSpec {
@@ -4039,7 +4310,7 @@ type DeploymentStatus struct {
 
 func (x *DeploymentStatus) Reset() {
 	*x = DeploymentStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[47]
+	mi := &file_distorch_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4051,7 +4322,7 @@ func (x *DeploymentStatus) String() string {
 func (*DeploymentStatus) ProtoMessage() {}
 
 func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[47]
+	mi := &file_distorch_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4064,7 +4335,7 @@ func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentStatus.ProtoReflect.Descriptor instead.
 func (*DeploymentStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DeploymentStatus) GetSpec() *DeploymentSpec {
@@ -4127,7 +4398,7 @@ type TierStats struct {
 
 func (x *TierStats) Reset() {
 	*x = TierStats{}
-	mi := &file_distorch_v1_control_proto_msgTypes[48]
+	mi := &file_distorch_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4139,7 +4410,7 @@ func (x *TierStats) String() string {
 func (*TierStats) ProtoMessage() {}
 
 func (x *TierStats) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[48]
+	mi := &file_distorch_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4152,7 +4423,7 @@ func (x *TierStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TierStats.ProtoReflect.Descriptor instead.
 func (*TierStats) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *TierStats) GetKind() BlockTier_Kind {
@@ -4244,13 +4515,14 @@ type StageStats struct {
 	Stall            *durationpb.Duration   `protobuf:"bytes,21,opt,name=stall,proto3" json:"stall,omitempty"`                                           // compute waited for blocks of all tiers
 	Stage            uint32                 `protobuf:"varint,22,opt,name=stage,proto3" json:"stage,omitempty"`                                          // of the plan
 	ForwardSeconds   float64                `protobuf:"fixed64,23,opt,name=forward_seconds,json=forwardSeconds,proto3" json:"forward_seconds,omitempty"` // measured over the last forwards, as the feedback has it; 0: none
+	LentBytes        uint64                 `protobuf:"varint,24,opt,name=lent_bytes,json=lentBytes,proto3" json:"lent_bytes,omitempty"`                 // of the device, left to other programs
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *StageStats) Reset() {
 	*x = StageStats{}
-	mi := &file_distorch_v1_control_proto_msgTypes[49]
+	mi := &file_distorch_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4262,7 +4534,7 @@ func (x *StageStats) String() string {
 func (*StageStats) ProtoMessage() {}
 
 func (x *StageStats) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[49]
+	mi := &file_distorch_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4275,7 +4547,7 @@ func (x *StageStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageStats.ProtoReflect.Descriptor instead.
 func (*StageStats) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StageStats) GetNode() string {
@@ -4439,6 +4711,13 @@ func (x *StageStats) GetForwardSeconds() float64 {
 	return 0
 }
 
+func (x *StageStats) GetLentBytes() uint64 {
+	if x != nil {
+		return x.LentBytes
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -4448,7 +4727,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[50]
+	mi := &file_distorch_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4460,7 +4739,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[50]
+	mi := &file_distorch_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4473,7 +4752,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StatusRequest) GetName() string {
@@ -4493,7 +4772,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[51]
+	mi := &file_distorch_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +4784,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[51]
+	mi := &file_distorch_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +4797,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *StatusResponse) GetDeployments() []*DeploymentStatus {
@@ -4544,7 +4823,7 @@ type UndeployRequest struct {
 
 func (x *UndeployRequest) Reset() {
 	*x = UndeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[52]
+	mi := &file_distorch_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4556,7 +4835,7 @@ func (x *UndeployRequest) String() string {
 func (*UndeployRequest) ProtoMessage() {}
 
 func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[52]
+	mi := &file_distorch_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4569,7 +4848,7 @@ func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
 func (*UndeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *UndeployRequest) GetName() string {
@@ -4587,7 +4866,7 @@ type UndeployResponse struct {
 
 func (x *UndeployResponse) Reset() {
 	*x = UndeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[53]
+	mi := &file_distorch_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4599,7 +4878,7 @@ func (x *UndeployResponse) String() string {
 func (*UndeployResponse) ProtoMessage() {}
 
 func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[53]
+	mi := &file_distorch_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4612,7 +4891,7 @@ func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
 func (*UndeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 type VersionRequest struct {
@@ -4623,7 +4902,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[54]
+	mi := &file_distorch_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4635,7 +4914,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[54]
+	mi := &file_distorch_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4648,7 +4927,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 type VersionResponse struct {
@@ -4663,7 +4942,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[55]
+	mi := &file_distorch_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4675,7 +4954,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[55]
+	mi := &file_distorch_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4688,7 +4967,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -5097,7 +5376,35 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x05peers\x18\x03 \x03(\v2\x16.distorch.v1.PeerReachR\x05peers\x12\x14\n" +
 	"\x05facts\x18\x04 \x01(\fR\x05facts\x12\x1d\n" +
 	"\n" +
-	"unix_nanos\x18\x05 \x01(\x03R\tunixNanos\"'\n" +
+	"unix_nanos\x18\x05 \x01(\x03R\tunixNanos\"\xa0\x01\n" +
+	"\vLendRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x125\n" +
+	"\bduration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x18\n" +
+	"\arestore\x18\x05 \x01(\bR\arestore\"\x94\x02\n" +
+	"\tLentStage\x12\x1e\n" +
+	"\n" +
+	"deployment\x18\x01 \x01(\tR\n" +
+	"deployment\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05stage\x18\x03 \x01(\rR\x05stage\x12\x1f\n" +
+	"\vmoved_bytes\x18\x04 \x01(\x04R\n" +
+	"movedBytes\x12%\n" +
+	"\x0estreamed_bytes\x18\x05 \x01(\x04R\rstreamedBytes\x12'\n" +
+	"\x0fcompute_seconds\x18\x06 \x01(\x01R\x0ecomputeSeconds\x12%\n" +
+	"\x0ebefore_seconds\x18\a \x01(\x01R\rbeforeSeconds\x12#\n" +
+	"\rafter_seconds\x18\b \x01(\x01R\fafterSeconds\"\x86\x02\n" +
+	"\fLendResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12\x1d\n" +
+	"\n" +
+	"lent_bytes\x18\x03 \x01(\x04R\tlentBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x04 \x01(\x04R\tfreeBytes\x12-\n" +
+	"\x04took\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12-\n" +
+	"\x04left\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04left\x12.\n" +
+	"\x06stages\x18\a \x03(\v2\x16.distorch.v1.LentStageR\x06stages\"'\n" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
 	"\x12RemoveNodeResponse\".\n" +
@@ -5134,7 +5441,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x0fstreamed_blocks\x18\x06 \x01(\x04R\x0estreamedBlocks\x12\x12\n" +
 	"\x04hits\x18\a \x01(\x04R\x04hits\x12/\n" +
 	"\x05stall\x18\b \x01(\v2\x19.google.protobuf.DurationR\x05stall\x125\n" +
-	"\btransfer\x18\t \x01(\v2\x19.google.protobuf.DurationR\btransfer\"\x82\x06\n" +
+	"\btransfer\x18\t \x01(\v2\x19.google.protobuf.DurationR\btransfer\"\xa1\x06\n" +
 	"\n" +
 	"StageStats\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
@@ -5164,7 +5471,9 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x05tiers\x18\x14 \x03(\v2\x16.distorch.v1.TierStatsR\x05tiers\x12/\n" +
 	"\x05stall\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\x05stall\x12\x14\n" +
 	"\x05stage\x18\x16 \x01(\rR\x05stage\x12'\n" +
-	"\x0fforward_seconds\x18\x17 \x01(\x01R\x0eforwardSeconds\"#\n" +
+	"\x0fforward_seconds\x18\x17 \x01(\x01R\x0eforwardSeconds\x12\x1d\n" +
+	"\n" +
+	"lent_bytes\x18\x18 \x01(\x04R\tlentBytes\"#\n" +
 	"\rStatusRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"i\n" +
 	"\x0eStatusResponse\x12?\n" +
@@ -5178,13 +5487,14 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\fprotocol_min\x18\x02 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x03 \x01(\rR\vprotocolMax\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster2\xa7\x06\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster2\xe4\x06\n" +
 	"\aControl\x12D\n" +
 	"\aVersion\x12\x1b.distorch.v1.VersionRequest\x1a\x1c.distorch.v1.VersionResponse\x12P\n" +
 	"\vCreateToken\x12\x1f.distorch.v1.CreateTokenRequest\x1a .distorch.v1.CreateTokenResponse\x12J\n" +
 	"\tListNodes\x12\x1d.distorch.v1.ListNodesRequest\x1a\x1e.distorch.v1.ListNodesResponse\x12E\n" +
 	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink\x12G\n" +
-	"\bDiagnose\x12\x1c.distorch.v1.DiagnoseRequest\x1a\x1d.distorch.v1.DiagnoseResponse\x12M\n" +
+	"\bDiagnose\x12\x1c.distorch.v1.DiagnoseRequest\x1a\x1d.distorch.v1.DiagnoseResponse\x12;\n" +
+	"\x04Lend\x12\x18.distorch.v1.LendRequest\x1a\x19.distorch.v1.LendResponse\x12M\n" +
 	"\n" +
 	"RemoveNode\x12\x1e.distorch.v1.RemoveNodeRequest\x1a\x1f.distorch.v1.RemoveNodeResponse\x12M\n" +
 	"\n" +
@@ -5207,7 +5517,7 @@ func file_distorch_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_distorch_v1_control_proto_goTypes = []any{
 	(BlockTier_Kind)(0),         // 0: distorch.v1.BlockTier.Kind
 	(Observed_State)(0),         // 1: distorch.v1.Observed.State
@@ -5250,48 +5560,51 @@ var file_distorch_v1_control_proto_goTypes = []any{
 	(*Finding)(nil),             // 38: distorch.v1.Finding
 	(*PeerReach)(nil),           // 39: distorch.v1.PeerReach
 	(*DiagnoseResponse)(nil),    // 40: distorch.v1.DiagnoseResponse
-	(*RemoveNodeRequest)(nil),   // 41: distorch.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),  // 42: distorch.v1.RemoveNodeResponse
-	(*ListModelsRequest)(nil),   // 43: distorch.v1.ListModelsRequest
-	(*ModelStatus)(nil),         // 44: distorch.v1.ModelStatus
-	(*ListModelsResponse)(nil),  // 45: distorch.v1.ListModelsResponse
-	(*PlanRequest)(nil),         // 46: distorch.v1.PlanRequest
-	(*PlanResponse)(nil),        // 47: distorch.v1.PlanResponse
-	(*DeployRequest)(nil),       // 48: distorch.v1.DeployRequest
-	(*DeployResponse)(nil),      // 49: distorch.v1.DeployResponse
-	(*DeploymentStatus)(nil),    // 50: distorch.v1.DeploymentStatus
-	(*TierStats)(nil),           // 51: distorch.v1.TierStats
-	(*StageStats)(nil),          // 52: distorch.v1.StageStats
-	(*StatusRequest)(nil),       // 53: distorch.v1.StatusRequest
-	(*StatusResponse)(nil),      // 54: distorch.v1.StatusResponse
-	(*UndeployRequest)(nil),     // 55: distorch.v1.UndeployRequest
-	(*UndeployResponse)(nil),    // 56: distorch.v1.UndeployResponse
-	(*VersionRequest)(nil),      // 57: distorch.v1.VersionRequest
-	(*VersionResponse)(nil),     // 58: distorch.v1.VersionResponse
-	nil,                         // 59: distorch.v1.Workload.DimsEntry
-	nil,                         // 60: distorch.v1.NodeRecord.LabelsEntry
-	nil,                         // 61: distorch.v1.ModelRecord.HyperParametersEntry
-	nil,                         // 62: distorch.v1.LoRA.HyperParametersEntry
-	(*durationpb.Duration)(nil), // 63: google.protobuf.Duration
-	(*Model)(nil),               // 64: distorch.v1.Model
+	(*LendRequest)(nil),         // 41: distorch.v1.LendRequest
+	(*LentStage)(nil),           // 42: distorch.v1.LentStage
+	(*LendResponse)(nil),        // 43: distorch.v1.LendResponse
+	(*RemoveNodeRequest)(nil),   // 44: distorch.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),  // 45: distorch.v1.RemoveNodeResponse
+	(*ListModelsRequest)(nil),   // 46: distorch.v1.ListModelsRequest
+	(*ModelStatus)(nil),         // 47: distorch.v1.ModelStatus
+	(*ListModelsResponse)(nil),  // 48: distorch.v1.ListModelsResponse
+	(*PlanRequest)(nil),         // 49: distorch.v1.PlanRequest
+	(*PlanResponse)(nil),        // 50: distorch.v1.PlanResponse
+	(*DeployRequest)(nil),       // 51: distorch.v1.DeployRequest
+	(*DeployResponse)(nil),      // 52: distorch.v1.DeployResponse
+	(*DeploymentStatus)(nil),    // 53: distorch.v1.DeploymentStatus
+	(*TierStats)(nil),           // 54: distorch.v1.TierStats
+	(*StageStats)(nil),          // 55: distorch.v1.StageStats
+	(*StatusRequest)(nil),       // 56: distorch.v1.StatusRequest
+	(*StatusResponse)(nil),      // 57: distorch.v1.StatusResponse
+	(*UndeployRequest)(nil),     // 58: distorch.v1.UndeployRequest
+	(*UndeployResponse)(nil),    // 59: distorch.v1.UndeployResponse
+	(*VersionRequest)(nil),      // 60: distorch.v1.VersionRequest
+	(*VersionResponse)(nil),     // 61: distorch.v1.VersionResponse
+	nil,                         // 62: distorch.v1.Workload.DimsEntry
+	nil,                         // 63: distorch.v1.NodeRecord.LabelsEntry
+	nil,                         // 64: distorch.v1.ModelRecord.HyperParametersEntry
+	nil,                         // 65: distorch.v1.LoRA.HyperParametersEntry
+	(*durationpb.Duration)(nil), // 66: google.protobuf.Duration
+	(*Model)(nil),               // 67: distorch.v1.Model
 }
 var file_distorch_v1_control_proto_depIdxs = []int32{
-	59, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
+	62, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
 	5,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
 	4,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
 	6,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
 	8,  // 4: distorch.v1.Device.peers:type_name -> distorch.v1.DevicePeer
 	7,  // 5: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
-	60, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
+	63, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
 	10, // 7: distorch.v1.NodeRecord.lost:type_name -> distorch.v1.LostDevice
 	11, // 8: distorch.v1.NodeRecord.seen_devices:type_name -> distorch.v1.SeenDevice
-	63, // 9: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
-	63, // 10: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
+	66, // 9: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
+	66, // 10: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
 	12, // 11: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
-	64, // 12: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
+	67, // 12: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
 	14, // 13: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
-	61, // 14: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
-	62, // 15: distorch.v1.LoRA.hyper_parameters:type_name -> distorch.v1.LoRA.HyperParametersEntry
+	64, // 14: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
+	65, // 15: distorch.v1.LoRA.hyper_parameters:type_name -> distorch.v1.LoRA.HyperParametersEntry
 	3,  // 16: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
 	17, // 17: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
 	18, // 18: distorch.v1.DeploymentSpec.loras:type_name -> distorch.v1.LoRA
@@ -5307,60 +5620,66 @@ var file_distorch_v1_control_proto_depIdxs = []int32{
 	27, // 28: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
 	18, // 29: distorch.v1.Plan.loras:type_name -> distorch.v1.LoRA
 	1,  // 30: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
-	63, // 31: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
-	63, // 32: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	66, // 31: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
+	66, // 32: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	9,  // 33: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
 	13, // 34: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
 	34, // 35: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
 	2,  // 36: distorch.v1.Finding.severity:type_name -> distorch.v1.Finding.Severity
-	63, // 37: distorch.v1.PeerReach.round_trip:type_name -> google.protobuf.Duration
+	66, // 37: distorch.v1.PeerReach.round_trip:type_name -> google.protobuf.Duration
 	38, // 38: distorch.v1.DiagnoseResponse.findings:type_name -> distorch.v1.Finding
 	39, // 39: distorch.v1.DiagnoseResponse.peers:type_name -> distorch.v1.PeerReach
-	15, // 40: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
-	44, // 41: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
-	19, // 42: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	28, // 43: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
-	19, // 44: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	19, // 45: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
-	19, // 46: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
-	28, // 47: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
-	29, // 48: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
-	52, // 49: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
-	0,  // 50: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
-	63, // 51: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
-	63, // 52: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
-	63, // 53: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
-	6,  // 54: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
-	51, // 55: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
-	63, // 56: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
-	50, // 57: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
-	57, // 58: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
-	31, // 59: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
-	33, // 60: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
-	36, // 61: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	37, // 62: distorch.v1.Control.Diagnose:input_type -> distorch.v1.DiagnoseRequest
-	41, // 63: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
-	43, // 64: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
-	46, // 65: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
-	48, // 66: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
-	53, // 67: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
-	55, // 68: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
-	58, // 69: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
-	32, // 70: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
-	35, // 71: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
-	12, // 72: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
-	40, // 73: distorch.v1.Control.Diagnose:output_type -> distorch.v1.DiagnoseResponse
-	42, // 74: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
-	45, // 75: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
-	47, // 76: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
-	49, // 77: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
-	54, // 78: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
-	56, // 79: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
-	69, // [69:80] is the sub-list for method output_type
-	58, // [58:69] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	66, // 40: distorch.v1.LendRequest.duration:type_name -> google.protobuf.Duration
+	66, // 41: distorch.v1.LendResponse.took:type_name -> google.protobuf.Duration
+	66, // 42: distorch.v1.LendResponse.left:type_name -> google.protobuf.Duration
+	42, // 43: distorch.v1.LendResponse.stages:type_name -> distorch.v1.LentStage
+	15, // 44: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
+	47, // 45: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
+	19, // 46: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	28, // 47: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
+	19, // 48: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	19, // 49: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
+	19, // 50: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
+	28, // 51: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
+	29, // 52: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
+	55, // 53: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
+	0,  // 54: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
+	66, // 55: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
+	66, // 56: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
+	66, // 57: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
+	6,  // 58: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
+	54, // 59: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
+	66, // 60: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
+	53, // 61: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
+	60, // 62: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
+	31, // 63: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
+	33, // 64: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
+	36, // 65: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	37, // 66: distorch.v1.Control.Diagnose:input_type -> distorch.v1.DiagnoseRequest
+	41, // 67: distorch.v1.Control.Lend:input_type -> distorch.v1.LendRequest
+	44, // 68: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
+	46, // 69: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
+	49, // 70: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
+	51, // 71: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
+	56, // 72: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
+	58, // 73: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
+	61, // 74: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
+	32, // 75: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
+	35, // 76: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
+	12, // 77: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
+	40, // 78: distorch.v1.Control.Diagnose:output_type -> distorch.v1.DiagnoseResponse
+	43, // 79: distorch.v1.Control.Lend:output_type -> distorch.v1.LendResponse
+	45, // 80: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
+	48, // 81: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
+	50, // 82: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
+	52, // 83: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
+	57, // 84: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
+	59, // 85: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
+	74, // [74:86] is the sub-list for method output_type
+	62, // [62:74] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_control_proto_init() }
@@ -5375,7 +5694,7 @@ func file_distorch_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_control_proto_rawDesc), len(file_distorch_v1_control_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   60,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

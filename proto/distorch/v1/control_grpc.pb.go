@@ -30,6 +30,7 @@ const (
 	Control_ListNodes_FullMethodName   = "/distorch.v1.Control/ListNodes"
 	Control_MeasureLink_FullMethodName = "/distorch.v1.Control/MeasureLink"
 	Control_Diagnose_FullMethodName    = "/distorch.v1.Control/Diagnose"
+	Control_Lend_FullMethodName        = "/distorch.v1.Control/Lend"
 	Control_RemoveNode_FullMethodName  = "/distorch.v1.Control/RemoveNode"
 	Control_ListModels_FullMethodName  = "/distorch.v1.Control/ListModels"
 	Control_Plan_FullMethodName        = "/distorch.v1.Control/Plan"
@@ -52,6 +53,8 @@ type ControlClient interface {
 	// Diagnose takes as long as the node's slowest part: PyTorch's start, or a peer
 	// that does not answer. The peers, or the one of reach, are dialled by the node.
 	Diagnose(ctx context.Context, in *DiagnoseRequest, opts ...grpc.CallOption) (*DiagnoseResponse, error)
+	// Lend moves blocks off a device, or back; forwards go on meanwhile.
+	Lend(ctx context.Context, in *LendRequest, opts ...grpc.CallOption) (*LendResponse, error)
 	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
@@ -112,6 +115,16 @@ func (c *controlClient) Diagnose(ctx context.Context, in *DiagnoseRequest, opts 
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DiagnoseResponse)
 	err := c.cc.Invoke(ctx, Control_Diagnose_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) Lend(ctx context.Context, in *LendRequest, opts ...grpc.CallOption) (*LendResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LendResponse)
+	err := c.cc.Invoke(ctx, Control_Lend_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -192,6 +205,8 @@ type ControlServer interface {
 	// Diagnose takes as long as the node's slowest part: PyTorch's start, or a peer
 	// that does not answer. The peers, or the one of reach, are dialled by the node.
 	Diagnose(context.Context, *DiagnoseRequest) (*DiagnoseResponse, error)
+	// Lend moves blocks off a device, or back; forwards go on meanwhile.
+	Lend(context.Context, *LendRequest) (*LendResponse, error)
 	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
@@ -222,6 +237,9 @@ func (UnimplementedControlServer) MeasureLink(context.Context, *MeasureLinkReque
 }
 func (UnimplementedControlServer) Diagnose(context.Context, *DiagnoseRequest) (*DiagnoseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Diagnose not implemented")
+}
+func (UnimplementedControlServer) Lend(context.Context, *LendRequest) (*LendResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Lend not implemented")
 }
 func (UnimplementedControlServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
@@ -348,6 +366,24 @@ func _Control_Diagnose_Handler(srv interface{}, ctx context.Context, dec func(in
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).Diagnose(ctx, req.(*DiagnoseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_Lend_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LendRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Lend(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Lend_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Lend(ctx, req.(*LendRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -486,6 +522,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Diagnose",
 			Handler:    _Control_Diagnose_Handler,
+		},
+		{
+			MethodName: "Lend",
+			Handler:    _Control_Lend_Handler,
 		},
 		{
 			MethodName: "RemoveNode",

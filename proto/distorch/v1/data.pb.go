@@ -2475,13 +2475,14 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\bBeginRun\x12\x1c.distorch.v1.BeginRunRequest\x1a\x1d.distorch.v1.BeginRunResponse\x12\\\n" +
 	"\x0fPutConditioning\x12#.distorch.v1.PutConditioningRequest\x1a$.distorch.v1.PutConditioningResponse\x12D\n" +
 	"\aForward\x12\x1b.distorch.v1.ForwardRequest\x1a\x1c.distorch.v1.ForwardResponse\x12A\n" +
-	"\x06EndRun\x12\x1a.distorch.v1.EndRunRequest\x1a\x1b.distorch.v1.EndRunResponse2\xe5\x02\n" +
+	"\x06EndRun\x12\x1a.distorch.v1.EndRunRequest\x1a\x1b.distorch.v1.EndRunResponse2\xa2\x03\n" +
 	"\fStageService\x12H\n" +
 	"\x05Stats\x12\x1e.distorch.v1.StageStatsRequest\x1a\x1f.distorch.v1.StageStatsResponse\x12?\n" +
 	"\x05Drive\x12\x19.distorch.v1.StageCommand\x1a\x17.distorch.v1.StageEvent(\x010\x01\x12A\n" +
 	"\x06Attach\x12\x1a.distorch.v1.AttachRequest\x1a\x1b.distorch.v1.AttachResponse\x12E\n" +
 	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink\x12@\n" +
-	"\x06Donate\x12\x19.distorch.v1.DonorCommand\x1a\x17.distorch.v1.DonorEvent(\x010\x012V\n" +
+	"\x06Donate\x12\x19.distorch.v1.DonorCommand\x1a\x17.distorch.v1.DonorEvent(\x010\x01\x12;\n" +
+	"\x04Lend\x12\x18.distorch.v1.LendRequest\x1a\x19.distorch.v1.LendResponse2V\n" +
 	"\vNodeService\x12G\n" +
 	"\bDiagnose\x12\x1c.distorch.v1.DiagnoseRequest\x1a\x1d.distorch.v1.DiagnoseResponse2\xd1\x01\n" +
 	"\x04Bulk\x12B\n" +
@@ -2545,9 +2546,11 @@ var file_distorch_v1_data_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
 	(*StageStats)(nil),              // 39: distorch.v1.StageStats
 	(*MeasureLinkRequest)(nil),      // 40: distorch.v1.MeasureLinkRequest
-	(*DiagnoseRequest)(nil),         // 41: distorch.v1.DiagnoseRequest
-	(*PeerLink)(nil),                // 42: distorch.v1.PeerLink
-	(*DiagnoseResponse)(nil),        // 43: distorch.v1.DiagnoseResponse
+	(*LendRequest)(nil),             // 41: distorch.v1.LendRequest
+	(*DiagnoseRequest)(nil),         // 42: distorch.v1.DiagnoseRequest
+	(*PeerLink)(nil),                // 43: distorch.v1.PeerLink
+	(*LendResponse)(nil),            // 44: distorch.v1.LendResponse
+	(*DiagnoseResponse)(nil),        // 45: distorch.v1.DiagnoseResponse
 }
 var file_distorch_v1_data_proto_depIdxs = []int32{
 	31, // 0: distorch.v1.BeginRunRequest.dims:type_name -> distorch.v1.BeginRunRequest.DimsEntry
@@ -2604,25 +2607,27 @@ var file_distorch_v1_data_proto_depIdxs = []int32{
 	13, // 51: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
 	40, // 52: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
 	25, // 53: distorch.v1.StageService.Donate:input_type -> distorch.v1.DonorCommand
-	41, // 54: distorch.v1.NodeService.Diagnose:input_type -> distorch.v1.DiagnoseRequest
-	29, // 55: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
-	29, // 56: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
-	29, // 57: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
-	3,  // 58: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
-	5,  // 59: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
-	8,  // 60: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
-	10, // 61: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
-	28, // 62: distorch.v1.StageService.Stats:output_type -> distorch.v1.StageStatsResponse
-	22, // 63: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
-	14, // 64: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
-	42, // 65: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
-	26, // 66: distorch.v1.StageService.Donate:output_type -> distorch.v1.DonorEvent
-	43, // 67: distorch.v1.NodeService.Diagnose:output_type -> distorch.v1.DiagnoseResponse
-	30, // 68: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
-	30, // 69: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
-	30, // 70: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
-	58, // [58:71] is the sub-list for method output_type
-	45, // [45:58] is the sub-list for method input_type
+	41, // 54: distorch.v1.StageService.Lend:input_type -> distorch.v1.LendRequest
+	42, // 55: distorch.v1.NodeService.Diagnose:input_type -> distorch.v1.DiagnoseRequest
+	29, // 56: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
+	29, // 57: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
+	29, // 58: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
+	3,  // 59: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
+	5,  // 60: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
+	8,  // 61: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
+	10, // 62: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
+	28, // 63: distorch.v1.StageService.Stats:output_type -> distorch.v1.StageStatsResponse
+	22, // 64: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
+	14, // 65: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
+	43, // 66: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
+	26, // 67: distorch.v1.StageService.Donate:output_type -> distorch.v1.DonorEvent
+	44, // 68: distorch.v1.StageService.Lend:output_type -> distorch.v1.LendResponse
+	45, // 69: distorch.v1.NodeService.Diagnose:output_type -> distorch.v1.DiagnoseResponse
+	30, // 70: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
+	30, // 71: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
+	30, // 72: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
+	59, // [59:73] is the sub-list for method output_type
+	45, // [45:59] is the sub-list for method input_type
 	45, // [45:45] is the sub-list for extension type_name
 	45, // [45:45] is the sub-list for extension extendee
 	0,  // [0:45] is the sub-list for field type_name

@@ -251,6 +251,7 @@ const (
 	StageService_Attach_FullMethodName      = "/distorch.v1.StageService/Attach"
 	StageService_MeasureLink_FullMethodName = "/distorch.v1.StageService/MeasureLink"
 	StageService_Donate_FullMethodName      = "/distorch.v1.StageService/Donate"
+	StageService_Lend_FullMethodName        = "/distorch.v1.StageService/Lend"
 )
 
 // StageServiceClient is the client API for StageService service.
@@ -269,6 +270,8 @@ type StageServiceClient interface {
 	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachResponse, error)
 	MeasureLink(ctx context.Context, in *MeasureLinkRequest, opts ...grpc.CallOption) (*PeerLink, error)
 	Donate(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[DonorCommand, DonorEvent], error)
+	// Lend is a coordinator's wish, for an operator.
+	Lend(ctx context.Context, in *LendRequest, opts ...grpc.CallOption) (*LendResponse, error)
 }
 
 type stageServiceClient struct {
@@ -335,6 +338,16 @@ func (c *stageServiceClient) Donate(ctx context.Context, opts ...grpc.CallOption
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type StageService_DonateClient = grpc.BidiStreamingClient[DonorCommand, DonorEvent]
 
+func (c *stageServiceClient) Lend(ctx context.Context, in *LendRequest, opts ...grpc.CallOption) (*LendResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LendResponse)
+	err := c.cc.Invoke(ctx, StageService_Lend_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // StageServiceServer is the server API for StageService service.
 // All implementations must embed UnimplementedStageServiceServer
 // for forward compatibility.
@@ -351,6 +364,8 @@ type StageServiceServer interface {
 	Attach(context.Context, *AttachRequest) (*AttachResponse, error)
 	MeasureLink(context.Context, *MeasureLinkRequest) (*PeerLink, error)
 	Donate(grpc.BidiStreamingServer[DonorCommand, DonorEvent]) error
+	// Lend is a coordinator's wish, for an operator.
+	Lend(context.Context, *LendRequest) (*LendResponse, error)
 	mustEmbedUnimplementedStageServiceServer()
 }
 
@@ -375,6 +390,9 @@ func (UnimplementedStageServiceServer) MeasureLink(context.Context, *MeasureLink
 }
 func (UnimplementedStageServiceServer) Donate(grpc.BidiStreamingServer[DonorCommand, DonorEvent]) error {
 	return status.Error(codes.Unimplemented, "method Donate not implemented")
+}
+func (UnimplementedStageServiceServer) Lend(context.Context, *LendRequest) (*LendResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Lend not implemented")
 }
 func (UnimplementedStageServiceServer) mustEmbedUnimplementedStageServiceServer() {}
 func (UnimplementedStageServiceServer) testEmbeddedByValue()                      {}
@@ -465,6 +483,24 @@ func _StageService_Donate_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type StageService_DonateServer = grpc.BidiStreamingServer[DonorCommand, DonorEvent]
 
+func _StageService_Lend_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LendRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StageServiceServer).Lend(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StageService_Lend_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StageServiceServer).Lend(ctx, req.(*LendRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // StageService_ServiceDesc is the grpc.ServiceDesc for StageService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -483,6 +519,10 @@ var StageService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MeasureLink",
 			Handler:    _StageService_MeasureLink_Handler,
+		},
+		{
+			MethodName: "Lend",
+			Handler:    _StageService_Lend_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
