@@ -1,13 +1,13 @@
 // Copyright The distorch authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package agent is a node of the cluster: it reports its device and its
+// Package agent is a node of the cluster: it reports its devices and its
 // checkpoints into the store under a lease, loads the stages that plans give
 // it, and serves them.
 //
 // Imported by the commands and by tests. It must not import the coordinator or
 // placement: it executes plans or refuses with numbers, and decides nothing.
-// Run owns every goroutine, the device's session and all loaded stages.
+// Run owns every goroutine, the devices' sessions and all loaded stages.
 package agent
 
 import (
@@ -44,11 +44,12 @@ type Config struct {
 	GossipKey   []byte
 	Store       *store.Store
 	Engine      engine.Engine
-	Device      engine.DeviceID
+	Devices     map[engine.DeviceID]Limit // of those that are not to be used whole
+	Host        *engine.Account           // of RAM, where the engine's sessions share it; may be nil
 
 	Listen, Advertise string
-	Memory            tensor.Bytes // what stages may take
-	Reserve           tensor.Bytes // of the device, kept free; already taken off Memory
+	Memory            tensor.Bytes // of RAM, what stages, their tiers and donations may take
+	Reserve           tensor.Bytes // of RAM, kept free; already taken off Memory
 	Donate            tensor.Bytes // of Memory, at most for blocks of other nodes' stages
 	ModelDirs         []string
 	Labels            map[string]string
@@ -74,9 +75,9 @@ type Agent struct {
 	log     *slog.Logger
 	node    *node.Node
 	serve   *serve.Server
-	session engine.Session
-	device  engine.Device
+	units   []*unit // in the engine's order
 	entries []catalog.Entry
+	losses  chan struct{} // holds a token when a device was lost
 
 	mu    sync.Mutex
 	lease *store.Lease
@@ -86,11 +87,13 @@ type Agent struct {
 	memory *donor.Memory // given to other nodes' stages
 	owner  *donor.Owner  // asks others for theirs
 
-	learner *learner       // set before stages are served
-	record  *pb.NodeRecord // of this node; register's, then learn's
+	measuring sync.Mutex // of one device at a time
+
+	recordMu sync.Mutex
+	record   *pb.NodeRecord // of this node
 }
 
-// New opens the agent's port and device and finds its checkpoints.
+// New opens the agent's port and devices and finds its checkpoints.
 func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if cfg.Credentials == nil || cfg.Store == nil || cfg.Engine == nil {
 		return nil, errors.New("agent: credentials, store and engine are all needed")
@@ -101,18 +104,15 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	if cfg.Measure == nil {
 		cfg.Measure = measure.Measure
 	}
-	a := &Agent{cfg: cfg, log: cfg.Log}
-	if a.device, err = findDevice(ctx, cfg); err != nil {
-		return nil, err
-	}
-	if a.session, err = cfg.Engine.Open(ctx, cfg.Device); err != nil {
-		return nil, err
-	}
+	a := &Agent{cfg: cfg, log: cfg.Log, losses: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.session.Close())
+			err = errors.Join(err, a.closeDevices())
 		}
 	}()
+	if err := a.openDevices(ctx); err != nil {
+		return nil, err
+	}
 	if err := a.scan(); err != nil {
 		return nil, err
 	}
@@ -129,13 +129,13 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 	a.serve, err = serve.New(serve.Config{
 		Transport: a.node.Host(), Hello: a.hello(), PeerFrom: node.PeerFrom, Log: cfg.Log, Donor: a.memory, Lending: a.lending(),
 		Facts: serve.Facts{
-			NodeName: cfg.Credentials.Self().Name, ISA: a.device.ISA, PID: int64(os.Getpid()), Threads: uint32(a.device.Threads),
+			NodeName: cfg.Credentials.Self().Name, PID: int64(os.Getpid()),
 			Memory: func() uint64 { return uint64(device.PeakResident()) },
 		},
-		// There is a learner before there is a stage.
 		Link:     a.link,
-		Taught:   func(f serve.Forward) { a.learner.taught(f) },
-		Feedback: func(dtype string, elements uint64) *pb.Feedback { return a.learner.feedback(dtype, elements) },
+		Taught:   a.taught,
+		Feedback: a.feedback,
+		Failed:   a.lose,
 	})
 	if err != nil {
 		return nil, errors.Join(err, a.node.Close())
@@ -149,26 +149,13 @@ func New(ctx context.Context, cfg Config) (_ *Agent, err error) {
 func (a *Agent) openDonor() (err error) {
 	a.cfg.Donate = max(0, min(a.cfg.Donate, a.cfg.Memory-overhead))
 	a.memory, err = donor.NewMemory(donor.MemoryConfig{
-		Transport: a.node.Host(), Room: a.session, Offer: a.cfg.Donate, Hello: a.hello(), NodeName: a.cfg.Credentials.Self().Name, Log: a.log,
+		Transport: a.node.Host(), Room: a.host().session, Offer: a.cfg.Donate, Hello: a.hello(), NodeName: a.cfg.Credentials.Self().Name, Log: a.log,
 	})
 	if err != nil {
 		return err
 	}
 	a.owner, err = donor.NewOwner(donor.OwnerConfig{Transport: a.node.Host(), Hello: a.hello(), Log: a.log})
 	return err
-}
-
-func findDevice(ctx context.Context, cfg Config) (engine.Device, error) {
-	all, err := cfg.Engine.Devices(ctx)
-	if err != nil {
-		return engine.Device{}, fmt.Errorf("find devices: %w", err)
-	}
-	for _, d := range all {
-		if d.ID == cfg.Device {
-			return d, nil
-		}
-	}
-	return engine.Device{}, fmt.Errorf("device %q is not there", cfg.Device)
 }
 
 func (a *Agent) scan() error {
@@ -199,7 +186,7 @@ func (a *Agent) ID() string { return a.node.ID() }
 // Run registers and serves until ctx ends. It frees everything before it
 // returns.
 func (a *Agent) Run(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, a.session.Close()) }()
+	defer func() { err = errors.Join(err, a.closeDevices()) }()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.node.Run(ctx) })
 	g.Go(func() error { return a.serve.Run(ctx) })
@@ -208,31 +195,26 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		if err := a.register(ctx, g); err != nil {
 			return err
 		}
-		g.Go(func() error { return a.learn(ctx) })
+		for _, u := range a.units {
+			g.Go(func() error { return a.learn(ctx, u) })
+		}
 		return a.follow(ctx)
 	})
 	return g.Wait()
 }
 
-// register finds the device's rates, measures the link to the coordinators and
+// register finds the devices' rates, measures the link to the coordinators and
 // writes the node's records under a lease that g keeps.
 func (a *Agent) register(ctx context.Context, g *errgroup.Group) error {
 	lease, err := a.cfg.Store.NewLease(store.LeaseConfig{TTL: a.cfg.LeaseTTL})
 	if err != nil {
 		return err
 	}
-	c, err := a.calibrate(ctx)
-	if err != nil {
+	if err := a.measureDevices(ctx); err != nil {
 		return err
 	}
-	lessons, err := a.cfg.Calibrations.Lessons(c)
-	if err != nil {
-		a.log.Warn("what was learned before is not used", "error", err)
-	}
-	a.learner = newLearner(fmt.Sprintf("node %s, %s", a.cfg.Credentials.Self().Name, a.device.ID), a.log, c, lessons)
-	a.record = a.describe(ctx, c)
+	a.record = a.describe(ctx)
 	a.record.SeenDevices = a.seen(ctx, a.record.Devices)
-	a.record.Devices[0].Feedback = a.learner.known()
 	link := a.links.first(ctx, a)
 	a.mu.Lock()
 	a.lease = lease

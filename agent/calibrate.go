@@ -26,19 +26,79 @@ import (
 // connections' buffers and the kernels' scratch.
 const overhead = 96 * tensor.MB
 
-// calibrate finds the device's rates: those that were kept for this very
+// kernels is what the native kernels' scratch takes of a simulated device.
+const kernels = tensor.MiB
+
+// measureDevices finds the rates of every device, one after another.
+func (a *Agent) measureDevices(ctx context.Context) error {
+	for _, u := range a.units {
+		c, err := a.calibrate(ctx, u)
+		if err != nil {
+			return err
+		}
+		lessons, err := a.cfg.Calibrations.Lessons(c)
+		if err != nil {
+			a.log.Warn("what was learned before is not used", "device", string(u.device.ID), "error", err)
+		}
+		u.calibration = c
+		u.learner = newLearner(fmt.Sprintf("node %s, %s", a.cfg.Credentials.Self().Name, u.device.ID), a.log, c, lessons)
+	}
+	for _, u := range a.units {
+		if u.device.Unified {
+			continue
+		}
+		if err := a.measureCopies(ctx, u); err != nil {
+			return fmt.Errorf("measure copies to and from %s: %w", u.device.ID, err)
+		}
+	}
+	if a.cfg.Host != nil {
+		a.cfg.Host.Restart() // stages begin here
+	}
+	return nil
+}
+
+// measureCopies finds how fast bytes come to a device and leave it, in sessions
+// of their own.
+func (a *Agent) measureCopies(ctx context.Context, u *unit) (err error) {
+	own, err := a.cfg.Engine.Open(ctx, u.device.ID)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, own.Close()) }()
+	if u.bus, err = measure.Copies(ctx, own); err != nil {
+		return err
+	}
+	for _, o := range a.units {
+		if o == u || o.device.Unified {
+			continue
+		}
+		other, err := a.cfg.Engine.Open(ctx, o.device.ID)
+		if err != nil {
+			return err
+		}
+		rate, err := measure.Peer(ctx, own, other)
+		if err = errors.Join(err, other.Close()); err != nil {
+			a.log.Info("devices do not copy to each other", "from", string(o.device.ID), "to", string(u.device.ID), "reason", err)
+			continue
+		}
+		u.peers[o.device.ID] = rate
+	}
+	return nil
+}
+
+// calibrate finds a device's rates: those that were kept for this very
 // machine, or by running its programs for a few seconds.
-func (a *Agent) calibrate(ctx context.Context) (*calibration.Calibration, error) {
-	id := calibration.Of(a.device, a.cfg.EngineName, a.cfg.Version)
+func (a *Agent) calibrate(ctx context.Context, u *unit) (*calibration.Calibration, error) {
+	id := calibration.Of(u.device, a.cfg.EngineName, a.cfg.Version)
 	c, err := a.cfg.Calibrations.Load(id)
 	if err != nil {
 		a.log.Warn("calibration not used, measuring again", "error", err)
 	}
 	if c != nil {
-		a.log.Info("calibration loaded", "path", a.cfg.Calibrations.Path(id), "extent", c.Extent, "measured", c.Measured)
+		a.log.Info("calibration loaded", "device", string(u.device.ID), "path", a.cfg.Calibrations.Path(id), "extent", c.Extent, "measured", c.Measured)
 		return c, nil
 	}
-	rates, err := a.rates(ctx)
+	rates, err := a.rates(ctx, u)
 	if err != nil {
 		return nil, err
 	}
@@ -59,14 +119,14 @@ func (a *Agent) keep(c *calibration.Calibration) {
 }
 
 // rates measures in a session of its own: the stages' account starts at zero.
-func (a *Agent) rates(ctx context.Context) (_ [][]measure.Rates, err error) {
-	s, err := a.cfg.Engine.Open(ctx, a.cfg.Device)
+func (a *Agent) rates(ctx context.Context, u *unit) (_ [][]measure.Rates, err error) {
+	s, err := a.cfg.Engine.Open(ctx, u.device.ID)
 	if err != nil {
-		return nil, fmt.Errorf("open %s to measure it: %w", a.cfg.Device, err)
+		return nil, fmt.Errorf("open %s to measure it: %w", u.device.ID, err)
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 	var out [][]measure.Rates
-	for _, t := range a.device.DTypes {
+	for _, t := range u.device.DTypes {
 		r, err := a.cfg.Measure(ctx, s, t)
 		if err != nil {
 			return nil, err
@@ -77,28 +137,53 @@ func (a *Agent) rates(ctx context.Context) (_ [][]measure.Rates, err error) {
 }
 
 // describe is the node's record.
-func (a *Agent) describe(ctx context.Context, c *calibration.Calibration) *pb.NodeRecord {
+func (a *Agent) describe(ctx context.Context) *pb.NodeRecord {
 	self := a.cfg.Credentials.Self()
-	d := &pb.Device{
-		Name: string(a.device.ID), Uuid: a.device.UUID, Model: a.device.Model,
-		MemoryTotalBytes: uint64(a.cfg.Memory + a.cfg.Reserve), MemoryAllocatableBytes: uint64(a.cfg.Memory),
-		ReserveBytes: uint64(a.cfg.Reserve), Threads: uint32(a.device.Threads), Isa: a.device.ISA, OverheadBytes: uint64(overhead),
-		MemoryBytesPerSecond: c.Memory.All.PerSecond, HostCopyBytesPerSecond: c.Memory.Copy.PerSecond,
-	}
-	if m := device.CPUModel(); m != "" && a.device.ID == "cpu" {
-		d.Model = m
-	}
-	for _, t := range a.device.DTypes {
-		d.NumericsClasses = append(d.NumericsClasses, a.device.Class(t))
-	}
-	rated(d, c)
-	load := a.loadRate(ctx, c)
-	return &pb.NodeRecord{
-		Id: a.ID(), Name: self.Name, Incarnation: a.node.Incarnation(), Address: a.Address(), Devices: []*pb.Device{d},
+	load := a.loadRate(ctx, a.host().calibration)
+	r := &pb.NodeRecord{
+		Id: a.ID(), Name: self.Name, Incarnation: a.node.Incarnation(), Address: a.Address(),
 		Labels: a.cfg.Labels, Version: a.cfg.Version, ProtocolMin: node.ProtocolMin, ProtocolMax: node.ProtocolMax,
 		OpSet: graph.OpSet, Platform: runtime.GOOS + "/" + runtime.GOARCH, Engine: a.cfg.EngineName, Pid: int64(os.Getpid()),
 		LoadBytesPerSecond: load.PerSecond, LoadCold: load.Cold, DonateBytes: uint64(a.cfg.Donate),
+		HostMemoryBytes: uint64(max(0, a.cfg.Memory-overhead)), DiskBytesPerSecond: load.PerSecond,
 	}
+	for _, u := range a.units {
+		r.Devices = append(r.Devices, a.describeDevice(u))
+	}
+	return r
+}
+
+// describeDevice is a device's part of the record.
+func (a *Agent) describeDevice(u *unit) *pb.Device {
+	c := u.learner.latest()
+	d := &pb.Device{
+		Name: string(u.device.ID), Uuid: u.device.UUID, Model: u.device.Model, Kind: u.device.Kind,
+		Unified: u.device.Unified, Simulated: u.device.Simulated, Overlaps: !u.device.Unified,
+		MemoryTotalBytes: uint64(u.total), MemoryAllocatableBytes: uint64(u.total - u.reserve),
+		ReserveBytes: uint64(u.reserve), Threads: uint32(u.device.Threads), Isa: u.device.ISA,
+		MemoryBytesPerSecond: c.Memory.All.PerSecond, HostCopyBytesPerSecond: c.Memory.Copy.PerSecond,
+		HostToDeviceBytesPerSecond: u.bus.HostToDevice, DeviceToHostBytesPerSecond: u.bus.DeviceToHost,
+		Feedback: u.learner.told(),
+	}
+	switch {
+	case u.device.Unified:
+		d.OverheadBytes = uint64(overhead)
+	case u.device.Simulated:
+		d.OverheadBytes = uint64(kernels)
+	}
+	if m := device.CPUModel(); m != "" && u.device.ID == "cpu" {
+		d.Model = m
+	}
+	for _, t := range u.device.DTypes {
+		d.NumericsClasses = append(d.NumericsClasses, u.device.Class(t))
+	}
+	for _, o := range a.units {
+		if rate := u.peers[o.device.ID]; rate > 0 {
+			d.Peers = append(d.Peers, &pb.DevicePeer{Device: string(o.device.ID), BytesPerSecond: rate})
+		}
+	}
+	rated(d, c)
+	return d
 }
 
 // rated gives a device the rates of a calibration.

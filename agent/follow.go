@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/distorch/distorch/agent/donor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
 )
@@ -37,6 +38,7 @@ type follower struct {
 	load            func(context.Context, *held) error            // fills the stages; on an error some may be there
 	observe         func(context.Context, *pb.Plan, *pb.Observed) // tells the cluster
 	forget          func(ctx context.Context, deployment string)
+	gone            func(*pb.Plan) error      // why stages that are held cannot go on; may be nil
 	plans           func(map[string]*pb.Plan) // told of every change; must not block
 
 	held map[string]*held // by deployment name; the converging goroutine's
@@ -60,7 +62,7 @@ func newFollower() *follower {
 func (a *Agent) follow(ctx context.Context) error {
 	f := newFollower()
 	f.id, f.incarnation, f.log = a.ID(), a.node.Incarnation(), a.log
-	f.load, f.observe, f.forget, f.plans = a.load, a.observe, a.forget, a.memory.Plans
+	f.load, f.observe, f.forget, f.plans, f.gone = a.load, a.observe, a.forget, a.memory.Plans, a.gone
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return store.Watch(ctx, a.cfg.Store, store.Plans(), func(c store.Change[*pb.Plan]) error {
@@ -68,11 +70,20 @@ func (a *Agent) follow(ctx context.Context) error {
 			return nil
 		})
 	})
+	g.Go(func() error { return a.revive(ctx, f.look) })
 	g.Go(func() error {
 		f.run(ctx)
 		return nil
 	})
 	return g.Wait()
+}
+
+// look wakes the converging goroutine.
+func (f *follower) look() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
 }
 
 // learn takes a change of the plans. It never waits for a load; one that
@@ -99,10 +110,7 @@ func (f *follower) learn(c store.Change[*pb.Plan]) {
 	if f.loads != nil && !same(f.want[f.loads.Deployment], f.loads) {
 		f.giveUp(errChanged)
 	}
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
+	f.look()
 }
 
 // run converges whenever plans have changed, and frees everything at the end.
@@ -162,7 +170,7 @@ func (f *follower) converge(ctx context.Context) {
 			h.failed = true
 			f.held[name] = h
 			f.log.Warn("stage not loaded", "deployment", name, "epoch", p.Epoch, "error", err)
-			f.observe(ctx, p, &pb.Observed{State: pb.Observed_FAILED, Message: err.Error()})
+			f.observe(ctx, p, failure(err))
 		default:
 			f.held[name] = h
 			f.log.Info("stages loaded", "deployment", name, "epoch", p.Epoch, "seconds", time.Since(began).Seconds())
@@ -178,6 +186,12 @@ func (f *follower) free(ctx context.Context, want map[string]*pb.Plan) {
 	for name, h := range f.held {
 		p := want[name]
 		if same(p, h.plan) {
+			if err := f.lost(h); err != nil {
+				h.close()
+				h.failed = true
+				f.log.Warn("stages freed", "deployment", name, "epoch", h.plan.Epoch, "reason", err)
+				f.observe(ctx, p, failure(err))
+			}
 			continue
 		}
 		h.close()
@@ -191,6 +205,26 @@ func (f *follower) free(ctx context.Context, want map[string]*pb.Plan) {
 	if room {
 		maps.DeleteFunc(f.held, func(_ string, h *held) bool { return h.failed })
 	}
+}
+
+// lost says why what is held cannot go on.
+func (f *follower) lost(h *held) error {
+	if h.failed || f.gone == nil {
+		return nil
+	}
+	return f.gone(h.plan)
+}
+
+// failure reports an error, with the device or the other node that it is of.
+func failure(err error) *pb.Observed {
+	o := &pb.Observed{State: pb.Observed_FAILED, Message: err.Error()}
+	if d, ok := errors.AsType[*deviceError](err); ok {
+		o.Device = string(d.device)
+	}
+	if d, ok := errors.AsType[*donor.Error](err); ok {
+		o.Device, o.Donor = "", d.Culprit()
+	}
+	return o
 }
 
 // begin says that a plan is being loaded; ctx is nil when it is not the
@@ -233,12 +267,35 @@ func (h *held) close() {
 func (a *Agent) observe(ctx context.Context, p *pb.Plan, o *pb.Observed) {
 	o.Deployment, o.DeploymentId, o.Node, o.Epoch, o.Incarnation = p.Deployment, p.DeploymentId, a.ID(), p.Epoch, a.node.Incarnation()
 	if o.State == pb.Observed_READY {
-		_, peak, _ := a.session.Account()
-		o.AccountPeakBytes = uint64(peak)
+		o.AccountPeakBytes, o.HostPeakBytes = a.peaks(p)
 	}
 	if err := store.PutLeased(ctx, a.lease, store.ObservedKey(p.Deployment, a.ID()), o); err != nil && ctx.Err() == nil {
 		a.log.Warn("state not reported", "deployment", p.Deployment, "error", err)
 	}
+}
+
+// peaks are the most that the devices of a plan's stages here have held, and
+// their host memory beside them.
+func (a *Agent) peaks(p *pb.Plan) (devices, host uint64) {
+	seen := map[string]bool{}
+	for _, i := range mine(p, a.ID(), a.node.Incarnation()) {
+		u, err := a.unit(p.Stages[i].Device)
+		if err != nil || seen[p.Stages[i].Device] {
+			continue
+		}
+		seen[p.Stages[i].Device] = true
+		s, err := u.open()
+		if err != nil {
+			continue
+		}
+		_, peak, _ := s.Account()
+		devices += uint64(peak)
+		if !u.device.Unified {
+			_, peak, _ := s.HostAccount()
+			host = max(host, uint64(peak))
+		}
+	}
+	return devices, host
 }
 
 func (a *Agent) forget(ctx context.Context, deployment string) {

@@ -56,7 +56,7 @@ type learner struct {
 	current *calibration.Calibration
 	older   map[string]*calibration.Calibration // by id, that plans of this process were made with
 	lessons map[subject]*lesson
-	told    time.Time     // when the cluster was told last
+	toldAt  time.Time     // when the cluster was told last
 	again   bool          // the device is to be measured
 	kept    bool          // all lessons are on the disk
 	wake    chan struct{} // holds a token when there may be something to do
@@ -131,10 +131,10 @@ func (l *learner) due(x *lesson) time.Duration {
 	if !x.state.Settled() || !feedback.Publish(x.told, x.state.Factor(), forever) {
 		return forever
 	}
-	if l.told.IsZero() {
+	if l.toldAt.IsZero() {
 		return 0
 	}
-	return max(0, feedback.Least-l.now().Sub(l.told))
+	return max(0, feedback.Least-l.now().Sub(l.toldAt))
 }
 
 // feedback is what a run's end tells of forwards of one dtype and size; events
@@ -184,7 +184,7 @@ func (l *learner) tell() (news []*pb.Feedback, wait time.Duration) {
 	if wait > 0 {
 		return nil, wait
 	}
-	l.told = l.now()
+	l.toldAt = l.now()
 	for _, x := range l.lessons {
 		if x.state.Settled() {
 			x.told = x.state.Factor()
@@ -202,6 +202,20 @@ func (l *learner) known() []*pb.Feedback {
 		}
 	}
 	return out
+}
+
+// told is what the cluster has been told.
+func (l *learner) told() []*pb.Feedback {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.known()
+}
+
+// latest is the calibration that counts.
+func (l *learner) latest() *calibration.Calibration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.current
 }
 
 // wanted says whether the device is to be measured again.
@@ -232,7 +246,7 @@ func (l *learner) measured(c *calibration.Calibration) []*pb.Feedback {
 		}
 		l.log.Info("device measured again", "dtype", key.dtype, "elements", x.elements, "times_slower", change, "left_to_correct", x.told)
 	}
-	l.current, l.older[c.ID()], l.told = c, c, l.now()
+	l.current, l.older[c.ID()], l.toldAt = c, c, l.now()
 	return l.known()
 }
 
@@ -256,17 +270,33 @@ func (l *learner) unkept() (*calibration.Calibration, []calibration.Lesson) {
 	return l.current, out
 }
 
-// learn acts on what forwards teach, until ctx ends.
-func (a *Agent) learn(ctx context.Context) error {
-	defer a.keepLessons()
+// taught holds a forward against the forecast of the device that ran it.
+func (a *Agent) taught(f serve.Forward) {
+	if u, err := a.unit(f.Plan.Stages[f.Stage].Device); err == nil {
+		u.learner.taught(f)
+	}
+}
+
+// feedback is what a run's end tells of a device.
+func (a *Agent) feedback(device, dtype string, elements uint64) *pb.Feedback {
+	u, err := a.unit(device)
+	if err != nil {
+		return nil
+	}
+	return u.learner.feedback(dtype, elements)
+}
+
+// learn acts on what a device's forwards teach, until ctx ends.
+func (a *Agent) learn(ctx context.Context, u *unit) error {
+	defer a.keepLessons(u)
 	for {
-		if _, again := a.learner.wanted(); again {
-			a.measureAgain(ctx)
+		if _, again := u.learner.wanted(); again {
+			a.measureAgain(ctx, u)
 		}
-		news, wait := a.learner.tell()
+		news, wait := u.learner.tell()
 		if wait == 0 {
-			a.publish(ctx, func(d *pb.Device) { d.Feedback = news })
-			a.keepLessons()
+			a.publishDevice(ctx, u, func(d *pb.Device) { d.Feedback = news })
+			a.keepLessons(u)
 			continue
 		}
 		var timer <-chan time.Time
@@ -274,7 +304,7 @@ func (a *Agent) learn(ctx context.Context) error {
 			timer = time.After(wait)
 		}
 		select {
-		case <-a.learner.wake:
+		case <-u.learner.wake:
 		case <-timer:
 		case <-ctx.Done():
 			return nil
@@ -282,10 +312,12 @@ func (a *Agent) learn(ctx context.Context) error {
 	}
 }
 
-// publish changes the device in the node's record.
-func (a *Agent) publish(ctx context.Context, change func(*pb.Device)) {
+// publish changes the node's record.
+func (a *Agent) publish(ctx context.Context, change func(*pb.NodeRecord)) {
+	a.recordMu.Lock()
+	defer a.recordMu.Unlock()
 	next := proto.CloneOf(a.record)
-	change(next.Devices[0])
+	change(next)
 	if proto.Equal(next, a.record) {
 		return
 	}
@@ -295,8 +327,19 @@ func (a *Agent) publish(ctx context.Context, change func(*pb.Device)) {
 	}
 }
 
-func (a *Agent) keepLessons() {
-	c, lessons := a.learner.unkept()
+// publishDevice changes a device in the node's record, if it is there.
+func (a *Agent) publishDevice(ctx context.Context, u *unit, change func(*pb.Device)) {
+	a.publish(ctx, func(r *pb.NodeRecord) {
+		for _, d := range r.Devices {
+			if d.Name == string(u.device.ID) {
+				change(d)
+			}
+		}
+	})
+}
+
+func (a *Agent) keepLessons(u *unit) {
+	c, lessons := u.learner.unkept()
 	if c == nil {
 		return
 	}
@@ -314,7 +357,7 @@ var errNeeded = errors.New("the device is needed")
 
 // measureAgain measures the device when no run is open and nothing loads. A run
 // that begins ends it; it is made up for afterwards.
-func (a *Agent) measureAgain(ctx context.Context) {
+func (a *Agent) measureAgain(ctx context.Context, u *unit) {
 	for ctx.Err() == nil {
 		idle, changed := a.serve.Idle()
 		var rest <-chan time.Time
@@ -328,21 +371,28 @@ func (a *Agent) measureAgain(ctx context.Context) {
 			continue
 		case <-rest:
 		}
-		err := a.measureUntil(ctx, changed)
+		err := a.measureUntil(ctx, u, changed)
 		if errors.Is(err, errNeeded) {
 			continue
 		}
 		if err != nil && ctx.Err() == nil {
-			a.learner.drop()
-			a.log.Warn("device not measured again; forecasts are corrected instead", "error", err)
+			u.learner.drop()
+			a.lose(string(u.device.ID), err)
+			a.log.Warn("device not measured again; forecasts are corrected instead", "device", string(u.device.ID), "error", err)
 		}
 		return
 	}
 }
 
-func (a *Agent) measureUntil(ctx context.Context, needed <-chan struct{}) error {
+func (a *Agent) measureUntil(ctx context.Context, u *unit, needed <-chan struct{}) error {
+	a.measuring.Lock()
+	defer a.measuring.Unlock()
+	s, err := u.open()
+	if err != nil {
+		return err
+	}
 	// The programs' memory is the stages' while they run.
-	room, err := a.session.Buffer(measure.Bytes)
+	room, err := s.Buffer(measure.Bytes)
 	if err != nil {
 		return err
 	}
@@ -359,21 +409,21 @@ func (a *Agent) measureUntil(ctx context.Context, needed <-chan struct{}) error 
 		case <-mctx.Done():
 		}
 	})
-	rates, err := a.rates(mctx)
+	rates, err := a.rates(mctx, u)
 	if err != nil {
 		return err
 	}
-	old, _ := a.learner.wanted()
+	old := u.learner.latest()
 	c := old.Renew(calibration.New(old.Identity, calibration.Quick, rates, time.Now()))
 	if err := c.Check(); err != nil {
 		return err
 	}
 	a.keep(c)
-	news := a.learner.measured(c)
-	a.publish(ctx, func(d *pb.Device) {
+	news := u.learner.measured(c)
+	a.publishDevice(ctx, u, func(d *pb.Device) {
 		rated(d, c)
 		d.Feedback = news
 	})
-	a.keepLessons()
+	a.keepLessons(u)
 	return nil
 }

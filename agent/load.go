@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/distorch/distorch/agent/catalog"
+	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/offload"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/checkpoint"
@@ -66,24 +67,69 @@ func (a *Agent) load(ctx context.Context, h *held) (err error) {
 	defer stop()
 	defer a.serve.Occupy()()
 	for _, index := range mine(p, a.ID(), a.node.Incarnation()) {
-		s := p.Stages[index]
-		st, err := stage.Load(ctx, stage.Config{
-			Session: a.session, Checkpoint: weights, Program: program,
-			FirstBlock: int(s.FirstBlock), Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail,
-			Stored: s.Stored, Slots: int(s.Slots), InFlight: int(p.Workload.GetInFlight()),
-			Fit: offload.Strict, Progress: report, Log: a.log,
-		})
+		hosted, err := a.loadStage(ctx, p, index, program, weights, report)
 		if err != nil {
-			return fmt.Errorf("stage %d of %s: %w", index, p.Deployment, err)
-		}
-		hosted, err := a.serve.Host(p, index, st, a.session)
-		if err != nil {
-			st.Close()
 			return fmt.Errorf("stage %d of %s: %w", index, p.Deployment, err)
 		}
 		h.stages = append(h.stages, hosted)
 	}
 	return unchanged(entry) // nor while it was read
+}
+
+// loadStage loads one stage of a plan and begins to serve it.
+func (a *Agent) loadStage(
+	ctx context.Context, p *pb.Plan, index int, program *graph.Program, file stage.Checkpoint, report func(done, total tensor.Bytes),
+) (hosted, error) {
+	s := p.Stages[index]
+	u, err := a.unit(s.Device)
+	if err != nil {
+		return nil, err
+	}
+	session, err := u.open()
+	if err != nil {
+		return nil, err
+	}
+	a.restartPeaks(u, session)
+	tiers, err := a.tiers(p, index)
+	if err != nil {
+		return nil, err
+	}
+	fit, err := offload.ParseFit(p.Fit)
+	if err != nil {
+		return nil, err
+	}
+	reserve := u.reserve
+	if u.device.Unified {
+		reserve = 0 // its account is without
+	}
+	st, err := stage.Load(ctx, stage.Config{
+		Session: session, Checkpoint: file, Program: program,
+		FirstBlock: int(s.FirstBlock), Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail,
+		Stored: s.Stored, Slots: int(s.Slots), InFlight: int(p.Workload.GetInFlight()),
+		Tiers: tiers, Ring: int(s.Ring), Storage: s.Storage, Fit: fit, Reserve: reserve,
+		Progress: report, Log: a.log,
+	})
+	if err != nil {
+		a.lose(s.Device, err)
+		return nil, u.fault(err)
+	}
+	h, err := a.serve.Host(p, index, st, session)
+	if err != nil {
+		st.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// restartPeaks begins peaks anew where nothing is loaded, so that what is reported
+// is of these stages.
+func (a *Agent) restartPeaks(u *unit, s engine.Session) {
+	if r, ok := s.(interface{ RestartPeak() }); ok && !u.device.Unified && !a.serve.Uses(s) {
+		r.RestartPeak()
+	}
+	if a.cfg.Host != nil && a.serve.Empty() {
+		a.cfg.Host.Restart()
+	}
 }
 
 // unchanged says whether a file is the one that was announced.

@@ -21,7 +21,6 @@ import (
 
 	"github.com/distorch/distorch/coordinator/reconcile"
 	"github.com/distorch/distorch/model/lora"
-	"github.com/distorch/distorch/placement"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
 	"github.com/distorch/distorch/transport/identity"
@@ -138,7 +137,7 @@ func (c *Coordinator) propose(st *store.State, in *pb.DeploymentSpec) (*pb.Deplo
 	}
 	s := c.snapshot(st)
 	p := reconcile.Propose(s, specFromProto(spec.GetName(), spec))
-	if p.Err != nil && !placement.Infeasible(p.Err) {
+	if p.Err != nil && !reconcile.Infeasible(p.Err) {
 		return nil, nil, &InvalidError{p.Err}
 	}
 	if spec.Workload == nil {

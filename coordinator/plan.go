@@ -15,6 +15,7 @@ func planToProto(p *reconcile.Plan) *pb.Plan {
 		Model: p.Model, ModelName: p.ModelName, Dtype: p.DType, Workload: workloadToProto(p.Workload),
 		Numerics: p.Numerics, InputDigest: p.InputDigest, Infeasible: p.Infeasible,
 		Loras: lorasToProto(p.LoRAs),
+		Fit:   p.Fit, Notes: p.Notes,
 	}
 	if len(p.Stages) > 0 {
 		f, c := p.Forecast, p.Certificate
@@ -34,7 +35,7 @@ func planToProto(p *reconcile.Plan) *pb.Plan {
 		out.IfLost = append(out.IfLost, &pb.NodeLoss{Node: l.Node, Consequence: l.Consequence})
 	}
 	for _, b := range p.Barred {
-		out.Barred = append(out.Barred, &pb.BarredNode{Node: b.Node, Name: b.Name, Failed: b.Failed, Message: b.Message, Revision: b.Revision})
+		out.Barred = append(out.Barred, &pb.BarredNode{Node: b.Node, Name: b.Name, Failed: b.Failed, Message: b.Message, Revision: b.Revision, Device: b.Device, Donor: b.Donor})
 	}
 	return out
 }
@@ -70,7 +71,7 @@ func tiersToProto(tiers []reconcile.Tier) []*pb.BlockTier {
 	for _, t := range tiers {
 		out = append(out, &pb.BlockTier{
 			FirstBlock: uint32(t.First), Blocks: uint32(t.Blocks), Kind: words[t.Kind], Device: t.Device,
-			Node: t.Node, Address: t.Address, Incarnation: t.Incarnation, Compressed: t.Compressed,
+			Node: t.Node, Address: t.Address, Incarnation: t.Incarnation, Compressed: t.Compressed, NodeName: t.Name, Bytes: t.Bytes,
 		})
 	}
 	return out
@@ -83,6 +84,7 @@ func tiersFromProto(tiers []*pb.BlockTier) []reconcile.Tier {
 		out = append(out, reconcile.Tier{
 			First: int(t.GetFirstBlock()), Blocks: int(t.GetBlocks()), Kind: words[t.GetKind()], Device: t.GetDevice(),
 			Node: t.GetNode(), Address: t.GetAddress(), Incarnation: t.GetIncarnation(), Compressed: t.GetCompressed(),
+			Name: t.GetNodeName(), Bytes: t.GetBytes(),
 		})
 	}
 	return out
@@ -100,6 +102,7 @@ func planFromProto(name string, p *pb.Plan) reconcile.Plan {
 		Certificate: reconcile.Certificate{Optimal: c.GetOptimal(), LowerBound: c.GetLowerBoundSeconds(), Gap: c.GetGap()},
 		Numerics:    p.GetNumerics(), InputDigest: p.GetInputDigest(), Infeasible: p.GetInfeasible(),
 		LoRAs: lorasFromProto(p.GetLoras()),
+		Fit:   p.GetFit(), Notes: p.GetNotes(),
 	}
 	for _, s := range p.GetStages() {
 		out.Stages = append(out.Stages, stageFromProto(s))
@@ -111,7 +114,10 @@ func planFromProto(name string, p *pb.Plan) reconcile.Plan {
 		out.IfLost = append(out.IfLost, reconcile.Loss{Node: l.GetNode(), Consequence: l.GetConsequence()})
 	}
 	for _, b := range p.GetBarred() {
-		out.Barred = append(out.Barred, reconcile.Barred{Node: b.GetNode(), Name: b.GetName(), Failed: b.GetFailed(), Message: b.GetMessage(), Revision: b.GetRevision()})
+		out.Barred = append(out.Barred, reconcile.Barred{
+			Node: b.GetNode(), Name: b.GetName(), Failed: b.GetFailed(), Message: b.GetMessage(), Revision: b.GetRevision(),
+			Device: b.GetDevice(), Donor: b.GetDonor(),
+		})
 	}
 	return out
 }

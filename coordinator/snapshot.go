@@ -89,6 +89,7 @@ func (c *Coordinator) snapshot(st *store.State) reconcile.Snapshot {
 		s.Observed = append(s.Observed, reconcile.Observed{
 			Deployment: of.Of, DeploymentID: o.GetDeploymentId(), Node: of.Node, Incarnation: o.GetIncarnation(),
 			Epoch: o.GetEpoch(), Failed: o.GetState() == pb.Observed_FAILED, Message: short(o.GetMessage(), maxMessage),
+			Device: o.GetDevice(), Donor: o.GetDonor(),
 		})
 	}
 	return s
@@ -110,11 +111,22 @@ func nodeFromProto(id string, e store.Entry[*pb.NodeRecord], l *pb.LinkRecord) r
 		ID: id, Name: r.GetName(), Incarnation: r.GetIncarnation(), Address: r.GetAddress(), Revision: e.Revision,
 		Protocol: reconcile.Versions{Min: r.GetProtocolMin(), Max: r.GetProtocolMax()}, OpSet: r.GetOpSet(),
 		Load: r.GetLoadBytesPerSecond(), Link: linkFromProto(l),
+		HostMemory: r.GetHostMemoryBytes(), Donate: r.GetDonateBytes(), Disk: r.GetDiskBytesPerSecond(), HostBus: r.GetHostBusBytesPerSecond(),
+	}
+	for _, d := range r.GetLost() {
+		n.Lost = append(n.Lost, reconcile.Lost{Name: d.GetName(), Reason: short(d.GetReason(), maxMessage)})
 	}
 	for _, d := range r.GetDevices() {
 		device := reconcile.Device{
 			Name: d.GetName(), Allocatable: d.GetMemoryAllocatableBytes(), Overhead: d.GetOverheadBytes(), Classes: d.GetNumericsClasses(),
 			Calibration: d.GetCalibration(), Copy: d.GetMemoryBytesPerSecond(),
+			Kind: d.GetKind(), Unified: d.GetUnified(), Simulated: d.GetSimulated(), Model: d.GetModel(), Overlaps: d.GetOverlaps(),
+			HostToDevice: d.GetHostToDeviceBytesPerSecond(), DeviceToHost: d.GetDeviceToHostBytesPerSecond(),
+		}
+		for _, p := range d.GetPeers() {
+			if r := p.GetBytesPerSecond(); device.Peer == 0 || r < device.Peer {
+				device.Peer = r
+			}
 		}
 		for _, x := range d.GetRates() {
 			u := x.GetUncertainty()
@@ -160,7 +172,9 @@ func specFromProto(name string, p *pb.DeploymentSpec) reconcile.Spec {
 	s := reconcile.Spec{
 		Name: name, ID: p.GetId(), Generation: p.GetGeneration(), Model: p.GetModel(),
 		Workload: workloadFromProto(p.GetWorkload()), DType: p.GetDtype(), Excludes: p.GetExcludes(),
-		LoRAs: lorasFromProto(p.GetLoras()),
+		LoRAs:      lorasFromProto(p.GetLoras()),
+		Allocation: p.GetAllocation(), Compat: p.GetCompat(), VirtualVRAM: p.GetVirtualVramBytes(), Fit: p.GetFit(),
+		Reserve: p.GetReserveBytes(), Storage: p.GetStorage(),
 	}
 	for _, x := range p.GetPins() {
 		s.Pins = append(s.Pins, reconcile.Pin{Node: x.GetNode(), First: int(x.GetFirstBlock()), Blocks: int(x.GetBlocks())})

@@ -41,7 +41,7 @@ func (f *field) remotely(m mode, list []part, bound float64) ([]part, float64, e
 			}
 		}
 		if lent > 0 {
-			g.remote[f.nodes[i].ID] = []remoteOffer{{"other nodes", lent, f.nodes[i].Link.BytesPerSecond}}
+			g.remote[f.nodes[i].ID] = []remoteOffer{{where: "other nodes", capacity: lent, rate: f.nodes[i].Link.BytesPerSecond}}
 		}
 	}
 	g.rebar()
@@ -108,7 +108,7 @@ func (f *field) paired() *field {
 			break
 		}
 		n := &f.nodes[lenders[k]]
-		g.remote[f.nodes[i].ID] = []remoteOffer{{n.Label(), n.Lend, n.Link.BytesPerSecond}}
+		g.remote[f.nodes[i].ID] = []remoteOffer{{where: n.Label(), capacity: n.Lend, rate: n.Link.BytesPerSecond, lend: n.Lend}}
 		lenders = slices.Delete(lenders, k, k+1)
 	}
 	g.rebar()
@@ -191,7 +191,9 @@ func (f *field) withLoans(g *field, list []part, loans []loan, users []int, m mo
 	for _, l := range loans {
 		var offers []remoteOffer
 		for k, j := range l.from {
-			offers = append(offers, remoteOffer{f.nodes[j].Label(), l.parts[k], f.nodes[j].Link.BytesPerSecond / float64(users[j])})
+			offers = append(offers, remoteOffer{
+				where: f.nodes[j].Label(), capacity: l.parts[k], rate: f.nodes[j].Link.BytesPerSecond / float64(users[j]), lend: f.nodes[j].Lend,
+			})
 		}
 		h.remote[f.nodes[l.node].ID] = offers
 	}

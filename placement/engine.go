@@ -32,6 +32,7 @@ type source struct {
 	where    string
 	capacity Bytes
 	rate     float64
+	room     Bytes // for whole blocks, where that is more than the capacity that is counted: all that a lender has
 }
 
 // engine is a device or a tensor-parallel group, priced for a model: everything that a stage's time and memory follow

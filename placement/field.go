@@ -35,6 +35,7 @@ type remoteOffer struct {
 	where    string
 	capacity Bytes
 	rate     float64 // of the lender's share of its NIC
+	lend     Bytes   // all that the lender gives
 }
 
 func newField(p Problem, nodes []Node, m Model) *field {

@@ -182,6 +182,7 @@ func (f *field) stage(p part, cost stageCost, at int, r role) Stage {
 		Compute: cost.compute, Expansion: cost.expansion, Stream: cost.stream, Stall: cost.stall,
 		Spread: e.spread, Published: e.published,
 	}
+	s.Rest, s.Whole = e.rest(cost, at, p.x, p.y)
 	for _, i := range e.nodes {
 		s.Island = append(s.Island, f.nodes[i].ID)
 	}

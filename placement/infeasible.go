@@ -149,7 +149,7 @@ func (f *field) shortage(nodes []int) *InfeasibleError {
 	e := &InfeasibleError{Label: p.label(), Needs: p.Model.Weights()}
 	for _, i := range nodes {
 		o := f.offer(i)
-		e.Offers = append(e.Offers, Offer{f.nodes[i].ID, f.nodes[i].Label(), o})
+		e.Offers = append(e.Offers, Offer{f.nodes[i].ID, f.offering(i), o})
 		e.Total += o
 	}
 	slices.SortStableFunc(e.Offers, func(a, b Offer) int { return cmp.Compare(b.Bytes, a.Bytes) })
@@ -231,7 +231,11 @@ type MisfitError struct {
 
 func (e *MisfitError) Error() string {
 	s := e.Stage
-	return fmt.Sprintf("%s: blocks %d-%d need %s on %s, which offers %s: pin fewer blocks to it or free %s", e.Label, s.First, s.First+s.Blocks-1, s.Peak, s.Name, max(0, s.Available), s.Peak-s.Available)
+	where := s.Name
+	if s.Device != "" && s.Device != "cpu" {
+		where += "/" + s.Device
+	}
+	return fmt.Sprintf("%s: blocks %d-%d need %s on %s, which offers %s: pin fewer blocks to it or free %s", e.Label, s.First, s.First+s.Blocks-1, s.Peak, where, max(0, s.Available), s.Peak-s.Available)
 }
 
 // explainShort says why the remaining nodes cannot take over.
@@ -247,4 +251,12 @@ func (f *field) explainShort(l *Loss) {
 	default:
 		l.Short, _ = f.short(nodes)
 	}
+}
+
+// offering names a node, and its device where it is a lone GPU.
+func (f *field) offering(i int) string {
+	if d := f.nodes[i].computing(f.model); len(d) == 1 && d[0].Kind == KindGPU {
+		return f.nodes[i].Label() + "/" + d[0].ID
+	}
+	return f.nodes[i].Label()
 }

@@ -139,6 +139,9 @@ func (s *solver) allocated() (*Plan, error) {
 	if err := a.check(s.nodes[i], s.problem.Model); err != nil {
 		return nil, err
 	}
+	if err := s.field.lenders(a); err != nil {
+		return nil, err
+	}
 	if h := s.field.handmade(i, a).hand; h.fault != "" {
 		return nil, &ConstraintError{fmt.Sprintf("allocation: nothing can be copied from %s to %s of node %s (no rate is known); say another device, or give its host_to_device or peer rate", h.fault, a.Compute, s.nodes[i].Label())}
 	} else if h.full != "" {
@@ -169,7 +172,7 @@ func (a *Allocation) check(n Node, m Model) error {
 		return &ConstraintError{fmt.Sprintf("allocation: node %s has no device %s (it has %s)", n.Label(), a.Compute, strings.Join(names, ", "))}
 	}
 	for _, s := range a.Spans {
-		if s.Device != "cpu" && !known(s.Device) {
+		if _, remote := s.lender(); s.Device != "cpu" && !remote && !known(s.Device) {
 			return &ConstraintError{fmt.Sprintf("allocation: node %s has no device %s (it has %s)", n.Label(), s.Device, strings.Join(names, ", "))}
 		}
 		if s.First != next || s.Blocks < 1 {
@@ -183,6 +186,45 @@ func (a *Allocation) check(n Node, m Model) error {
 	return nil
 }
 
+// lender is the node whose memory a span rests in, if that is another one.
+func (s Span) lender() (node string, ok bool) { return strings.CutSuffix(s.Device, "/cpu") }
+
+// lenders checks the other nodes that an assignment keeps blocks on.
+func (f *field) lenders(a *Allocation) error {
+	for _, s := range a.Spans {
+		name, ok := s.lender()
+		if !ok {
+			continue
+		}
+		i, err := lookup(f.nodes, "allocation", name)
+		if err != nil {
+			return err
+		}
+		n := &f.nodes[i]
+		switch {
+		case !f.lender(i):
+			return &PinError{Pins: []string{s.Device}, Problem: "the node cannot be used: " + f.barred[i].String(), Barred: f.barred[i].Kind}
+		case n.Lend == 0:
+			return &ConstraintError{fmt.Sprintf("allocation: node %s gives no memory to others; start its agent with a larger --donate, or say another device", n.Label())}
+		}
+	}
+	return nil
+}
+
+// borrowed is another node's memory as a source of weights for a device.
+func (f *field) borrowed(n *Node, d *Device, name string) (source, bool) {
+	i, ok := find(f.nodes, name)
+	if !ok || f.nodes[i].ID == n.ID {
+		return source{}, false
+	}
+	o := &f.nodes[i]
+	rate := min(o.Link.BytesPerSecond, n.Link.BytesPerSecond)
+	if d.Kind == KindGPU {
+		rate = min(rate, d.HostToDevice)
+	}
+	return source{kind: TierRemote, where: o.Label(), capacity: o.Lend, rate: rate}, rate > 0
+}
+
 // handmade is the compute device with the user's assignment instead of the model's choice.
 func (f *field) handmade(i int, a *Allocation) *engine {
 	n := &f.nodes[i]
@@ -193,7 +235,7 @@ func (f *field) handmade(i int, a *Allocation) *engine {
 		}
 	}
 	e := f.alone(i, d)
-	h := &hand{}
+	h, used := &hand{}, map[string]Bytes{}
 	for _, s := range a.Spans {
 		blocks := f.model.split(s.First, s.Blocks)
 		x, y := shapeOf(f.model).region(blocks)
@@ -203,16 +245,24 @@ func (f *field) handmade(i int, a *Allocation) *engine {
 		h.streamed[0] += x
 		h.streamed[1] += y
 		bytes := Bytes(x)*e.runs[0].weights + Bytes(y)*e.runs[1].weights
-		at := slices.IndexFunc(e.sources, func(q source) bool { return q.where == s.Device })
-		if at < 0 {
+		var src source
+		name, ok := s.lender()
+		if ok {
+			src, ok = f.borrowed(n, d, name)
+		} else if at := slices.IndexFunc(e.sources, func(q source) bool { return q.where == s.Device }); at >= 0 {
+			src, ok = e.sources[at], true
+		}
+		if !ok {
 			h.fault = s.Device
 			continue
 		}
-		if bytes > e.sources[at].capacity {
-			h.full, h.need, h.has = s.Device, bytes, e.sources[at].capacity
+		if used[src.where] += bytes; used[src.where] > src.capacity {
+			h.full, h.need, h.has = s.Device, used[src.where], src.capacity
 		}
-		h.stream += float64(bytes) / e.sources[at].rate
-		h.tiers = append(h.tiers, Tier{Kind: e.sources[at].kind, Where: s.Device, Blocks: s.Blocks, Bytes: bytes, Seconds: float64(bytes) / e.sources[at].rate})
+		seconds := float64(bytes) / src.rate
+		h.stream += seconds
+		h.rest = joined(h.rest, Resting{First: s.First, Blocks: s.Blocks, Kind: src.kind, Where: src.where})
+		h.tiers = append(h.tiers, Tier{Kind: src.kind, Where: src.where, Blocks: s.Blocks, Bytes: bytes, Seconds: seconds})
 	}
 	e.hand = h
 	return e
@@ -223,6 +273,7 @@ type hand struct {
 	streamed  [2]int
 	stream    float64
 	tiers     []Tier
+	rest      []Resting
 	fault     string // a device that nothing can be streamed from
 	full      string // a device that is too small
 	need, has Bytes

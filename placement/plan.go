@@ -81,34 +81,38 @@ type Tier struct {
 
 // Stage is a contiguous range of blocks on one node.
 type Stage struct {
-	Pipeline  int      `json:"pipeline"`
-	Node      NodeID   `json:"node"`
-	Name      string   `json:"name"` // the node's label
-	Device    string   `json:"device"`
-	Devices   []string `json:"devices"`          // one, or a tensor-parallel group; of an island as node/device
-	Island    []NodeID `json:"island,omitempty"` // nodes of a group that spans several
-	Degree    int      `json:"tensor_parallel"`  // devices that share every block; 1 without
-	Class     string   `json:"class"`            // numerics class
-	First     int      `json:"first_block"`      // global index
-	Blocks    int      `json:"blocks"`
-	Runs      []int    `json:"runs"` // blocks of each run; sums to Blocks
-	Head      bool     `json:"head,omitempty"`
-	Tail      bool     `json:"tail,omitempty"`
-	Slots     int      `json:"slots"` // staging slots for expansion
-	Ring      int      `json:"ring"`  // staging slots for streamed blocks
-	Tiers     []Tier   `json:"tiers"`
-	Weights   Bytes    `json:"weight_bytes"`         // resident on each device, as stored
-	Peak      Bytes    `json:"peak_bytes"`           // weights, slots and scratch of each device; without its reserve
-	PeakBand  [2]Bytes `json:"peak_band_bytes"`      // low and high
-	Available Bytes    `json:"available_bytes"`      // allocatable less reserve
-	Compute   float64  `json:"compute_seconds"`      // per forward
-	Expansion float64  `json:"streaming_seconds"`    // expansion per forward, not hidden behind compute
-	Stream    float64  `json:"stream_seconds"`       // copies per forward, hidden or not
-	Stall     float64  `json:"stall_seconds"`        // the part of Stream that compute does not hide
-	Hop       float64  `json:"hop_seconds"`          // to the next stage; the last stage's is to the endpoint
-	Load      float64  `json:"load_seconds"`         // 0 when the node's rate is unknown
-	Spread    float64  `json:"relative_uncertainty"` // of the compute time
-	Published bool     `json:"published,omitempty"`  // rests on figures that were not measured here
+	Pipeline int      `json:"pipeline"`
+	Node     NodeID   `json:"node"`
+	Name     string   `json:"name"` // the node's label
+	Device   string   `json:"device"`
+	Devices  []string `json:"devices"`          // one, or a tensor-parallel group; of an island as node/device
+	Island   []NodeID `json:"island,omitempty"` // nodes of a group that spans several
+	Degree   int      `json:"tensor_parallel"`  // devices that share every block; 1 without
+	Class    string   `json:"class"`            // numerics class
+	First    int      `json:"first_block"`      // global index
+	Blocks   int      `json:"blocks"`
+	Runs     []int    `json:"runs"` // blocks of each run; sums to Blocks
+	Head     bool     `json:"head,omitempty"`
+	Tail     bool     `json:"tail,omitempty"`
+	Slots    int      `json:"slots"` // staging slots for expansion
+	Ring     int      `json:"ring"`  // staging slots for streamed blocks
+	Tiers    []Tier   `json:"tiers"`
+	// Rest are the blocks that rest elsewhere than on the device that computes; Whole is false where the tiers hold their
+	// bytes and not their whole blocks.
+	Rest      []Resting `json:"-"`
+	Whole     bool      `json:"-"`
+	Weights   Bytes     `json:"weight_bytes"`         // resident on each device, as stored
+	Peak      Bytes     `json:"peak_bytes"`           // weights, slots and scratch of each device; without its reserve
+	PeakBand  [2]Bytes  `json:"peak_band_bytes"`      // low and high
+	Available Bytes     `json:"available_bytes"`      // allocatable less reserve
+	Compute   float64   `json:"compute_seconds"`      // per forward
+	Expansion float64   `json:"streaming_seconds"`    // expansion per forward, not hidden behind compute
+	Stream    float64   `json:"stream_seconds"`       // copies per forward, hidden or not
+	Stall     float64   `json:"stall_seconds"`        // the part of Stream that compute does not hide
+	Hop       float64   `json:"hop_seconds"`          // to the next stage; the last stage's is to the endpoint
+	Load      float64   `json:"load_seconds"`         // 0 when the node's rate is unknown
+	Spread    float64   `json:"relative_uncertainty"` // of the compute time
+	Published bool      `json:"published,omitempty"`  // rests on figures that were not measured here
 }
 
 // Parts splits a time in seconds.

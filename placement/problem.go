@@ -85,7 +85,8 @@ type Allocation struct {
 	Spans   []Span // from head to tail; they cover all blocks
 }
 
-// Span is a number of consecutive blocks that rest on one device of the node ("cpu" is its host memory).
+// Span is a number of consecutive blocks that rest on one device of the node ("cpu" is its host memory), or in the memory
+// that another node lends ("NODE/cpu").
 type Span struct {
 	Device string
 	First  int // global block index

@@ -138,7 +138,7 @@ func (f *field) alone(i int, d *Device) *engine {
 	if d.Kind == KindGPU {
 		for _, o := range n.gpus() {
 			if o.ID != d.ID {
-				e.sources = append(e.sources, source{TierDonor, o.ID, o.available(c), min(o.Peer, d.Peer)})
+				e.sources = append(e.sources, source{kind: TierDonor, where: o.ID, capacity: o.available(c), rate: min(o.Peer, d.Peer)})
 			}
 		}
 	}
@@ -155,16 +155,19 @@ func (f *field) shared(i int, d *Device, g int) []source {
 		if n.HostBus > 0 {
 			rate = min(rate, n.HostBus/float64(g))
 		}
-		out = append(out, source{TierRAM, "cpu", n.RAM / Bytes(g), rate})
+		out = append(out, source{kind: TierRAM, where: "cpu", capacity: n.RAM / Bytes(g), rate: rate})
 		for _, r := range f.remote[n.ID] {
-			out = append(out, source{TierRemote, r.where, r.capacity / Bytes(g), min(min(r.rate, n.Link.BytesPerSecond)/float64(g), d.HostToDevice)})
+			out = append(out, source{
+				kind: TierRemote, where: r.where, capacity: r.capacity / Bytes(g), room: r.lend / Bytes(g),
+				rate: min(min(r.rate, n.Link.BytesPerSecond)/float64(g), d.HostToDevice),
+			})
 		}
 	}
 	disk := n.Disk / float64(g)
 	if d.Kind == KindGPU {
 		disk = min(disk, d.HostToDevice)
 	}
-	return append(out, source{TierDisk, "disk", maxBytes, disk})
+	return append(out, source{kind: TierDisk, where: "disk", capacity: maxBytes, rate: disk})
 }
 
 func (n *Node) gpus() []*Device {

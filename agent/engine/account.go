@@ -58,3 +58,10 @@ func (a *Account) Use() (used, peak, limit tensor.Bytes) {
 	defer a.mu.Unlock()
 	return a.used, a.peak, a.limit
 }
+
+// Restart makes what is in use the peak, as when nothing had been before.
+func (a *Account) Restart() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.peak = a.used
+}

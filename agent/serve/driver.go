@@ -416,24 +416,6 @@ func (d *driver) endRun(runID string) {
 	d.send(&pb.StageEvent{Event: &pb.StageEvent_Stats{Stats: h.stats(runID)}})
 }
 
-func (h *Hosted) stats(runID string) *pb.StageStats {
-	facts, st := h.server.cfg.Facts, h.plan.Stages[h.key.stage]
-	used, peak, _ := h.session.Account()
-	s := &pb.StageStats{
-		Run: runID, Node: st.Node, NodeName: facts.NodeName, Pid: facts.PID, Isa: facts.ISA, Threads: facts.Threads,
-		BlocksRun: h.blocksRun.Load(), Forwards: h.forwards.Load(), Compute: durationpb.New(time.Duration(h.compute.Load())),
-		AccountBytes: uint64(used), AccountPeakBytes: uint64(peak),
-		FirstBlock: st.FirstBlock, Blocks: st.Blocks, NumericsClass: st.NumericsClass,
-	}
-	if facts.Memory != nil {
-		s.VmHwmBytes = facts.Memory()
-	}
-	if f := h.server.cfg.Feedback; f != nil {
-		s.Feedback = f(h.plan.Dtype, elements(h.stage.Program()))
-	}
-	return s
-}
-
 // sendOn writes a forward's output to the next stage or the endpoint.
 func (d *driver) sendOn(j *job, out []byte, res stage.Result, waited time.Duration) {
 	// The report travels beside the output: the endpoint needs both, and the

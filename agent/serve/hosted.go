@@ -303,7 +303,7 @@ func (h *Hosted) forward(j *job) (handed bool) {
 	}
 	waited := time.Since(j.arrived)
 	// The device drains what was issued, so the wait is not cut short.
-	end := h.server.usage.work()
+	end := h.server.usage.work(h.session)
 	res, err := j.run.run.Do(context.WithoutCancel(d.ctx), f)
 	alone := end()
 	h.blocksRun.Add(res.Blocks)
@@ -311,6 +311,9 @@ func (h *Hosted) forward(j *job) (handed bool) {
 	case errors.Is(err, stage.ErrStopped) || err == nil && h.stale(j):
 		return false
 	case err != nil:
+		if h.server.cfg.Failed != nil {
+			h.server.cfg.Failed(h.plan.Stages[h.key.stage].Device, err)
+		}
 		// Blocks in another node's RAM fail by that node.
 		if c, ok := errors.AsType[interface {
 			error

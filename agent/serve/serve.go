@@ -12,16 +12,19 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/distorch/distorch/agent/engine"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/transport"
 )
@@ -35,12 +38,14 @@ type Config struct {
 	Facts    Facts
 	Log      *slog.Logger
 	// Taught is called after each forward that may be held against the forecast;
-	// Feedback says at a run's end what was learned of such forwards. Both may be
-	// nil and must not block.
-	Taught func(Forward)
+	// Feedback says at a run's end what was learned of a device's forwards; Failed
+	// is told of a forward that its device failed. They may be nil and must not
+	// block.
+	Taught   func(Forward)
+	Feedback func(device, dtype string, elements uint64) *pb.Feedback
+	Failed   func(device string, err error)
 	// Link measures the link to a node; nil refuses to.
-	Link     func(ctx context.Context, peer string) (*pb.PeerLink, error)
-	Feedback func(dtype string, elements uint64) *pb.Feedback
+	Link func(ctx context.Context, peer string) (*pb.PeerLink, error)
 	// Donor gives memory to stages of other nodes; nil refuses to.
 	Donor Donor
 	// Lending says which devices there are to lend of; without it nothing is lent.
@@ -54,9 +59,8 @@ type Donor interface {
 
 // Facts go into a stage's statistics.
 type Facts struct {
-	NodeName, ISA string
-	PID           int64
-	Threads       uint32
+	NodeName string
+	PID      int64
 	// Memory is the process's peak resident bytes (0 where it is not known).
 	Memory func() uint64
 }
@@ -198,6 +202,52 @@ func (s *Server) MeasureLink(ctx context.Context, req *pb.MeasureLinkRequest) (*
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
 	return l, nil
+}
+
+// Stats says what the stages of a deployment did.
+func (s *Server) Stats(ctx context.Context, req *pb.StageStatsRequest) (*pb.StageStatsResponse, error) {
+	node, role, err := s.cfg.PeerFrom(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	if role != roleCoordinator {
+		return nil, status.Errorf(codes.PermissionDenied, "statistics are for a coordinator, not for %s with the role %s", node, role)
+	}
+	s.mu.Lock()
+	var found []*Hosted
+	for k, h := range s.hosted {
+		if k.deployment == req.DeploymentId {
+			found = append(found, h)
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(found, func(a, b *Hosted) int {
+		return cmp.Or(cmp.Compare(a.key.epoch, b.key.epoch), cmp.Compare(a.key.stage, b.key.stage))
+	})
+	res := &pb.StageStatsResponse{}
+	for _, h := range found {
+		res.Stages = append(res.Stages, h.stats(""))
+	}
+	return res, nil
+}
+
+// Uses says whether a stage runs in a session.
+func (s *Server) Uses(session engine.Session) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.hosted {
+		if h.session == session {
+			return true
+		}
+	}
+	return false
+}
+
+// Empty says whether no stage is hosted.
+func (s *Server) Empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.hosted) == 0
 }
 
 // Donate is the session of another agent's stage with this node's memory.

@@ -8,11 +8,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/model/graph"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
-// Forward is one that had the device for itself and was as large as the plan's
+// Forward is one that had its device for itself and was as large as the plan's
 // workload: its time may be held against the forecast.
 type Forward struct {
 	Plan     *pb.Plan
@@ -21,14 +22,20 @@ type Forward struct {
 	Compute  time.Duration
 }
 
-// usage says who needs the device: a count of runs and loads that are open, and
+// usage says who needs the devices: a count of runs and loads that are open, and
 // which computations overlap.
 type usage struct {
 	mu      sync.Mutex
 	open    int
-	working int
-	begun   uint64        // computations and loads that have begun
+	all     busy // of what uses every device
+	devices map[engine.Session]*busy
 	changed chan struct{} // closed when open changes; nil while nobody asks
+}
+
+// busy counts computations and loads.
+type busy struct {
+	working int
+	begun   uint64
 }
 
 // enter counts a run or a load that begins.
@@ -57,19 +64,32 @@ func (u *usage) idle() (bool, <-chan struct{}) {
 	return u.open == 0, u.changed
 }
 
-// work begins a computation. What it returns ends it and says whether it had
-// the device for itself.
-func (u *usage) work() (end func() (alone bool)) {
+// work begins a computation on a device, or on all for nil. What it returns
+// ends it and says whether it had the device for itself.
+func (u *usage) work(on engine.Session) (end func() (alone bool)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.working++
-	u.begun++
-	first, mark := u.working == 1, u.begun
+	b := &u.all
+	if on != nil {
+		if u.devices == nil {
+			u.devices = map[engine.Session]*busy{}
+		}
+		if u.devices[on] == nil {
+			u.devices[on] = &busy{}
+		}
+		b = u.devices[on]
+	}
+	b.working++
+	b.begun++
+	first, mark, others := b.working == 1, b.begun, u.all
 	return func() bool {
 		u.mu.Lock()
 		defer u.mu.Unlock()
-		u.working--
-		return first && u.begun == mark
+		b.working--
+		if on == nil {
+			return first && b.begun == mark
+		}
+		return first && b.begun == mark && others.working == 0 && u.all.begun == others.begun
 	}
 }
 
@@ -81,7 +101,7 @@ func (s *Server) Idle() (bool, <-chan struct{}) { return s.usage.idle() }
 // for what uses the device beside the stages.
 func (s *Server) Occupy() (release func()) {
 	s.usage.enter()
-	end := s.usage.work()
+	end := s.usage.work(nil)
 	return func() {
 		end()
 		s.usage.leave()

@@ -36,22 +36,22 @@ func TestIdle(t *testing.T) {
 // it ended.
 func TestAlone(t *testing.T) {
 	var u usage
-	if a := u.work(); !a() {
+	if a := u.work(nil); !a() {
 		t.Error("one computation is not alone")
 	}
-	a := u.work()
-	b := u.work()
+	a := u.work(nil)
+	b := u.work(nil)
 	if b() || a() {
 		t.Error("two at a time are alone")
 	}
-	a = u.work()
-	b = u.work()
+	a = u.work(nil)
+	b = u.work(nil)
 	b()
-	c := u.work()
+	c := u.work(nil)
 	if a() || c() {
 		t.Error("one that met two others is alone, or a later one")
 	}
-	if a := u.work(); !a() {
+	if a := u.work(nil); !a() {
 		t.Error("nothing is left and it is not alone")
 	}
 }

@@ -28,6 +28,7 @@ func agentFlags(flags *pflag.FlagSet) {
 	config.Flag(flags, "reserve", "agent.reserve", "part of that memory to keep free")
 	config.Flag(flags, "donate", "agent.donate", "part of that memory that blocks of other nodes' stages may take, or none (default: what its own stages leave)")
 	config.Flag(flags, "threads", "agent.threads", "threads that compute (default: cores divided by the agents on this host)")
+	config.Flag(flags, "device", "agent.devices", "what may be used of a device, such as 'cuda:1 off' or 'cuda:0 memory=8GB reserve=1GB'; 'sim:0 memory=2GiB h2d=4GB/s' simulates one")
 	config.Flag(flags, "cpu-isa", "agent.cpu_isa", "instruction set: auto, avx512bf16, avx512, avx2 or generic")
 	config.Flag(flags, "models", "models.dirs", "folders with checkpoints")
 }

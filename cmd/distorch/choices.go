@@ -9,6 +9,7 @@ import (
 
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/cmd/internal/output"
+	"github.com/distorch/distorch/coordinator/reconcile"
 	"github.com/distorch/distorch/model/sampling"
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/allocation"
@@ -28,6 +29,8 @@ func choices(flag string) []string {
 		return []string{string(placement.NumericsAny), string(placement.NumericsOne)}
 	case "fit":
 		return []string{string(placement.FitFallback), string(placement.FitStrict)}
+	case "storage":
+		return []string{reconcile.StorageFP8}
 	case "compat":
 		return []string{string(allocation.Distorch2)}
 	case "dtype":

@@ -15,16 +15,18 @@ import (
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/placement"
+	"github.com/distorch/distorch/placement/cluster"
 	"github.com/distorch/distorch/placement/report"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
 // specFlags are the flags that plan and deploy share.
 type specFlags struct {
-	model, workload, dtype string
-	pins, excludes         []string
-	loras                  []string
-	loraMode               string
+	model, workload, dtype                                 string
+	pins, excludes                                         []string
+	loras                                                  []string
+	loraMode                                               string
+	allocation, compat, virtualVRAM, fit, reserve, storage string
 }
 
 func (f *specFlags) add(cmd *cobra.Command) {
@@ -36,6 +38,12 @@ func (f *specFlags) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.excludes, "exclude", nil, "node not to use")
 	flags.StringArrayVar(&f.loras, "lora", nil, "FILE[:STRENGTH]: LoRA on the model, by its name, its id, or a file that nodes hold too; may be given several times")
 	flags.StringVar(&f.loraMode, "lora-mode", string(lora.Add), "add: strengths may change with every run and step; merge: into the weights at load, as ComfyUI does")
+	flags.StringVar(&f.allocation, "allocation", "", "place by hand: an allocation string, its devices as cuda:0 or NODE/cuda:0")
+	flags.StringVar(&f.compat, "compat", "", "distorch2: read the allocation string by ComfyUI-MultiGPU's rules")
+	flags.StringVar(&f.virtualVRAM, "virtual-vram", "", "keep all but so much of the model on one GPU and the rest in its node's RAM, such as 8GB (2^30 bytes each)")
+	flags.StringVar(&f.fit, "fit", "fallback", "strict: all weights resident; fallback: stream what does not fit")
+	flags.StringVar(&f.reserve, "reserve", "", "memory to keep free on every device, such as 1GB")
+	flags.StringVar(&f.storage, "storage", "", "fp8: blocks rest in 8 bits, which changes values (default: as in the file)")
 }
 
 // spec is what the flags ask for, with the model as it was written.
@@ -60,10 +68,36 @@ func (f *specFlags) spec(name string) (*pb.DeploymentSpec, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pb.DeploymentSpec{
-		Loras: loras,
-		Name:  name, Model: f.model, Workload: load, Dtype: strings.ToLower(f.dtype), Objective: "latency", Pins: pins, Excludes: f.excludes,
-	}, nil
+	spec := &pb.DeploymentSpec{
+		Name: name, Model: f.model, Workload: load, Dtype: strings.ToLower(f.dtype), Objective: "latency", Pins: pins, Excludes: f.excludes,
+		Loras: loras, Allocation: f.allocation, Compat: f.compat, Fit: f.fit, Storage: f.storage,
+	}
+	if err := f.modes(); err != nil {
+		return nil, err
+	}
+	if err := chosen("fit", f.fit); f.fit != "" && err != nil {
+		return nil, usage(err)
+	}
+	off, err := f.virtual()
+	if err != nil {
+		return nil, err
+	}
+	spec.VirtualVramBytes = uint64(off)
+	reserve, err := f.reserved()
+	spec.ReserveBytes = uint64(reserve)
+	return spec, err
+}
+
+// reserved reads --reserve.
+func (f *specFlags) reserved() (placement.Bytes, error) {
+	if f.reserve == "" {
+		return 0, nil
+	}
+	n, err := cluster.ParseSize(f.reserve)
+	if err != nil {
+		return 0, usage(fmt.Errorf("--reserve: %w", err))
+	}
+	return n, nil
 }
 
 // parsePins reads pins in pipeline order; a count begins where the pin before

@@ -4,108 +4,92 @@
 package main
 
 import (
+	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
+	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/allocation"
+	"github.com/distorch/distorch/placement/byhand"
 )
 
-// allocate reads an allocation string as a constraint: one node's compute device runs every block, and the string says
-// where each rests.
-func (f *planFlags) allocate(p *placement.Problem) error {
-	if f.allocation == "" {
-		if f.compat != "" {
-			return usage(fmt.Errorf("--compat is for --allocation STRING"))
-		}
+// byHand reads an allocation string or an amount of virtual VRAM as a constraint: one node's compute device runs every
+// block, and the string says where each rests.
+func (f *specFlags) byHand(p *placement.Problem) error {
+	off, err := f.virtual()
+	switch {
+	case err != nil:
+		return err
+	case off > 0:
+		return virtualVRAM(placement.Bytes(off), p)
+	case f.allocation == "":
 		return nil
 	}
-	if err := chosen("compat", f.compat); f.compat != "" && err != nil {
-		return usage(err)
-	}
-	mode := allocation.Default
-	if f.compat != "" {
-		mode = allocation.Mode(f.compat)
-	}
-	e, err := allocation.Parse(f.allocation, mode)
+	a, _, err := byhand.Read(f.allocation, f.compat, p)
 	if err != nil {
 		return allocationError(err)
-	}
-	named, err := namedNodes(f.allocation, p.Nodes)
-	if err != nil {
-		return usage(err)
-	}
-	r, err := allocation.Assign(e, allocatable(p, named), modelBlocks(p.Model))
-	if err != nil {
-		return allocationError(err)
-	}
-	layout := r.Layout()
-	a := &placement.Allocation{Node: layout.Compute.Node(), Compute: layout.Compute.Local()}
-	if a.Node == "" {
-		a.Node = p.Nodes[0].Label()
-	}
-	for _, s := range layout.Spans {
-		if n := s.Device.Node(); n != layout.Compute.Node() {
-			return usage(fmt.Errorf("--allocation: blocks %d-%d would rest on %s and be computed on %s; a plan by hand keeps to one node", s.First, s.First+s.Blocks-1, s.Device, layout.Compute))
-		}
-		a.Spans = append(a.Spans, placement.Span{Device: s.Device.Local(), First: s.First, Blocks: s.Blocks})
 	}
 	p.Constraints.Allocation = a
 	return nil
 }
 
-// namedNodes are the nodes that an allocation string names; a lone one need not be.
-func namedNodes(text string, nodes []placement.Node) ([]placement.Node, error) {
-	if len(nodes) == 1 {
-		return nodes, nil
+// virtualVRAM chooses the GPU that is the fastest without so many bytes of the blocks.
+func virtualVRAM(off placement.Bytes, p *placement.Problem) error {
+	all, err := byhand.Virtual(off, p)
+	if err != nil {
+		return allocationError(err)
 	}
-	var out []placement.Node
-	var names []string
-	for _, n := range nodes {
-		names = append(names, n.Label())
-		if strings.Contains(text, n.Label()+"/") {
-			out = append(out, n)
+	best := 0.0
+	var first error
+	for _, a := range all {
+		q := *p
+		q.Constraints.Allocation = a
+		plan, err := placement.Place(q, placement.Options{SkipLosses: true})
+		switch {
+		case err != nil && first == nil:
+			first = err
+		case err == nil && (p.Constraints.Allocation == nil || plan.StepSeconds < best):
+			best, p.Constraints.Allocation = plan.StepSeconds, a
 		}
 	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("--allocation: say on which of the cluster's nodes (%s), such as %s/cuda:0", strings.Join(names, ", "), names[0])
+	if p.Constraints.Allocation == nil {
+		return planError(first)
 	}
-	return out, nil
+	return nil
 }
 
-// allocatable lists the devices of nodes as allocation strings name them; those of a cluster's lone node go by their own
-// names.
-func allocatable(p *placement.Problem, nodes []placement.Node) []allocation.Device {
-	var out []allocation.Device
-	for _, n := range nodes {
-		prefix := n.Label() + "/"
-		if len(p.Nodes) == 1 {
-			prefix = ""
-		}
-		for _, d := range n.Devices {
-			free := max(0, d.Allocatable-max(d.Reserve, p.Constraints.Reserve))
-			total := max(d.Allocatable, free)
-			if d.ID == "cpu" {
-				free, total = max(free, n.RAM), max(total, n.RAM)
-			}
-			out = append(out, allocation.Device{ID: allocation.DeviceID(prefix + d.ID), Free: allocation.Bytes(free), Total: allocation.Bytes(total)})
-		}
-		if n.RAM > 0 && !slices.ContainsFunc(n.Devices, func(d placement.Device) bool { return d.ID == "cpu" }) {
-			out = append(out, allocation.Device{ID: allocation.DeviceID(prefix + "cpu"), Free: allocation.Bytes(n.RAM), Total: allocation.Bytes(n.RAM)})
-		}
+// virtual reads --virtual-vram; its units are binary, as in allocation strings.
+func (f *specFlags) virtual() (allocation.Bytes, error) {
+	if f.virtualVRAM == "" {
+		return 0, nil
 	}
-	slices.SortStableFunc(out, func(a, b allocation.Device) int {
-		return strings.Compare(a.ID.Node(), b.ID.Node())
-	})
-	return out
+	n, err := allocation.ParseBytes(f.virtualVRAM)
+	if err != nil || n <= 0 {
+		return 0, usage(fmt.Errorf("--virtual-vram %q: want an amount such as 8GB (2^30 bytes each)", f.virtualVRAM))
+	}
+	return n, nil
 }
 
-// modelBlocks are a block table's blocks, head to tail; head and tail stay on the compute device.
-func modelBlocks(m placement.Model) allocation.Blocks {
-	b := allocation.Blocks{Fixed: allocation.Bytes(m.Head.Weights + m.Tail.Weights)}
-	for _, r := range m.Runs {
-		b.Runs = append(b.Runs, allocation.Run{Count: r.Count, Bytes: allocation.Bytes(r.Block.Weights)})
+// modes checks the flags that say where blocks rest.
+func (f *specFlags) modes() error {
+	if f.compat != "" {
+		if err := chosen("compat", f.compat); err != nil {
+			return usage(err)
+		}
+		if f.allocation == "" {
+			return usage(errors.New("--compat is for --allocation STRING"))
+		}
 	}
-	return b
+	if f.allocation != "" && f.virtualVRAM != "" {
+		return usage(errors.New("--allocation and --virtual-vram are both given; a string can say both: #cuda:0;8gb;cpu"))
+	}
+	if len(f.pins) > 0 && (f.allocation != "" || f.virtualVRAM != "") {
+		return usage(errors.New("--pin puts blocks on nodes, --allocation and --virtual-vram on devices of one: use one of them"))
+	}
+	if f.storage != "" {
+		if err := output.OneOf(f.storage, choices("storage")); err != nil {
+			return usage(fmt.Errorf("--storage %w", err))
+		}
+	}
+	return nil
 }

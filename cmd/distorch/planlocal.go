@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -43,12 +44,11 @@ func (f *planFormat) Type() string { return strings.Join(choices("plan "+outputN
 // planFlags are the flags of plan alone. With any of them the plan is made here, from a cluster file or from what the
 // live nodes say of themselves; without, by the coordinator.
 type planFlags struct {
-	cluster, objective, stored, numerics, fit, reserve string
-	allocation, compat                                 string
-	changes                                            []string
-	explain                                            bool
-	maxNodes, maxPipelines, maxDegree                  int
-	format                                             planFormat
+	cluster, objective, stored, numerics string
+	changes                              []string
+	explain                              bool
+	maxNodes, maxPipelines, maxDegree    int
+	format                               planFormat
 }
 
 func (f *planFlags) add(cmd *cobra.Command) {
@@ -57,13 +57,9 @@ func (f *planFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.objective, "objective", "latency", "what is to be fast: latency, pair, batch=N or throughput")
 	flags.StringVar(&f.stored, "stored", "", "how weights are stored, such as fp8 (default: as in the file)")
 	flags.StringVar(&f.numerics, "numerics", "any", "one: all blocks in one numerics class; any: the fastest plan")
-	flags.StringVar(&f.fit, "fit", "fallback", "strict: all weights resident; fallback: stream what does not fit")
-	flags.StringVar(&f.reserve, "reserve", "", "memory to keep free on every device, such as 1GB")
 	flags.IntVar(&f.maxNodes, "max-nodes", 0, "use at most so many nodes (default: no limit)")
 	flags.IntVar(&f.maxPipelines, "max-pipelines", 0, "at most so many replicas or branches; 1 forbids them (default: as many as help)")
 	flags.IntVar(&f.maxDegree, "max-degree", 0, "tensor parallelism over at most so many devices; 1 forbids it (default: no limit)")
-	flags.StringVar(&f.allocation, "allocation", "", "place by hand: an allocation string, its devices as cuda:0 or NODE/cuda:0")
-	flags.StringVar(&f.compat, "compat", "", "distorch2: read the allocation string by ComfyUI-MultiGPU's rules")
 	flags.BoolVar(&f.explain, "explain", false, "say why: runner-up plans, other programs' rules, lost nodes, what would help most")
 	flags.StringArrayVar(&f.changes, "what-if", nil, "compare with a change, such as 'nic a=10gbps' or 'add b/cuda:0=rtx4090'; may be given again")
 	f.format = planFormat(output.Table)
@@ -72,7 +68,7 @@ func (f *planFlags) add(cmd *cobra.Command) {
 
 // local reports whether the plan is made here.
 func (f *planFlags) local(cmd *cobra.Command) bool {
-	for _, name := range []string{"cluster", "objective", "stored", "numerics", "fit", "reserve", "max-nodes", "max-pipelines", "max-degree", "allocation", "compat", "explain", "what-if"} {
+	for _, name := range []string{"cluster", "objective", "stored", "numerics", "max-nodes", "max-pipelines", "max-degree", "explain", "what-if"} {
 		if cmd.Flags().Changed(name) {
 			return true
 		}
@@ -84,18 +80,19 @@ func (f *planFlags) local(cmd *cobra.Command) bool {
 func (f *planFlags) constraints(spec *specFlags) (placement.Constraints, error) {
 	c := placement.Constraints{
 		Exclude: spec.excludes, MaxNodes: f.maxNodes, MaxPipelines: f.maxPipelines, MaxDegree: f.maxDegree,
-		Numerics: placement.Numerics(f.numerics), Fit: placement.Fit(f.fit),
+		Numerics: placement.Numerics(f.numerics), Fit: placement.Fit(spec.fit),
 	}
-	for flag, value := range map[string]string{"numerics": f.numerics, "fit": f.fit} {
+	for flag, value := range map[string]string{"numerics": f.numerics, "fit": spec.fit} {
 		if err := chosen(flag, value); err != nil {
 			return c, usage(err)
 		}
 	}
 	var err error
-	if f.reserve != "" {
-		if c.Reserve, err = cluster.ParseSize(f.reserve); err != nil {
-			return c, usage(fmt.Errorf("--reserve: %w", err))
-		}
+	if err := spec.modes(); err != nil {
+		return c, err
+	}
+	if c.Reserve, err = spec.reserved(); err != nil {
+		return c, err
 	}
 	if c.Pins, err = placement.ParsePins(strings.Join(spec.pins, ",")); err != nil {
 		return c, usage(err)
@@ -117,7 +114,7 @@ func (f *planFlags) scenario(cmd *cobra.Command, spec *specFlags, source modelSo
 	if t.DType, err = computeDType(spec.dtype); err != nil {
 		return s, usage(err)
 	}
-	if t.Stored, err = storedDType(f.stored); err != nil {
+	if t.Stored, err = storedDType(cmp.Or(f.stored, spec.storage)); err != nil {
 		return s, usage(err)
 	}
 	s.Tables = source.defaults(t)
@@ -135,7 +132,7 @@ func (f *planFlags) scenario(cmd *cobra.Command, spec *specFlags, source modelSo
 	if _, p.Constraints.InFlight, err = source.table(s.Tables, 1); err != nil {
 		return s, err
 	}
-	return s, f.allocate(p)
+	return s, spec.byHand(p)
 }
 
 // knownNodes fails for an exclude that names no node.

@@ -21,10 +21,17 @@ func (n *Node) bare() placement.Node {
 	return out
 }
 
-// bare is a device without its rates, its memory less what the agent takes.
-func (d *Device) bare() placement.Device {
-	free := d.Allocatable - min(d.Allocatable, d.Overhead)
-	return placement.Device{ID: d.Name, Kind: placement.KindCPU, Allocatable: placement.Bytes(min(free, math.MaxInt64)), Source: placement.SourceMeasured}
+// bare is a device without its rates and memory; dtype "" is for any.
+func (d *Device) bare(dtype string) placement.Device {
+	c := placement.Device{ID: d.Name, Kind: placement.KindCPU, Source: placement.SourceMeasured}
+	if dtype != "" {
+		c.Class = classWithout(d.class(dtype), dtype)
+	}
+	if d.Kind != "" && d.Kind != cpu {
+		c.Kind, c.Model, c.Overlap = placement.KindGPU, d.Model, d.Overlaps
+		c.HostToDevice, c.Peer = d.HostToDevice, d.Peer
+	}
+	return c
 }
 
 // mostSpread is the largest uncertainty that a cluster file may state.
@@ -37,12 +44,35 @@ const mostSpread = 0.9
 func (n *Node) Inventory() placement.Node {
 	out := n.bare()
 	out.HasModel = true
-	d := n.cpu()
-	if d == nil {
-		out.Rejected = placement.Reason{Kind: placement.ReasonNoDevice, Detail: "it has no CPU device"}
+	if len(n.Devices) == 0 {
+		out.Rejected = placement.Reason{Kind: placement.ReasonNoDevice, Detail: "it has no device"}
 		return out
 	}
-	c := d.bare()
+	out.RAM, out.Lend, out.Disk, out.HostBus = bytesIn(n.hostMemory()), bytesIn(min(n.Donate, n.hostMemory())), n.Disk, n.HostBus
+	own := false
+	for i := range n.Devices {
+		d := &n.Devices[i]
+		own = own || d.own()
+		out.Devices = append(out.Devices, d.inventory(bytesIn(n.memory(d))))
+	}
+	if !own {
+		out.RAM = 0 // all of it is the cpu's
+	}
+	if n.Link == nil {
+		out.Rejected = placement.Reason{Kind: placement.ReasonRates, Detail: "its network has not been measured yet"}
+	} else if err := out.Validate(); err != nil {
+		out.Rejected = placement.Reason{Kind: placement.ReasonRates, Detail: err.Error()}
+	}
+	if out.Rejected.Kind != "" {
+		out.Devices, out.Link = nil, placement.Link{}
+	}
+	return out
+}
+
+// inventory is a device with its curves.
+func (d *Device) inventory(memory placement.Bytes) placement.Device {
+	c := d.bare("")
+	c.Allocatable = memory
 	largest := Rates{Elements: -1}
 	for _, r := range d.Rates {
 		tokens := r.Tokens
@@ -66,16 +96,7 @@ func (n *Node) Inventory() placement.Node {
 	})
 	k := d.correction(largest.DType, largest.Elements)
 	c.Memory, c.Expansion = largest.Elementwise/k, largest.Expand/k
-	out.Devices = []placement.Device{c}
-	if n.Link == nil {
-		out.Rejected = placement.Reason{Kind: placement.ReasonRates, Detail: "its network has not been measured yet"}
-	} else if err := out.Validate(); err != nil {
-		out.Rejected = placement.Reason{Kind: placement.ReasonRates, Detail: err.Error()}
-	}
-	if out.Rejected.Kind != "" {
-		out.Devices, out.Link = nil, placement.Link{}
-	}
-	return out
+	return c
 }
 
 // classWithout is a numerics class without the part that names the dtype.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/numeric"
-	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/placement"
 )
 
@@ -21,12 +20,13 @@ const ReasonFailed placement.ReasonKind = "failed"
 // ReasonLoRA is the reason of a node that lacks the file of a LoRA.
 const ReasonLoRA placement.ReasonKind = "lora"
 
-// cpu is the name of the device that runs a stage.
+// cpu is the name of the processor with the node's RAM.
 const cpu = "cpu"
 
-func (n *Node) cpu() *Device {
+// device is the one of that name, or nil.
+func (n *Node) device(name string) *Device {
 	for i := range n.Devices {
-		if n.Devices[i].Name == cpu {
+		if n.Devices[i].Name == name {
 			return &n.Devices[i]
 		}
 	}
@@ -132,13 +132,33 @@ func (d *Device) class(dtype string) string {
 	return ""
 }
 
-// offer is every node as placement sees it for a deployment, those that left
-// included.
-func (w *world) offer(spec *Spec, m *Model, dtype string, barred []Barred) []placement.Node {
-	lost := map[string]Barred{}
-	out := make([]placement.Node, 0, len(w.nodes)+len(barred))
-	for _, b := range barred {
-		lost[b.Node] = b
+// cuts is memory that a plan is to do without, since an earlier one took more
+// than was counted: by node and device, and of a node's RAM by what it is for.
+type cuts struct {
+	devices   map[[2]string]uint64
+	ram, lend map[string]uint64
+}
+
+func newCuts() *cuts {
+	return &cuts{devices: map[[2]string]uint64{}, ram: map[string]uint64{}, lend: map[string]uint64{}}
+}
+
+// inputs are what nodes are converted for.
+type inputs struct {
+	spec   *Spec
+	model  *Model
+	dtype  string
+	table  *table
+	barred []Barred
+	suffix string // of the numerics class, by what LoRAs do to weights
+	cuts   *cuts
+}
+
+// offer is every node as placement sees it for a deployment whose weights rest in
+// a form, those that left included.
+func (w *world) offer(in *inputs, form int) []placement.Node {
+	out := make([]placement.Node, 0, len(w.nodes)+len(in.barred))
+	for _, b := range in.barred {
 		if w.node[b.Node] == nil {
 			out = append(out, placement.Node{
 				ID: placement.NodeID(b.Node), Name: b.Name,
@@ -147,37 +167,71 @@ func (w *world) offer(spec *Spec, m *Model, dtype string, barred []Barred) []pla
 		}
 	}
 	for i := range w.nodes {
-		n := w.convert(&w.nodes[i], spec, m, dtype)
-		n.Rejected = w.reject(&w.nodes[i], n, m.Graph, dtype)
-		if name := w.lacks(w.nodes[i].ID, spec); name != "" && n.Rejected.Kind == "" {
+		n := w.convert(&w.nodes[i], in, form)
+		n.Rejected = w.reject(&w.nodes[i], n, in.model.Graph, in.dtype)
+		if name := w.lacks(w.nodes[i].ID, in.spec); name != "" && n.Rejected.Kind == "" {
 			n.Rejected = placement.Reason{Kind: ReasonLoRA, Detail: "it has no file " + name + " in models.dirs; copy it there and start its agent again"}
 		}
-		if b, ok := lost[w.nodes[i].ID]; ok {
-			n.Rejected = placement.Reason{Kind: ReasonFailed, Detail: b.Message}
+		for _, b := range in.barred {
+			switch {
+			case b.Node != w.nodes[i].ID:
+			case b.Donor:
+				n.Lend = 0
+			case b.Device == "" || len(n.Devices) == 0:
+				n.Rejected = placement.Reason{Kind: ReasonFailed, Detail: b.Message}
+			}
 		}
 		out = append(out, n)
 	}
 	return out
 }
 
-func (w *world) convert(n *Node, spec *Spec, m *Model, dtype string) placement.Node {
+// less is a size without another, not below 0.
+func less(a uint64, b ...uint64) uint64 {
+	for _, x := range b {
+		a -= min(a, x)
+	}
+	return a
+}
+
+func bytesIn(n uint64) placement.Bytes { return placement.Bytes(min(n, math.MaxInt64)) }
+
+func (w *world) convert(n *Node, in *inputs, form int) placement.Node {
 	out := n.bare()
-	out.HasModel = w.holds[Holder{Model: m.ID, Node: n.ID}]
-	d := n.cpu()
-	if d == nil {
-		return out
+	out.HasModel = w.holds[Holder{Model: in.model.ID, Node: n.ID}]
+	use := w.taken(n.ID, in.spec.Name)
+	free := less(n.hostMemory(), use.host)
+	out.RAM = bytesIn(less(free, uint64(in.table.host), in.cuts.ram[n.ID]))
+	out.Lend = bytesIn(less(min(n.Donate, free), use.lent, in.cuts.lend[n.ID]))
+	out.Disk, out.HostBus = n.Disk, n.HostBus
+	size := activation(in.model.Graph, in.spec.Workload)
+	gpus := false
+	for i := range n.Devices {
+		d := &n.Devices[i]
+		if slices.ContainsFunc(in.barred, func(b Barred) bool { return b.Node == n.ID && b.Device == d.Name }) {
+			continue
+		}
+		c := d.bare(in.dtype)
+		left := less(n.memory(d), use.devices[d.Name], in.cuts.devices[[2]string{n.ID, d.Name}])
+		if d.own() {
+			gpus = true
+			left = less(left, d.Overhead) + uint64(in.table.slack[form])
+		} else {
+			left = min(left, less(free, in.cuts.devices[[2]string{n.ID, d.Name}]))
+		}
+		c.Allocatable = bytesIn(left)
+		if r, ok := d.rates(in.dtype, size); ok {
+			k := d.correction(in.dtype, size)
+			c.Rates = []placement.Rate{{DType: placement.DType(in.dtype), Linear: r.Linear / k, Attention: r.Attention / k}}
+			c.Expansion, c.Memory = r.Expand/k, r.Elementwise/k
+		} else {
+			c.Memory = 1 // placement names the missing dtype
+		}
+		out.Devices = append(out.Devices, c)
 	}
-	c := d.bare()
-	c.Allocatable -= min(c.Allocatable, bytesOf(tensor.Bytes(min(w.taken(n.ID, spec.Name), math.MaxInt64))))
-	size := activation(m.Graph, spec.Workload)
-	if r, ok := d.rates(dtype, size); ok {
-		k := d.correction(dtype, size)
-		c.Rates = []placement.Rate{{DType: placement.DType(dtype), Linear: r.Linear / k, Attention: r.Attention / k}}
-		c.Expansion, c.Memory = r.Expand/k, r.Elementwise/k
-	} else {
-		c.Memory = 1 // placement names the missing dtype
+	if gpus && n.Link != nil {
+		out.PeerLatency = n.Link.Latency // stages of a node hand on through its own port
 	}
-	out.Devices = []placement.Device{c}
 	return out
 }
 
@@ -195,7 +249,8 @@ func (w *world) reject(n *Node, as placement.Node, g *graph.Model, dtype string)
 	if err := as.Validate(); err != nil {
 		return placement.Reason{Kind: placement.ReasonRates, Detail: err.Error()}
 	}
-	if d := n.cpu(); d != nil {
+	for i := range n.Devices {
+		d := &n.Devices[i]
 		r, ok := d.rates(dtype, 0)
 		switch {
 		case ok && d.class(dtype) == "":

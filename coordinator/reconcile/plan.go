@@ -22,8 +22,9 @@ type Tier struct {
 	Kind          placement.TierKind
 	Device        string // of a donor device
 	// Of the node whose RAM it is.
-	Node, Address, Incarnation string
-	Compressed                 bool
+	Node, Name, Address, Incarnation string
+	Compressed                       bool
+	Bytes                            uint64 // at rest
 }
 
 // Stage is a contiguous range of blocks on one node.
@@ -64,6 +65,8 @@ type Barred struct {
 	Failed     bool
 	Message    string
 	Revision   int64
+	Device     string // failed: the one at fault; the node's others may be used
+	Donor      bool   // failed: with blocks of another node's stage; it may run stages
 }
 
 // Plan is where a deployment runs. A plan without stages says why in
@@ -84,6 +87,8 @@ type Plan struct {
 	Infeasible               string
 	Barred                   []Barred
 	LoRAs                    []LoRA
+	Fit                      string   // strict: agents move no block to a slower tier
+	Notes                    []string // for people
 }
 
 // of says whether the plan answers this very spec.

@@ -12,6 +12,8 @@ import (
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/placement"
+	"github.com/distorch/distorch/placement/allocation"
+	"github.com/distorch/distorch/placement/byhand"
 	"github.com/distorch/distorch/placement/report"
 )
 
@@ -21,6 +23,13 @@ type Proposal struct {
 	Explanation string // for people; empty where there are no stages
 	Report      *report.Report
 	Err         error // why there are no stages
+}
+
+// Infeasible reports whether an error of a proposal is about room: there may be
+// some when nodes come or change.
+func Infeasible(err error) bool {
+	var short *allocation.FitError
+	return placement.Infeasible(err) || errors.As(err, &short) || errors.Is(err, byhand.ErrNoGPU)
 }
 
 // Propose places one deployment as Step would if nothing ran under its name,
@@ -36,8 +45,11 @@ func (w *world) propose(spec *Spec, now *Plan) *Proposal {
 	barred := w.barred(spec, now)
 	out := &Proposal{Plan: Plan{
 		Deployment: spec.Name, DeploymentID: spec.ID, Generation: spec.Generation,
-		Model: spec.Model, Workload: spec.Workload, DType: spec.DType, Barred: barred,
+		Model: spec.Model, Workload: spec.Workload, DType: spec.DType, Barred: barred, Fit: spec.Fit,
 	}}
+	if spec.manual() {
+		out.Plan.Fit = string(placement.FitStrict)
+	}
 	out.Plan.Workload.InFlight = spec.Workload.inFlight()
 	refuse := func(err error) *Proposal {
 		out.Err, out.Plan.Infeasible = err, err.Error()
@@ -63,31 +75,22 @@ func (w *world) propose(spec *Spec, now *Plan) *Proposal {
 	if err != nil {
 		return refuse(fmt.Errorf("%s: %w", label(spec), err))
 	}
-	problem := placement.Problem{Deployment: spec.Name, Model: t.packed, Nodes: w.offer(spec, m, dtype, barred), Constraints: constraints(spec)}
+	in := &inputs{spec: spec, model: m, dtype: dtype, table: t, barred: barred, suffix: suffix, cuts: newCuts()}
+	problem := w.problem(in, formPacked)
 	out.Plan.InputDigest = problem.Digest()
 	if now != nil && now.of(spec) && len(now.Stages) == 0 && now.InputDigest == out.Plan.InputDigest && slices.Equal(now.Barred, barred) {
 		return nil
 	}
-	best, stored, err := choose(t, problem)
+	best, problem, err := w.settleMemory(&out.Plan, in)
 	if err != nil {
 		return refuse(err)
-	}
-	if err := w.fill(&out.Plan, t, m.Stored, best, stored); err != nil {
-		return refuse(fmt.Errorf("%s: %w", label(spec), err))
-	}
-	if suffix != "" {
-		for i := range out.Plan.Stages {
-			out.Plan.Stages[i].Class += suffix
-		}
-		out.Plan.Numerics = numerics(&out.Plan)
-	}
-	if stored {
-		problem.Model = t.stored
 	}
 	if out.Report, err = report.New(problem, best, report.Options{}); err != nil {
 		return refuse(fmt.Errorf("%s: %w", label(spec), err))
 	}
 	out.Report.Model, out.Report.DType, out.Report.Stored = m.Name, dtype, string(t.stored.StoredDType)
+	out.Report.Notes = append(out.Report.Notes, out.Plan.Notes...)
+	out.Report.Plan.Notes = out.Report.Notes
 	out.Explanation = best.Explain() + "numerics: " + out.Plan.Numerics + "\n"
 	return out
 }
@@ -123,7 +126,7 @@ func specialise(spec *Spec, m *Model, dtype string) (*table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("workload: %w", err)
 	}
-	t, err := newTable(m.Name, p, m.Stored, spec.Workload.inFlight())
+	t, err := newTable(m.Name, p, m.Stored, spec.Storage, spec.Workload.inFlight())
 	if err != nil {
 		return nil, fmt.Errorf("model %s: %w", m.Name, err)
 	}
@@ -132,36 +135,93 @@ func specialise(spec *Spec, m *Model, dtype string) (*table, error) {
 
 func constraints(spec *Spec) placement.Constraints {
 	// What agents execute: one pipeline, each block on one device.
-	c := placement.Constraints{Exclude: spec.Excludes, InFlight: 1, MaxPipelines: 1, MaxDegree: 1}
+	c := placement.Constraints{
+		Exclude: spec.Excludes, InFlight: 1, MaxPipelines: 1, MaxDegree: 1,
+		Fit: placement.Fit(spec.Fit), Reserve: bytesIn(spec.Reserve),
+	}
 	for _, p := range spec.Pins {
 		c.Pins = append(c.Pins, placement.Pin{Node: p.Node, Ranged: true, First: p.First, Count: p.Blocks})
 	}
 	return c
 }
 
-// choose places packed weights and, where they are smaller, stored ones, and
-// takes the faster plan.
-func choose(t *table, problem placement.Problem) (best *placement.Plan, stored bool, err error) {
-	best, err = placement.Place(problem, placement.Options{})
-	if !t.smaller || err != nil && !placement.Infeasible(err) {
-		return best, false, err
+// problem is what is to be placed, with weights resting in a form.
+func (w *world) problem(in *inputs, form int) placement.Problem {
+	p := placement.Problem{Deployment: in.spec.Name, Model: in.table.packed, Nodes: w.offer(in, form), Constraints: constraints(in.spec)}
+	if form == formStored {
+		p.Model = in.table.stored
 	}
-	problem.Model = t.stored
-	other, otherErr := placement.Place(problem, placement.Options{})
+	return p
+}
+
+// choose places packed weights and, where they are smaller, stored ones, and
+// takes the faster plan. What a person wrote counts the bytes of the file.
+func (w *world) choose(in *inputs) (best *placement.Plan, problem placement.Problem, form int, err error) {
+	only := in.table.storage != "" || in.spec.manual() && in.table.smaller
+	if only {
+		problem = w.problem(in, formStored)
+		best, err = place(in.spec, &problem)
+		return best, problem, formStored, err
+	}
+	problem = w.problem(in, formPacked)
+	best, err = place(in.spec, &problem)
+	if !in.table.smaller || err != nil && !Infeasible(err) {
+		return best, problem, formPacked, err
+	}
+	other := w.problem(in, formStored)
+	plan, otherErr := place(in.spec, &other)
 	switch {
 	case otherErr != nil && err != nil:
-		return nil, false, moreRoom(err, otherErr)
+		return nil, problem, formPacked, moreRoom(err, otherErr)
 	case otherErr != nil:
-		return best, false, nil
-	case err != nil || other.StepSeconds < best.StepSeconds:
-		return other, true, nil
+		return best, problem, formPacked, nil
+	case err != nil || plan.StepSeconds < best.StepSeconds:
+		return plan, other, formStored, nil
 	}
 	for i := range best.IfLost {
 		if l := &best.IfLost[i]; !l.Continues && !best.Forced {
-			l.Continues, l.StepSeconds = without(problem, l.Node)
+			l.Continues, l.StepSeconds = without(other, l.Node)
 		}
 	}
-	return best, false, nil
+	return best, problem, formPacked, nil
+}
+
+// place finds the best plan, by hand where a person wrote one.
+func place(spec *Spec, p *placement.Problem) (*placement.Plan, error) {
+	switch {
+	case spec.Allocation != "":
+		a, _, err := byhand.Read(spec.Allocation, spec.Compat, p)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", label(spec), err)
+		}
+		p.Constraints.Allocation = a
+	case spec.VirtualVRAM > 0:
+		all, err := byhand.Virtual(bytesIn(spec.VirtualVRAM), p)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", label(spec), err)
+		}
+		return fastest(all, p)
+	}
+	return placement.Place(*p, placement.Options{})
+}
+
+// fastest places by each of several assignments.
+func fastest(all []*placement.Allocation, p *placement.Problem) (best *placement.Plan, err error) {
+	var which *placement.Allocation
+	for _, a := range all {
+		p.Constraints.Allocation = a
+		plan, problem := placement.Place(*p, placement.Options{})
+		switch {
+		case problem != nil && err == nil:
+			err = problem
+		case problem == nil && (best == nil || plan.StepSeconds < best.StepSeconds):
+			best, which = plan, a
+		}
+	}
+	if p.Constraints.Allocation = which; best == nil {
+		return nil, err
+	}
+	return best, nil
 }
 
 // moreRoom is the refusal that counts: weights as stored need less, if that
@@ -183,45 +243,6 @@ func without(problem placement.Problem, node placement.NodeID) (bool, float64) {
 		return false, 0
 	}
 	return true, p.StepSeconds
-}
-
-// fill turns a placement into the plan that agents execute.
-func (w *world) fill(out *Plan, t *table, stored map[string]tensor.DType, best *placement.Plan, rested bool) error {
-	for i := range best.Stages {
-		s := &best.Stages[i]
-		n := w.node[string(s.Node)]
-		f, err := StageFootprint(t.program, stored, StageShape{
-			First: s.First, Blocks: s.Blocks, Head: s.Head, Tail: s.Tail,
-			Stored: rested, Slots: s.Slots, InFlight: out.Workload.InFlight,
-		})
-		if err != nil {
-			return err
-		}
-		// placement counts the largest regions everywhere; this is the stage's own.
-		s.Peak = min(s.Peak, placement.Bytes(f.Peak()))
-		out.Stages = append(out.Stages, Stage{
-			Node: n.ID, Name: s.Name, Device: s.Device, Address: n.Address, Incarnation: n.Incarnation,
-			First: s.First, Blocks: s.Blocks, Head: s.Head, Tail: s.Tail, Stored: rested, Slots: s.Slots,
-			Class: n.cpu().class(out.DType),
-			Forecast: StageForecast{
-				Compute: s.Compute, Expand: s.Expansion, Hop: s.Hop, Load: s.Load, PeakBytes: uint64(f.Peak()),
-				Correction: n.cpu().correction(out.DType, activation(t.program.Model, out.Workload)), Calibration: n.cpu().Calibration,
-			},
-		})
-	}
-	out.Forecast = Forecast{
-		Step: best.StepSeconds, Pair: best.Pair.StepSeconds, Compute: best.Parts.Compute, Expand: best.Parts.Streaming,
-		Hop: best.Parts.Hops, Waiting: best.Parts.Waiting, Load: best.LoadSeconds,
-	}
-	for _, u := range best.Unused {
-		out.Unused = append(out.Unused, Unused{Node: u.Name, Reason: u.Reason.String()})
-	}
-	for _, l := range best.IfLost {
-		out.IfLost = append(out.IfLost, Loss{Node: l.Name, Consequence: l.String()})
-	}
-	out.Certificate = Certificate{Optimal: best.Certificate.Optimal, LowerBound: best.Certificate.LowerBound, Gap: best.Certificate.Gap}
-	out.Numerics = numerics(out)
-	return nil
 }
 
 // numerics is the sentence that says what the plan's bits equal.

@@ -77,7 +77,7 @@ func TestPlansAreCorrected(t *testing.T) {
 	if before.Err != nil {
 		t.Fatal(before.Err)
 	}
-	d := c.find("a").cpu()
+	d := c.find("a").device(cpu)
 	d.Calibration = "0123"
 	d.Feedback = []Feedback{{DType: "bf16", Elements: (4096 + 512) * 3072, Ratio: 1.25}}
 	after := Propose(c.snapshot, spec)

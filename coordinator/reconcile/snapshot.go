@@ -52,9 +52,13 @@ type Feedback struct {
 	Ratio    float64
 }
 
-// Device of a node. The one called "cpu" is used.
+// Device of a node.
 type Device struct {
 	Name        string
+	Kind        string // cpu, cuda, rocm, xpu, mps, sim; empty: cpu
+	Unified     bool   // it computes in the node's RAM, of which its memory is a part
+	Simulated   bool
+	Model       string // what the vendor calls it
 	Allocatable uint64 // bytes that distorch may use
 	Overhead    uint64 // bytes of them that the agent takes beside any stage
 	Classes     []string
@@ -62,7 +66,17 @@ type Device struct {
 	Calibration string     // names them
 	Feedback    []Feedback // what they are corrected by
 	Copy        float64    // bytes per second read and written by copies in its memory; 0: not measured
+	// Bytes per second from and to the node's RAM; 0 where it computes in it.
+	HostToDevice, DeviceToHost float64
+	Peer                       float64 // bytes per second from the slowest other device of the node; 0: none
+	Overlaps                   bool    // it expands weights beside computing
 }
+
+// own says whether the device has memory of its own.
+func (d *Device) own() bool { return d.Kind != "" && d.Kind != cpu && !d.Unified }
+
+// Lost is a device that a node had.
+type Lost struct{ Name, Reason string }
 
 // Link is what a node measured of its network.
 type Link struct {
@@ -81,7 +95,12 @@ type Node struct {
 	OpSet       uint32
 	Load        float64 // bytes per second from disk
 	Devices     []Device
-	Link        *Link // nil: not measured
+	Lost        []Lost
+	HostMemory  uint64  // bytes of RAM for stages, tiers and donations together; 0: the cpu's
+	Donate      uint64  // bytes of them, at most, for blocks of other nodes' stages
+	Disk        float64 // bytes per second that a stage may read while it runs; 0: none
+	HostBus     float64 // bytes per second from RAM to all devices together; 0: not measured
+	Link        *Link   // nil: not measured
 }
 
 // Model is a checkpoint that an agent announced.
@@ -124,7 +143,17 @@ type Spec struct {
 	Pins       []Pin
 	Excludes   []string
 	LoRAs      []LoRA
+
+	Allocation  string // as written by hand; empty: none
+	Compat      string // by whose rules: empty, distorch2
+	VirtualVRAM uint64 // bytes of blocks to rest off the device that computes; 0: as fits
+	Fit         string // fallback, strict; empty: fallback
+	Reserve     uint64 // bytes kept free on every device
+	Storage     string // fp8, or empty: as the file has it
 }
+
+// manual says whether a person wrote where blocks rest.
+func (s *Spec) manual() bool { return s.Allocation != "" || s.VirtualVRAM > 0 }
 
 // Observed is what a node says of a deployment's stage.
 type Observed struct {
@@ -135,6 +164,8 @@ type Observed struct {
 	Epoch        uint64
 	Failed       bool
 	Message      string
+	Device       string // of the node, that is at fault
+	Donor        string // id of another node that is
 }
 
 const defaultInFlight = 2
@@ -193,23 +224,4 @@ func (w *world) plan(deployment string) *Plan {
 		return p
 	}
 	return w.stored[deployment]
-}
-
-// taken is the memory that other deployments' plans use on a node, in bytes.
-func (w *world) taken(node, deployment string) uint64 {
-	var sum uint64
-	for i := range w.specs {
-		name := w.specs[i].Name
-		if name == deployment {
-			continue
-		}
-		if p := w.plan(name); p != nil {
-			for _, s := range p.Stages {
-				if s.Node == node {
-					sum += s.Forecast.PeakBytes
-				}
-			}
-		}
-	}
-	return sum
 }

@@ -7,6 +7,8 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+
+	"github.com/distorch/distorch/placement"
 )
 
 // Effect is one write. It is made only if the deployment's spec and plan are
@@ -110,9 +112,42 @@ func (w *world) stale(spec *Spec, p *Plan) string {
 			return "node " + s.Name + " restarted"
 		case n.Address != s.Address:
 			return "node " + s.Name + " has another address"
+		case n.device(s.Device) == nil:
+			return "node " + s.Name + " lost device " + s.Device + n.why(s.Device)
+		}
+		if why := w.staleTier(n, s); why != "" {
+			return why
 		}
 		if o := w.failure(p, s); o != nil {
 			return "node " + s.Name + " failed: " + o.Message
+		}
+	}
+	return ""
+}
+
+// why says what happened to a device.
+func (n *Node) why(device string) string {
+	for _, l := range n.Lost {
+		if l.Name == device {
+			return ": " + l.Reason
+		}
+	}
+	return ""
+}
+
+// staleTier says why a stage's blocks cannot rest where the plan has them.
+func (w *world) staleTier(n *Node, s *Stage) string {
+	for _, t := range s.Tiers {
+		switch o := w.node[t.Node]; {
+		case t.Kind == placement.TierDonor && n.device(t.Device) == nil:
+			return "node " + s.Name + " lost device " + t.Device + n.why(t.Device)
+		case t.Kind != placement.TierRemote:
+		case o == nil:
+			return "node " + t.Name + ", which keeps blocks, left the cluster"
+		case o.Incarnation != t.Incarnation:
+			return "node " + t.Name + ", which keeps blocks, restarted"
+		case o.Address != t.Address:
+			return "node " + t.Name + ", which keeps blocks, has another address"
 		}
 	}
 	return ""
@@ -133,23 +168,42 @@ func (w *world) barred(spec *Spec, p *Plan) []Barred {
 	if p == nil || !p.of(spec) {
 		return nil
 	}
-	out := map[string]Barred{}
+	type key struct {
+		node, device string
+		donor        bool
+	}
+	out := map[key]Barred{}
+	add := func(b Barred) { out[key{b.Node, b.Device, b.Donor}] = b }
 	for _, b := range p.Barred {
 		n := w.node[b.Node]
 		switch {
 		case n == nil:
-			out[b.Node] = Barred{Node: b.Node, Name: b.Name}
+			add(Barred{Node: b.Node, Name: b.Name})
 		case b.Failed && n.Revision == b.Revision:
-			out[b.Node] = b
+			add(b)
 		}
 	}
 	for i := range p.Stages {
 		s := &p.Stages[i]
-		if n := w.node[s.Node]; n == nil {
-			out[s.Node] = Barred{Node: s.Node, Name: s.Name}
-		} else if o := w.failure(p, s); o != nil {
-			out[s.Node] = Barred{Node: s.Node, Name: s.Name, Failed: true, Message: o.Message, Revision: n.Revision}
+		for _, t := range s.Tiers {
+			if t.Kind == placement.TierRemote && w.node[t.Node] == nil {
+				add(Barred{Node: t.Node, Name: t.Name})
+			}
+		}
+		n, o := w.node[s.Node], w.failure(p, s)
+		switch {
+		case n == nil:
+			add(Barred{Node: s.Node, Name: s.Name})
+		case o == nil:
+		case o.Donor != "":
+			if d := w.node[o.Donor]; d != nil {
+				add(Barred{Node: d.ID, Name: d.Name, Failed: true, Message: o.Message, Revision: d.Revision, Donor: true})
+			}
+		default:
+			add(Barred{Node: s.Node, Name: s.Name, Failed: true, Message: o.Message, Revision: n.Revision, Device: o.Device})
 		}
 	}
-	return slices.SortedFunc(maps.Values(out), func(a, b Barred) int { return cmp.Compare(a.Node, b.Node) })
+	return slices.SortedFunc(maps.Values(out), func(a, b Barred) int {
+		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Device, b.Device))
+	})
 }

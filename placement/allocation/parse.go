@@ -403,7 +403,7 @@ func readDevice(s string) (DeviceID, *problem) {
 			return DeviceID(prefix + kind), nil
 		}
 		return "", &problem{at, fmt.Sprintf("there is no %s: %s has no index", quoted(local), kind), wantDevice, kind, false}
-	case "cuda", "xpu":
+	case "cuda", "xpu", "sim": // sim: a simulated device of a test cluster
 		if !indexed {
 			return DeviceID(prefix + kind + ":0"), nil
 		}

@@ -33,6 +33,7 @@ func queueOf(e engine.Event) Queue { return Queue(e) & 1 }
 // devices put their throttled copies there.
 type Queued interface {
 	engine.Session
+	RestartPeak()
 	Issue(q Queue, after []engine.Event, do func() error) engine.Event
 }
 
@@ -65,9 +66,7 @@ type session struct {
 var _ Queued = (*session)(nil)
 
 func newSession(e *Engine) *session {
-	s := &session{
-		engine: e, account: e.cfg.Account, errs: map[engine.Event]error{},
-	}
+	s := &session{engine: e, account: e.cfg.Account, errs: map[engine.Event]error{}}
 	if s.account == nil {
 		s.account = engine.NewAccount(e.cfg.Memory, "raise agent.memory or place fewer blocks here")
 	}
@@ -198,6 +197,9 @@ func (s *session) HostBuffer(n tensor.Bytes) (engine.Buffer, error) { return s.B
 
 // Account says what the session has handed out.
 func (s *session) Account() (used, peak, limit tensor.Bytes) { return s.account.Use() }
+
+// RestartPeak makes what is in use the account's peak.
+func (s *session) RestartPeak() { s.account.Restart() }
 
 // HostAccount is Account: there is one memory.
 func (s *session) HostAccount() (used, peak, limit tensor.Bytes) { return s.account.Use() }

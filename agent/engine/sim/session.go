@@ -201,6 +201,9 @@ func (s *session) Wait(ctx context.Context, e engine.Event) error { return s.nat
 // Account is of the device's arena.
 func (s *session) Account() (used, peak, limit tensor.Bytes) { return s.native.Account() }
 
+// RestartPeak makes what is in use of the device its peak.
+func (s *session) RestartPeak() { s.native.RestartPeak() }
+
 // HostAccount is of the machine's memory.
 func (s *session) HostAccount() (used, peak, limit tensor.Bytes) { return s.host.Use() }
 

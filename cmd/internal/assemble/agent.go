@@ -19,10 +19,7 @@ import (
 	"github.com/distorch/distorch/agent/calibration"
 	"github.com/distorch/distorch/agent/device"
 	"github.com/distorch/distorch/agent/engine"
-	"github.com/distorch/distorch/agent/engine/multi"
-	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
-	"github.com/distorch/distorch/agent/engine/sim"
 	"github.com/distorch/distorch/agent/measure"
 	"github.com/distorch/distorch/cmd/internal/config"
 	"github.com/distorch/distorch/model/tensor"
@@ -124,7 +121,7 @@ func (a Agent) configure(ctx context.Context, st *store.Store) (agent.Config, er
 		labels[hostLabel] = host
 	}
 	cfg := agent.Config{
-		Device: native.CPU, Listen: c.Listen, Advertise: c.Advertise, ModelDirs: a.Config.Models.Dirs, Labels: labels,
+		Listen: c.Listen, Advertise: c.Advertise, ModelDirs: a.Config.Models.Dirs, Labels: labels,
 		Version: a.Version, EngineName: "native", LeaseTTL: a.Config.Coordinator.LeaseTTL, Reserve: tensor.Bytes(c.Reserve),
 		HandshakeTimeout: a.Config.Transport.HandshakeTimeout, RedialFor: a.Config.Transport.RedialFor, Log: a.Log, Ready: a.Ready, Measure: a.Measure,
 		Calibrations: Calibrations(a.Config.DataDir),
@@ -137,54 +134,19 @@ func (a Agent) configure(ctx context.Context, st *store.Store) (agent.Config, er
 		return cfg, err
 	}
 	cfg.Donate = min(tensor.Bytes(give), cfg.Memory)
+	if cfg.Devices, err = limits(c.Devices); err != nil {
+		return cfg, err
+	}
 	if cfg.Engine = a.Engine; cfg.Engine != nil {
 		return cfg, nil
 	}
-	if c.Engine != "" && c.Engine != "native" {
-		return cfg, fmt.Errorf("agent.engine %q is unknown: this build has native", c.Engine)
-	}
-	set, err := isa.Parse(c.CPUISA)
-	if err != nil {
-		return cfg, fmt.Errorf("agent.%w", err)
-	}
+	cfg.Host = engine.NewAccount(cfg.Memory, "raise agent.memory or place fewer blocks here")
 	threads := c.Threads
 	if threads == 0 {
 		threads = share(ctx, st, labels[hostLabel], a.Log)
 	}
-	if len(c.Devices) == 0 {
-		cfg.Engine, err = native.New(native.Config{ISA: set, Threads: threads, Memory: cfg.Memory})
-		return cfg, err
-	}
-	cfg.Engine, err = simulated(c.Devices, set, threads, cfg.Memory)
+	cfg.Engine, err = engines(&c, cfg.Host, threads)
 	return cfg, err
-}
-
-// simulated is the CPU and the simulated devices, which copy from its memory.
-func simulated(devices []config.Device, set isa.ISA, threads int, memory tensor.Bytes) (engine.Engine, error) {
-	host := engine.NewAccount(memory, "raise agent.memory or place fewer blocks here")
-	cpu, err := native.New(native.Config{ISA: set, Threads: threads, Memory: memory, Account: host})
-	if err != nil {
-		return nil, err
-	}
-	cfg := sim.Config{ISA: set, Host: host}
-	for _, d := range devices {
-		one := sim.Device{
-			Name: engine.DeviceID(d.Name), Memory: tensor.Bytes(d.Memory), Threads: d.Threads,
-			H2D: float64(d.H2D), D2H: float64(d.D2H), Peer: float64(d.Peer),
-		}
-		if one.D2H == 0 {
-			one.D2H = one.H2D
-		}
-		if one.Peer == 0 {
-			one.Peer = one.H2D
-		}
-		cfg.Devices = append(cfg.Devices, one)
-	}
-	s, err := sim.New(cfg)
-	if err != nil {
-		return nil, err
-	}
-	return multi.New(cpu, s), nil
 }
 
 // memory is what stages may take: what is asked for, or nine tenths of what

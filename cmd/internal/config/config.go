@@ -71,7 +71,7 @@ type Agent struct {
 	CPUISA    string   `mapstructure:"cpu_isa"`   // empty: the best the CPU has
 	Engine    string   `mapstructure:"engine"`
 	Labels    []string `mapstructure:"labels"`  // key=value
-	Devices   []Device `mapstructure:"devices"` // simulated ones, for a machine without a GPU
+	Devices   []Device `mapstructure:"devices"` // what may be used of devices; simulated ones
 }
 
 // Models says where checkpoints are looked for.

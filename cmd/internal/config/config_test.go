@@ -290,7 +290,7 @@ func TestDevices(t *testing.T) {
 	}
 	for text, says := range map[string]string{
 		"sim:0":                             "memory",
-		"cuda:0 memory=1GB":                 "sim:0",
+		"gpu0 memory=1GB":                   "sim:0",
 		"sim:0 memory=1GB,sim:0 memory=1GB": "twice",
 		"sim:0 memory=lots":                 "lots",
 		"sim:0 memory=1GB h2d=fast":         "fast",

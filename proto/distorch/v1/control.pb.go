@@ -2029,6 +2029,8 @@ type BlockTier struct {
 	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
 	Incarnation   string                 `protobuf:"bytes,7,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Compressed    bool                   `protobuf:"varint,8,opt,name=compressed,proto3" json:"compressed,omitempty"` // losslessly, at rest and on the way
+	NodeName      string                 `protobuf:"bytes,9,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,10,opt,name=bytes,proto3" json:"bytes,omitempty"` // at rest, before compression
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2117,6 +2119,20 @@ func (x *BlockTier) GetCompressed() bool {
 		return x.Compressed
 	}
 	return false
+}
+
+func (x *BlockTier) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+func (x *BlockTier) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 // Stage is a contiguous range of blocks on one node.
@@ -2551,7 +2567,9 @@ type BarredNode struct {
 	Failed  bool                   `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`  // it reported a failure; otherwise it left the cluster
 	Message string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"` // what it reported
 	// Of its record when it failed: it is tried again when the record changes.
-	Revision      int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision      int64  `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Device        string `protobuf:"bytes,6,opt,name=device,proto3" json:"device,omitempty"` // failed: the one at fault; the node's others may be used
+	Donor         bool   `protobuf:"varint,7,opt,name=donor,proto3" json:"donor,omitempty"`  // failed: with blocks of another node's stage; it may run stages
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2621,6 +2639,20 @@ func (x *BarredNode) GetRevision() int64 {
 	return 0
 }
 
+func (x *BarredNode) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *BarredNode) GetDonor() bool {
+	if x != nil {
+		return x.Donor
+	}
+	return false
+}
+
 // Plan is /deployments/<name>/plan: immutable, numbered by epoch.
 type Plan struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -2643,6 +2675,8 @@ type Plan struct {
 	Infeasible    string        `protobuf:"bytes,16,opt,name=infeasible,proto3" json:"infeasible,omitempty"`
 	Barred        []*BarredNode `protobuf:"bytes,17,rep,name=barred,proto3" json:"barred,omitempty"`
 	Loras         []*LoRA       `protobuf:"bytes,30,rep,name=loras,proto3" json:"loras,omitempty"` // in the order of the deployment's
+	Fit           string        `protobuf:"bytes,18,opt,name=fit,proto3" json:"fit,omitempty"`     // strict: an agent moves no block to a slower tier; empty: fallback
+	Notes         []string      `protobuf:"bytes,19,rep,name=notes,proto3" json:"notes,omitempty"` // for people
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2799,6 +2833,20 @@ func (x *Plan) GetBarred() []*BarredNode {
 func (x *Plan) GetLoras() []*LoRA {
 	if x != nil {
 		return x.Loras
+	}
+	return nil
+}
+
+func (x *Plan) GetFit() string {
+	if x != nil {
+		return x.Fit
+	}
+	return ""
+}
+
+func (x *Plan) GetNotes() []string {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -5201,7 +5249,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x0fhost_peak_bytes\x18\b \x01(\x04R\rhostPeakBytes\x12%\n" +
 	"\x0estream_seconds\x18\t \x01(\x01R\rstreamSeconds\x12#\n" +
 	"\rstall_seconds\x18\n" +
-	" \x01(\x01R\fstallSeconds\"\xd1\x02\n" +
+	" \x01(\x01R\fstallSeconds\"\x84\x03\n" +
 	"\tBlockTier\x12\x1f\n" +
 	"\vfirst_block\x18\x01 \x01(\rR\n" +
 	"firstBlock\x12\x16\n" +
@@ -5213,7 +5261,10 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\vincarnation\x18\a \x01(\tR\vincarnation\x12\x1e\n" +
 	"\n" +
 	"compressed\x18\b \x01(\bR\n" +
-	"compressed\"R\n" +
+	"compressed\x12\x1b\n" +
+	"\tnode_name\x18\t \x01(\tR\bnodeName\x12\x14\n" +
+	"\x05bytes\x18\n" +
+	" \x01(\x04R\x05bytes\"R\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -5261,14 +5312,16 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\vCertificate\x12\x18\n" +
 	"\aoptimal\x18\x01 \x01(\bR\aoptimal\x12.\n" +
 	"\x13lower_bound_seconds\x18\x02 \x01(\x01R\x11lowerBoundSeconds\x12\x10\n" +
-	"\x03gap\x18\x03 \x01(\x01R\x03gap\"\x82\x01\n" +
+	"\x03gap\x18\x03 \x01(\x01R\x03gap\"\xb0\x01\n" +
 	"\n" +
 	"BarredNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06failed\x18\x03 \x01(\bR\x06failed\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x03R\brevision\"\xb4\x05\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\x12\x16\n" +
+	"\x06device\x18\x06 \x01(\tR\x06device\x12\x14\n" +
+	"\x05donor\x18\a \x01(\bR\x05donor\"\xdc\x05\n" +
 	"\x04Plan\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
@@ -5295,7 +5348,9 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"infeasible\x18\x10 \x01(\tR\n" +
 	"infeasible\x12/\n" +
 	"\x06barred\x18\x11 \x03(\v2\x17.distorch.v1.BarredNodeR\x06barred\x12'\n" +
-	"\x05loras\x18\x1e \x03(\v2\x11.distorch.v1.LoRAR\x05loras\"\xff\x03\n" +
+	"\x05loras\x18\x1e \x03(\v2\x11.distorch.v1.LoRAR\x05loras\x12\x10\n" +
+	"\x03fit\x18\x12 \x01(\tR\x03fit\x12\x14\n" +
+	"\x05notes\x18\x13 \x03(\tR\x05notes\"\xff\x03\n" +
 	"\bObserved\x12\x1e\n" +
 	"\n" +
 	"deployment\x18\x01 \x01(\tR\n" +
