@@ -71,9 +71,17 @@ type Move struct {
 
 // Settle finds where blocks can rest. movable says which may be moved, need what
 // all take when they rest so; host says whether the device has memory of its
-// own, so that RAM is another place. With Strict, and when even the slowest tiers do not help, the error
-// has the numbers.
+// own, so that RAM is another place. Blocks that leave the device alone are
+// spread evenly over the others, so that their copies have compute to hide
+// behind all along. With Strict, and when even the slowest tiers do not help,
+// the error has the numbers.
 func Settle(rests []Rest, movable []bool, room Room, fit Fit, host bool, need func([]Rest) Need) ([]Rest, []Move, error) {
+	short, _, _ := shortage(need(rests), room)
+	if short == "device" && fit == Fallback && host {
+		if settled, moved, ok := spread(rests, movable, room, need); ok {
+			return settled, moves(rests, settled, moved), nil
+		}
+	}
 	settled := slices.Clone(rests)
 	moved := map[int]Rest{}
 	for {
@@ -94,6 +102,29 @@ func Settle(rests []Rest, movable []bool, room Room, fit Fit, host bool, need fu
 		}
 		settled[i] = slower(settled[i], host)
 	}
+}
+
+// spread moves as few blocks as suffice from the device to RAM, evenly spaced;
+// ok is false when no number of them makes everything fit.
+func spread(rests []Rest, movable []bool, room Room, need func([]Rest) Need) (settled []Rest, moved map[int]Rest, ok bool) {
+	var can []int
+	for i, r := range rests {
+		if movable[i] && r.Kind == Device {
+			can = append(can, i)
+		}
+	}
+	for k := 1; k <= len(can); k++ {
+		settled, moved = slices.Clone(rests), map[int]Rest{}
+		for n, i := range can {
+			if (n+1)*k/len(can) > n*k/len(can) {
+				moved[i], settled[i] = rests[i], Rest{Kind: RAM}
+			}
+		}
+		if short, _, _ := shortage(need(settled), room); short == "" {
+			return settled, moved, true
+		}
+	}
+	return nil, nil, false
 }
 
 // shortage is the first memory that does not suffice, with the numbers, and

@@ -96,6 +96,27 @@ func TestSettle(t *testing.T) {
 	})
 }
 
+// Blocks that leave the device are spread over the forward.
+func TestSettleSpreads(t *testing.T) {
+	rests, movable, sizes := make([]offload.Rest, 12), make([]bool, 12), make([]tensor.Bytes, 12)
+	for i := range rests {
+		movable[i], sizes[i] = i > 0, 1
+	}
+	got, moves, err := offload.Settle(rests, movable, offload.Room{Device: 9, Host: -1}, offload.Fallback, true, counted(sizes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []int
+	for i, r := range got {
+		if r.Kind == offload.RAM {
+			out = append(out, i)
+		}
+	}
+	if diff := cmp.Diff([]int{3, 6, 9, 11}, out); diff != "" || len(moves) != 4 {
+		t.Errorf("blocks in RAM, %d moves: %s", len(moves), diff)
+	}
+}
+
 func TestSettleSaysWhatIsShort(t *testing.T) {
 	one := func(k offload.Kind) ([]offload.Rest, []bool) {
 		return []offload.Rest{{Kind: k, Donor: map[bool]engine.DeviceID{true: "cuda:1"}[k == offload.Donor]}}, []bool{false}
