@@ -4,8 +4,6 @@
 package agent
 
 import (
-	"fmt"
-
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/serve"
 )
@@ -14,11 +12,18 @@ import (
 func (a *Agent) lending() serve.Lending {
 	return serve.Lending{
 		Device: func(name string) (engine.Session, error) {
-			if name != string(a.device.ID) {
-				return nil, fmt.Errorf("device %q is not one of this node (%s)", name, a.device.ID)
+			u, err := a.unit(name)
+			if err != nil {
+				return nil, err
 			}
-			return a.session, nil
+			return u.open()
 		},
-		Bus: func(string) float64 { return 0 },
+		Bus: func(name string) float64 {
+			u, err := a.unit(name)
+			if err != nil {
+				return 0
+			}
+			return u.bus.DeviceToHost
+		},
 	}
 }
