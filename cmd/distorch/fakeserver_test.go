@@ -240,6 +240,9 @@ func (f *fakeServer) plan(s *pb.DeploymentSpec) *pb.Plan {
 		IfLost:      []*pb.NodeLoss{{Node: "n-a", Consequence: "continues at 9.8 s/it"}, {Node: "n-b", Consequence: "stops: 5.1 GB short"}},
 		Certificate: &pb.Certificate{Optimal: true, LowerBoundSeconds: 0.94}, Numerics: "equals one device (native/1)",
 	}
+	for _, l := range s.Loras {
+		p.Loras = append(p.Loras, &pb.LoRA{Name: l.Name, Id: "1f", Mode: l.Mode, Strength: l.Strength, Layers: 8, Notes: []string{"foo: why"}})
+	}
 	for i, pin := range s.Pins {
 		p.Stages[i].FirstBlock, p.Stages[i].Blocks = pin.FirstBlock, pin.Blocks
 	}

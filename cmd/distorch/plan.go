@@ -231,6 +231,9 @@ func (a *app) livePlan(cmd *cobra.Command, f *specFlags, format output.Format) e
 			return err
 		}
 		r.Workload = showWorkload(answer.Plan.GetWorkload().GetDims())
+		for _, l := range newLoRAViews(answer.Plan.GetLoras()) {
+			r.LoRAs = append(r.LoRAs, report.LoRA(l))
+		}
 		return output.Write(a.stdout, format, r)
 	}
 	names, err := nodeNames(cmd, o)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/coordinator"
+	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/placement"
 	"github.com/distorch/distorch/placement/catalogue"
 	"github.com/distorch/distorch/placement/cluster"
@@ -297,8 +298,8 @@ func eightBits(s whatif.Scenario, source modelSource) []report.Variant {
 // sources are the model and the machines: from files, or as the live nodes hold and measured them. A model that no node
 // holds may be planned for all the same, by a file of this machine or a published name.
 func (a *app) sources(cmd *cobra.Command, spec *specFlags, f *planFlags) (modelSource, cluster.Cluster, error) {
-	if len(spec.loras) > 0 {
-		return nil, cluster.Cluster{}, usage(errors.New("--lora: only a deployment's plan on the live cluster counts LoRAs; leave --cluster, --objective, --explain and the like out"))
+	if len(spec.loras) > 0 || spec.loraMode != string(lora.Add) {
+		return nil, cluster.Cluster{}, usage(errors.New("--lora, --lora-mode: only a deployment's plan on the live cluster counts LoRAs; leave --cluster, --objective, --explain and the like out"))
 	}
 	if f.cluster != "" {
 		source, err := findSource(spec.model)

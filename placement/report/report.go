@@ -35,6 +35,7 @@ type Report struct {
 	Stored       string           `json:"stored,omitempty"`     // dtype of the weights
 	Workload     string           `json:"workload,omitempty"`   // as --workload takes it
 	Size         int              `json:"batch_size,omitempty"` // requests of a batch
+	LoRAs        []LoRA           `json:"loras,omitempty"`      // filled in by the caller too
 	Unused       []Unused         `json:"unused"`
 	IfLost       []Loss           `json:"if_lost"`
 	Notes        []string         `json:"notes"`
@@ -45,6 +46,16 @@ type Report struct {
 	Rivals       []rivals.Outcome `json:"rivals"`
 	Sensitivity  []Gain           `json:"sensitivity"`
 	WhatIf       []whatif.Row     `json:"what_if,omitempty"` // filled in by the caller
+}
+
+// LoRA is one on the planned model.
+type LoRA struct {
+	Name       string   `json:"name"`
+	ID         string   `json:"id"`
+	Mode       string   `json:"mode"` // add, merge
+	Strength   float32  `json:"strength"`
+	Layers     uint32   `json:"layers,omitempty"`      // of the file, applied
+	NotApplied []string `json:"not_applied,omitempty"` // tensors of the file, and why
 }
 
 // Unused is a node that the plan leaves out.

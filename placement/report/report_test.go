@@ -100,6 +100,7 @@ func TestSchema(t *testing.T) {
 	if full.WhatIf, err = whatif.Compare(whatif.Scenario{Problem: p}, []string{"nic a=1gbps", "remove a"}, whatif.Options{}); err != nil {
 		t.Fatal(err)
 	}
+	full.LoRAs = []LoRA{{Name: "style.safetensors", ID: "1f", Mode: "add", Strength: 0.5, Layers: 8, NotApplied: []string{"x: why"}}}
 	forced := p
 	forced.Constraints.Pins = []placement.Pin{{Node: "b", Count: 10}, {Node: "a", Count: 30}}
 	several := *full
