@@ -18,6 +18,7 @@ import (
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/agent/engine/sim"
+	"github.com/distorch/distorch/agent/engine/torch/torchtest"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/arch"
 	"github.com/distorch/distorch/model/checkpoint"
@@ -32,13 +33,34 @@ var (
 	fluxRoot   = filepath.Join(goldenRoot, "flux")
 )
 
+// suite is PyTorch's worker, where it was chosen.
+var suite torchtest.Suite
+
+func TestMain(m *testing.M) {
+	m.Run()
+	suite.Close()
+}
+
+// on is the engine that the tests run with. PyTorch has no instruction sets to
+// force, and promises its bits at equal threads.
 func on(t *testing.T, set isa.ISA, threads int) engine.Engine {
 	t.Helper()
+	if torchtest.Chosen() {
+		return suite.Engine(t, 0)
+	}
 	e, err := native.New(native.Config{ISA: set, Threads: threads})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return e
+}
+
+// sets are the instruction sets to run with.
+func sets() []isa.ISA {
+	if torchtest.Chosen() {
+		return []isa.ISA{isa.Generic} // of no meaning to PyTorch
+	}
+	return isa.Supported()
 }
 
 func best() isa.ISA {
@@ -118,7 +140,7 @@ func TestSameBits(t *testing.T) {
 			}
 		}
 	}
-	for _, set := range isa.Supported() {
+	for _, set := range sets() {
 		for stages := 1; stages <= 4; stages++ {
 			threads := 1 + (stages+int(set))%3
 			l := verify.Layout{Engines: []engine.Engine{on(t, set, threads)}, Stages: stages, Stored: stages%2 == 0}
@@ -126,7 +148,7 @@ func TestSameBits(t *testing.T) {
 		}
 	}
 	var mixed []engine.Engine
-	for i, set := range isa.Supported() {
+	for i, set := range sets() {
 		mixed = append(mixed, on(t, set, 1+i%3))
 	}
 	check("a set per stage", verify.Layout{Engines: mixed, Stages: 4})
@@ -135,6 +157,9 @@ func TestSameBits(t *testing.T) {
 // A device with memory of its own gives the bits of one that computes in the
 // host's: empty values, references and the mask cross to it and back.
 func TestSameBitsOnADeviceOfItsOwn(t *testing.T) {
+	if torchtest.Chosen() {
+		return // simulated devices are native's; agent/engine/torch has its own such test
+	}
 	e, err := sim.New(sim.Config{ISA: best(), Host: engine.NewAccount(tensor.GiB, ""), Devices: []sim.Device{{Name: "sim:0", Memory: tensor.GiB, Threads: 2}}})
 	if err != nil {
 		t.Fatal(err)
@@ -207,8 +232,11 @@ func pipeline(t *testing.T, l verify.Layout, dir string, compute tensor.DType) (
 
 // An item of a batch has the bits it has alone, in a workload of the batch.
 func TestBatchItemAlone(t *testing.T) {
+	if torchtest.Chosen() {
+		return // native's promise; PyTorch's bits are those of a batch
+	}
 	for _, compute := range []tensor.DType{tensor.F32, tensor.BF16} {
-		for _, set := range isa.Supported() {
+		for _, set := range sets() {
 			l := verify.Layout{Engines: []engine.Engine{on(t, set, 3)}, Stages: 2}
 			pl, in, dims := pipeline(t, l, filepath.Join(fluxRoot, "dev"), compute)
 			both, err := pl.Forward(t.Context(), dims, in, nil)

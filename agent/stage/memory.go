@@ -158,10 +158,14 @@ func (st *Stage) needs(rests []offload.Rest) offload.Need {
 	raw, second := st.readBuffers(rests)
 	read := raw + second
 	s := st.stagingNeed(rests)
-	device += tensor.Bytes(s.depth)*s.slot + s.raw + expansion
+	device += tensor.Bytes(s.depth)*s.slot + s.raw
 	host += tensor.Bytes(s.bounces)*s.bounce + quantised
 	in, out, conditioning := st.regions()
-	running := scratch + 2*stateBytes(st.cfg.Program) + layoutOf(st.cfg.Program.Travel).Bytes
+	expanding := expansion // with the first pack: while loading, or not before a run
+	if !st.cfg.Stored {
+		device, expanding = device+expansion, 0
+	}
+	running := expanding + scratch + 2*stateBytes(st.cfg.Program) + layoutOf(st.cfg.Program.Travel).Bytes
 	for _, b := range constants {
 		running += b
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/agent/engine/torch/torchtest"
 	"github.com/distorch/distorch/agent/offload"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/arch"
@@ -97,14 +98,41 @@ func parse(t *testing.T, s safetensors.Source) *safetensors.File {
 	return f
 }
 
-func session(t *testing.T, memory tensor.Bytes) engine.Session {
+// suite is PyTorch's worker, where it was chosen.
+var suite torchtest.Suite
+
+func TestMain(m *testing.M) {
+	m.Run()
+	suite.Close()
+}
+
+// cpu is the engine that the tests run with.
+func cpu(t *testing.T, memory tensor.Bytes) engine.Engine {
+	t.Helper()
+	if torchtest.Chosen() {
+		return suite.Engine(t, memory)
+	}
+	return plainNative(t, memory)
+}
+
+func plainNative(t *testing.T, memory tensor.Bytes) engine.Engine {
 	t.Helper()
 	all := isa.Supported()
 	e, err := native.New(native.Config{ISA: all[len(all)-1], Threads: 2, Memory: memory})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := e.Open(t.Context(), native.CPU)
+	return e
+}
+
+func session(t *testing.T, memory tensor.Bytes) engine.Session {
+	t.Helper()
+	return opened(t, cpu(t, memory), native.CPU)
+}
+
+func opened(t *testing.T, e engine.Engine, id engine.DeviceID) engine.Session {
+	t.Helper()
+	s, err := e.Open(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,8 +365,12 @@ func TestLoadAndUnloadKeepsThePeak(t *testing.T) {
 // loaded is the whole model on one stage with a run and its inputs.
 func loaded(t *testing.T) (*stage.Stage, *stage.Run, stage.Forward, engine.Session) {
 	t.Helper()
+	return loadedOn(t, session(t, 0))
+}
+
+func loadedOn(t *testing.T, s engine.Session) (*stage.Stage, *stage.Run, stage.Forward, engine.Session) {
+	t.Helper()
 	m := golden(t)
-	s := session(t, 0)
 	st, err := stage.Load(t.Context(), part(s, parse(t, newSource(m.raw)), m.program, 0, 5))
 	if err != nil {
 		t.Fatal(err)
@@ -409,6 +441,9 @@ type watched struct {
 	engine.Buffer
 	of *impatient
 }
+
+// Unwrap is the session's own buffer.
+func (b watched) Unwrap() engine.Buffer { return b.Buffer }
 
 func (b watched) Free() {
 	if b.of.issued > b.of.passed {

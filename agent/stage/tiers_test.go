@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/agent/engine/sim"
 	"github.com/distorch/distorch/agent/offload"
@@ -166,7 +167,7 @@ func begin(t testing.TB, s engine.Session, st *stage.Stage, dims graph.Dims) (*s
 // reference is the output of the plain native engine.
 func reference(t *testing.T) []byte {
 	t.Helper()
-	st, r, f, _ := loaded(t)
+	st, r, f, _ := loadedOn(t, opened(t, plainNative(t, 0), native.CPU))
 	defer func() { r.Close(); f.Conditioning.Free(); st.Close() }()
 	if _, err := r.Do(t.Context(), f); err != nil {
 		t.Fatal(err)

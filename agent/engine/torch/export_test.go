@@ -10,20 +10,6 @@ import (
 	"github.com/distorch/distorch/agent/engine"
 )
 
-// WithModule gives cfg another last module of the worker, which may use the
-// embedded ones.
-func WithModule(cfg Config, name, text string) Config {
-	cfg.modules, _ = embedded()
-	cfg.modules = append(cfg.modules, module{name, text})
-	return cfg
-}
-
-// InsteadOf gives cfg a worker that is text alone.
-func InsteadOf(cfg Config, text string) Config {
-	cfg.modules = []module{{"fake", text}}
-	return cfg
-}
-
 // Took is how long an event kept a session's device.
 func Took(s engine.Session, e engine.Event) (time.Duration, bool) { return s.(*session).Took(e) }
 

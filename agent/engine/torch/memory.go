@@ -125,6 +125,13 @@ func (s *session) place(b *buffer, host bool) (err error) {
 
 // window is buffer b checked to hold n bytes at offset, as the worker names it.
 func (s *session) window(eb engine.Buffer, offset, n tensor.Bytes, what string) ([2]int64, error) {
+	for {
+		w, wrapped := eb.(interface{ Unwrap() engine.Buffer })
+		if !wrapped {
+			break
+		}
+		eb = w.Unwrap()
+	}
 	b, ok := eb.(*buffer)
 	if !ok || b == nil {
 		if n == 0 {

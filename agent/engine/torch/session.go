@@ -64,7 +64,7 @@ var _ engine.Session = (*session)(nil)
 // for what it cannot use between its blocks.
 const fragments = 64
 
-func newSession(ctx context.Context, e *Engine, w *worker, d engine.Device) (*session, error) {
+func newSession(ctx context.Context, e *Engine, w *worker, d engine.Device, limit tensor.Bytes) (*session, error) {
 	s := &session{
 		engine: e, worker: w, device: d, host: e.host,
 		errs: map[engine.Event]error{}, causes: map[engine.Event]error{}, took: map[engine.Event]time.Duration{},
@@ -74,22 +74,28 @@ func newSession(ctx context.Context, e *Engine, w *worker, d engine.Device) (*se
 	w.ids++
 	s.id = w.ids
 	w.mu.Unlock()
-	limit := e.cfg.Memory
+	asked := limit
 	a, err := w.ask(ctx, map[string]any{"op": "open", "s": s.id, "device": string(d.ID), "limit": int64(limit)}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", d.ID, err)
 	}
 	s.fixed = tensor.Bytes(a.Fixed)
+	if free := tensor.Bytes(a.Free); limit == 0 || free > 0 && free < limit {
+		limit = free // others use the card too
+	}
 	if limit > 0 {
 		if limit -= s.fixed; !d.Unified {
 			limit -= limit / fragments
 		}
 		if limit <= 0 {
-			return nil, fmt.Errorf("open %s: %w: %v are allowed, PyTorch's libraries keep %v; raise agent.memory", d.ID, engine.ErrNoMemory, e.cfg.Memory, tensor.Bytes(a.Fixed))
+			return nil, fmt.Errorf("open %s: %w: %v are allowed, PyTorch's libraries keep %v; raise agent.memory", d.ID, engine.ErrNoMemory, asked, tensor.Bytes(a.Fixed))
 		}
 	}
 	s.account = engine.NewAccount(limit, "raise agent.memory or place fewer blocks here")
-	if d.Unified {
+	switch {
+	case d.Unified && e.cfg.Host != nil:
+		s.account = e.host
+	case d.Unified:
 		s.host = s.account
 	}
 	w.mu.Lock()

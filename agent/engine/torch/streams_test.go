@@ -4,8 +4,6 @@
 package torch_test
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/distorch/distorch/agent/engine"
@@ -15,19 +13,14 @@ import (
 	"github.com/distorch/distorch/model/tensor"
 )
 
-// streams is an engine with a device of streams and of its own memory.
 func streams(t *testing.T, cfg torch.Config) *torch.Engine {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", "streams.py"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return torchtest.Engine(t, torch.WithModule(cfg, "streams", string(text)))
+	return torchtest.Streams(t, cfg)
 }
 
 func openStreams(t *testing.T, e *torch.Engine) engine.Session {
 	t.Helper()
-	return openDevice(t, e, "streams:0")
+	return openDevice(t, e, torchtest.StreamsDevice)
 }
 
 // The queues of a device with streams: everything that runs on a GPU but the

@@ -34,6 +34,11 @@ type Config struct {
 	// Memory is what sessions may take of a device, HostMemory what they may
 	// take of the host beside a device of its own memory; 0: no limit.
 	Memory, HostMemory tensor.Bytes
+	// Limits are instead of Memory on the devices that it names.
+	Limits map[engine.DeviceID]tensor.Bytes
+	// Host is instead of HostMemory, and is the CPU device's account: RAM that the
+	// engine shares with others. May be nil.
+	Host *engine.Account
 	// Only names the one device to offer; "" offers all.
 	Only engine.DeviceID
 	// Attention pins the kernels of scaled dot products on a GPU: flash,
@@ -44,8 +49,13 @@ type Config struct {
 	// Patience stretches every deadline on the worker; 0 is 1.
 	Patience float64
 
-	modules []module // instead of the embedded ones; for tests
+	// More are modules of the worker that may use its own, for tests: the last
+	// one's main is run.
+	More []Module
 }
+
+// Module is a Python module.
+type Module struct{ Name, Text string }
 
 // Engine is PyTorch on this node.
 type Engine struct {
@@ -86,7 +96,23 @@ func New(cfg Config) (*Engine, error) {
 	if !known {
 		return nil, fmt.Errorf("agent.torch.attention %q is unknown: one of %s", cfg.Attention, strings.Join(attentions(), ", "))
 	}
-	return &Engine{cfg: cfg, host: engine.NewAccount(cfg.HostMemory, "raise agent.memory or keep fewer blocks in host memory")}, nil
+	host := cfg.Host
+	if host == nil {
+		host = engine.NewAccount(cfg.HostMemory, "raise agent.memory or keep fewer blocks in host memory")
+	}
+	return &Engine{cfg: cfg, host: host}, nil
+}
+
+// Limited is the same worker with another Memory.
+func (e *Engine) Limited(memory tensor.Bytes) engine.Engine { return &limited{e, memory} }
+
+type limited struct {
+	*Engine
+	memory tensor.Bytes
+}
+
+func (l *limited) Open(ctx context.Context, id engine.DeviceID) (engine.Session, error) {
+	return l.open(ctx, id, l.memory)
 }
 
 // startFor is how long a worker may take from its start to its hello: reading
@@ -191,6 +217,14 @@ func className(d helloDevice) string {
 // Open opens a device; its first session makes the worker take the memory that
 // PyTorch's libraries keep.
 func (e *Engine) Open(ctx context.Context, id engine.DeviceID) (engine.Session, error) {
+	limit, named := e.cfg.Limits[id]
+	if !named {
+		limit = e.cfg.Memory
+	}
+	return e.open(ctx, id, limit)
+}
+
+func (e *Engine) open(ctx context.Context, id engine.DeviceID, limit tensor.Bytes) (engine.Session, error) {
 	w, err := e.running(ctx)
 	if err != nil {
 		return nil, err
@@ -201,7 +235,7 @@ func (e *Engine) Open(ctx context.Context, id engine.DeviceID) (engine.Session, 
 		case d.Lacks != "":
 			return nil, archError(e.cfg.Python, w.hello, d)
 		default:
-			return newSession(ctx, e, w, e.device(w, d))
+			return newSession(ctx, e, w, e.device(w, d), limit)
 		}
 	}
 	return nil, fmt.Errorf("device %q is not there: PyTorch %s sees %s", id, w.hello.Torch, w.hello.names())

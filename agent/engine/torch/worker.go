@@ -27,17 +27,14 @@ import (
 //go:embed worker/*.py
 var sources embed.FS
 
-// module is a Python module of the worker.
-type module struct{ name, text string }
-
-func embedded() ([]module, error) {
-	var out []module
+func embedded() ([]Module, error) {
+	var out []Module
 	for _, name := range []string{"stored", "program", "worker"} { // each after what it imports
 		text, err := sources.ReadFile("worker/" + name + ".py")
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, module{name, string(text)})
+		out = append(out, Module{name, string(text)})
 	}
 	return out, nil
 }
@@ -132,7 +129,7 @@ type answer struct {
 	Kind    string `json:"kind"` // of an error: error, memory, lost
 	Err     string `json:"err"`
 
-	Fixed, Temp, Packed       int64
+	Fixed, Free, Temp, Packed int64
 	Allocated, Peak, Reserved int64
 	Source                    string
 	Pinned                    bool
@@ -184,13 +181,11 @@ func startWorker(ctx context.Context, cfg Config) (_ *worker, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("torch worker: %w", err)
 	}
-	modules := cfg.modules
-	if modules == nil {
-		if modules, err = embedded(); err != nil {
-			return nil, err
-		}
+	modules, err := embedded()
+	if err != nil {
+		return nil, errors.Join(err, link.close())
 	}
-	boot, err := w.boot(link, modules)
+	boot, err := w.boot(link, append(modules, cfg.More...))
 	if err != nil {
 		return nil, errors.Join(err, link.close())
 	}
@@ -217,10 +212,10 @@ func startWorker(ctx context.Context, cfg Config) (_ *worker, err error) {
 	return w, nil
 }
 
-func (w *worker) boot(link *link, modules []module) ([]byte, error) {
+func (w *worker) boot(link *link, modules []Module) ([]byte, error) {
 	texts := make([][2]string, len(modules))
 	for i, m := range modules {
-		texts[i] = [2]string{m.name, m.text}
+		texts[i] = [2]string{m.Name, m.Text}
 	}
 	config := map[string]any{"threads": w.cfg.Threads, "attention": w.cfg.Attention}
 	link.describe(config)

@@ -19,6 +19,7 @@ import (
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/agent/engine/torch/torchtest"
 	"github.com/distorch/distorch/agent/serve"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/coordinator/endpoint"
@@ -106,7 +107,9 @@ func newRig(t testing.TB, dtype string, counts []int, wrap func(int, engine.Engi
 	for i, n := range counts {
 		var e engine.Engine
 		set := sets[len(sets)-1-i%(len(sets)-1)]
-		if e, err = native.New(native.Config{ISA: set, Threads: 1 + i%2}); err != nil {
+		if torchtest.Chosen() {
+			e = suite.Engine(t, 0)
+		} else if e, err = native.New(native.Config{ISA: set, Threads: 1 + i%2}); err != nil {
 			t.Fatal(err)
 		}
 		if wrap != nil {
@@ -115,7 +118,7 @@ func newRig(t testing.TB, dtype string, counts []int, wrap func(int, engine.Engi
 		a := r.newAgent(gctx, i, e)
 		r.plan.Stages = append(r.plan.Stages, &pb.Stage{
 			Node: a.node.ID(), NodeName: fmt.Sprintf("n%d", i), Address: a.node.Address(), Incarnation: a.node.Incarnation(),
-			FirstBlock: uint32(first), Blocks: uint32(n), Head: i == 0, Tail: i == len(counts)-1, NumericsClass: "native/1/" + dtype,
+			FirstBlock: uint32(first), Blocks: uint32(n), Head: i == 0, Tail: i == len(counts)-1, NumericsClass: class(t, e, dtype),
 		})
 		first += n
 	}
@@ -126,6 +129,20 @@ func newRig(t testing.TB, dtype string, counts []int, wrap func(int, engine.Engi
 	r.node, r.server = r.newEndpoint(gctx)
 	r.ctx = gctx
 	return r
+}
+
+// class is the numerics class of an engine's first device.
+func class(t testing.TB, e engine.Engine, dtype string) string {
+	t.Helper()
+	devices, err := e.Devices(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := tensor.ParseDType(strings.ToUpper(dtype))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return devices[0].Class(d)
 }
 
 // newEndpoint runs one more coordinator's endpoint.

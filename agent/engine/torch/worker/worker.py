@@ -281,6 +281,7 @@ class Session:
     def warm(self):
         """Makes the libraries take what they keep, and tells how much that is."""
         try:
+            free = self.m.mem_get_info(self.device.torch)[0]
             before = self.m.memory_allocated(self.device.torch)
             self.m.set_stream(self.stream[0])
             for name in self.device.describe()["dtypes"]:
@@ -293,7 +294,7 @@ class Session:
             self.m.synchronize(self.device.torch)
             fixed = self.m.memory_allocated(self.device.torch) - before
             self.m.reset_peak_memory_stats(self.device.torch)
-            self.worker.send({"op": "reply", "q": self.opened, "fixed": max(0, fixed)})
+            self.worker.send({"op": "reply", "q": self.opened, "fixed": max(0, fixed), "free": free})
         except Exception as err:  # noqa: BLE001: the agent is told
             self.worker.send({"op": "reply", "q": self.opened, "kind": "error", "err": brief(err)})
 

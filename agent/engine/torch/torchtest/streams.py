@@ -48,6 +48,10 @@ class Streams:
     memory_allocated = max_memory_allocated = memory_reserved = staticmethod(lambda d: 0)
 
     @staticmethod
+    def mem_get_info(d):
+        return 0, 0
+
+    @staticmethod
     def stream(s):
         return s
 
