@@ -1,4 +1,5 @@
-# make help lists the targets. Go, git and make are all that a fresh clone needs.
+# make help lists the targets. Go, git and make are all that a fresh clone needs to
+# build; the tests of the torch engine install PyTorch with python3 (bench-venv).
 
 SHELL := /bin/sh
 GO ?= go
@@ -36,7 +37,7 @@ GENERATED := grep -rlE '^// Code generated .* DO NOT EDIT' proto agent --include
 
 CROSS := windows/amd64 darwin/arm64 linux/arm64
 
-.PHONY: help build quickstart test fuzz test-golden lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
+.PHONY: help build quickstart test test-torch fuzz test-golden lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -49,9 +50,18 @@ $(BIN)/distorch: # always asked: go build knows best what is up to date
 quickstart: $(BIN)/distorch ## one picture on three agents, then on one; NETNS=1: each in a network namespace
 	./$(BIN)/distorch quickstart $(if $(filter 1,$(NETNS)),--netns) $(QUICKSTARTFLAGS)
 
-test: ## vet and all tests; closes with the slowest packages and what was skipped
+# The tests that run a second time, with the torch engine in native's place.
+TORCH_TESTED := ./agent/stage ./verify ./cmd/internal/assemble
+
+test: $(CACHE)/venv/.done ## vet and all tests; closes with the slowest packages and what was skipped
 	$(GO) vet ./...
-	$(GO) run ./internal/testsum -plain $(PLAIN) -args '-shuffle=on -timeout=20m $(TESTFLAGS)' $(if $(PKG),$(PKG),./...)
+	DISTORCH_TEST_PYTHON=$(CACHE)/venv/bin/python \
+		$(GO) run ./internal/testsum -plain $(PLAIN) -args '-shuffle=on -timeout=20m $(TESTFLAGS)' $(if $(PKG),$(PKG),./...)
+	$(if $(PKG),,$(MAKE) --no-print-directory test-torch)
+
+test-torch: $(CACHE)/venv/.done ## stages, pipelines, clusters and golden cases on PyTorch's CPU
+	DISTORCH_TEST_ENGINE=torch DISTORCH_TEST_PYTHON=$(CACHE)/venv/bin/python \
+		$(GO) run ./internal/testsum -plain agent,verify,cmd -args '-timeout=20m $(TESTFLAGS)' $(TORCH_TESTED)
 
 FUZZTIME ?= 10s
 fuzz: ## each fuzz target for FUZZTIME (10s)
@@ -60,10 +70,12 @@ fuzz: ## each fuzz target for FUZZTIME (10s)
 		$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzzminimizetime 10x -fuzztime $(FUZZTIME) "$$dir" </dev/null || exit 1; \
 	done
 
-test-golden: $(BIN)/distorch ## GOLDEN=DIR: compare with tensors that ComfyUI's own classes made
+test-golden: $(BIN)/distorch $(CACHE)/venv/.done ## GOLDEN=DIR: compare with tensors that ComfyUI's own classes made, on both engines
 	@test -n "$(GOLDEN)" || { echo 'make test-golden GOLDEN=DIR: DIR holds the golden folders (flux, tables, ...)' >&2; exit 2; }
 	@for c in $(GOLDEN_CASES); do test -e "$(GOLDEN)/$$c" || { echo "there is no $(GOLDEN)/$$c" >&2; exit 2; }; done
 	./$(BIN)/distorch verify $(addprefix $(GOLDEN)/,$(GOLDEN_CASES)) $(VERIFYFLAGS)
+	./$(BIN)/distorch verify --engine torch --python $(CACHE)/venv/bin/python --device cpu $(addprefix $(GOLDEN)/,$(GOLDEN_CASES))
+	./$(BIN)/distorch verify --engine torch --python $(CACHE)/venv/bin/python --device cpu --stages 3 --stored $(addprefix $(GOLDEN)/flux/,dev dev-bf16 masked kontext-uxo)
 
 lint: $(LINT) ## golangci-lint; the first time builds it (two minutes)
 	$(LINT) run ./...
@@ -83,7 +95,7 @@ bench: $(BIN)/distorch ## figures as ratios against PyTorch, dd and one agent
 bench-real: $(BIN)/distorch ## a checkpoint of FLUX.1-dev's size on three agents of 6 GB
 	$(GO) run ./bench real $(BENCHFLAGS)
 
-bench-venv: $(CACHE)/venv/.done ## PyTorch from PyPI for `make bench` (5.4 GB)
+bench-venv: $(CACHE)/venv/.done ## PyTorch from PyPI for tests and `make bench` (5.4 GB)
 
 $(CACHE)/venv/.done:
 	python3 -m venv $(CACHE)/venv
