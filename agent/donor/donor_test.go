@@ -398,7 +398,10 @@ func TestRestartedDonor(t *testing.T) {
 	ln := listen(t, "127.0.0.1:0")
 	d := newDonor(t, ln, 8<<20, 0, 2)
 	d.Plans(plan(4, 1))
-	c := claim(t, owner(t, &cables{}, 1), want(d, 4, 1<<20))
+	told := make(chan struct{})
+	w := want(d, 4, 1<<20)
+	w.Lost = func() { close(told) }
+	c := claim(t, owner(t, &cables{}, 1), w)
 	defer c.Close()
 	fill(t, c)
 	d.stop()
@@ -409,6 +412,7 @@ func TestRestartedDonor(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	<-c.Lost()
+	<-told
 	if !strings.Contains(c.Err().Error(), "agent den was restarted") {
 		t.Errorf("lost for %v", c.Err())
 	}

@@ -73,6 +73,9 @@ type Want struct {
 	// Compressed keeps the blocks compressed without loss, where that makes them
 	// smaller: for links that are slower than decoding.
 	Compressed bool
+	// Lost is called once when the memory is gone, by a goroutine of the claim; it
+	// must not wait. It may be nil.
+	Lost func()
 }
 
 // Claim is memory of another node that this process may use.
@@ -250,6 +253,9 @@ func (c *Claim) hold(life context.Context, s *session) {
 			c.err = err
 			c.mu.Unlock()
 			close(c.lost)
+			if c.want.Lost != nil {
+				c.want.Lost()
+			}
 		}
 	}
 }
