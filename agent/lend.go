@@ -23,7 +23,7 @@ func (a *Agent) lending() serve.Lending {
 			if err != nil {
 				return 0
 			}
-			return u.bus.DeviceToHost
+			return u.bus.HostToDevice
 		},
 	}
 }
