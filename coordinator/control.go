@@ -131,7 +131,7 @@ func named(st *store.State, name string) (*pb.NodeRecord, error) {
 		}
 	}
 	if found == nil {
-		return nil, &UnknownError{Kind: "node", Name: name, Nearest: nearest(name, nodeNames(st))}
+		return nil, &UnknownError{Kind: "node", Name: name, Nearest: nearest(name, nodeNames(st)), Advice: "its agent does not run or does not reach the coordinator, or never joined; look there with `distorch doctor`"}
 	}
 	return found, nil
 }

@@ -151,6 +151,9 @@ func TestLists(t *testing.T) {
 	if _, err := co.RemoveNode(op, &pb.RemoveNodeRequest{Name: "bb"}); status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), "did you mean \"b\"") {
 		t.Errorf("remove an unknown node: %v", err)
 	}
+	if _, err := co.Diagnose(op, &pb.DiagnoseRequest{Node: "living-room"}); status.Code(err) != codes.NotFound || !strings.Contains(err.Error(), "look there with `distorch doctor`") {
+		t.Errorf("diagnose an unknown node: %v", err)
+	}
 	creds, err := c.ca.Issue(identity.Subject{Role: identity.RoleAgent, Name: "pc"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
