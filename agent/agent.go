@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -86,6 +87,7 @@ type Agent struct {
 
 	memory *donor.Memory // given to other nodes' stages
 	owner  *donor.Owner  // asks others for theirs
+	claims claims        // what others have given
 
 	measuring sync.Mutex // of one device at a time
 
@@ -154,7 +156,7 @@ func (a *Agent) openDonor() (err error) {
 	if err != nil {
 		return err
 	}
-	a.owner, err = donor.NewOwner(donor.OwnerConfig{Transport: a.node.Host(), Hello: a.hello(), Log: a.log})
+	a.owner, err = donor.NewOwner(donor.OwnerConfig{Transport: a.node.Host(), Hello: a.hello(), Threads: max(1, runtime.NumCPU()/8), Log: a.log})
 	return err
 }
 

@@ -147,6 +147,9 @@ func (a *Agent) describe(ctx context.Context) *pb.NodeRecord {
 		LoadBytesPerSecond: load.PerSecond, LoadCold: load.Cold, DonateBytes: uint64(a.cfg.Donate),
 		HostMemoryBytes: uint64(max(0, a.cfg.Memory-overhead)), DiskBytesPerSecond: load.PerSecond,
 	}
+	if rate, err := measure.Decode(); err == nil {
+		r.DecodeBytesPerSecond = rate
+	}
 	for _, u := range a.units {
 		r.Devices = append(r.Devices, a.describeDevice(u))
 	}

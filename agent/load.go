@@ -102,6 +102,7 @@ func (a *Agent) loadStage(
 	if u.device.Unified {
 		reserve = 0 // its account is without
 	}
+	reserve = max(reserve, a.serve.Lent(s.Device))
 	st, err := stage.Load(ctx, stage.Config{
 		Session: session, Checkpoint: file, Program: program,
 		FirstBlock: int(s.FirstBlock), Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail,

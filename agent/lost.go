@@ -39,6 +39,11 @@ func (a *Agent) lose(name string, err error) {
 		return
 	}
 	a.log.Error("device lost", "device", name, "error", err)
+	a.lookAgain()
+}
+
+// lookAgain has stages freed that cannot go on.
+func (a *Agent) lookAgain() {
 	select {
 	case a.losses <- struct{}{}:
 	default: // revive looks at all devices
@@ -47,6 +52,9 @@ func (a *Agent) lose(name string, err error) {
 
 // gone says why a plan's stages of this node cannot go on; nil if they can.
 func (a *Agent) gone(p *pb.Plan) error {
+	if err := a.claims.lost(p); err != nil {
+		return err
+	}
 	for _, i := range mine(p, a.ID(), a.node.Incarnation()) {
 		names := []string{p.Stages[i].Device}
 		for _, t := range p.Stages[i].Tiers {

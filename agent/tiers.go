@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/distorch/distorch/agent/donor"
 	"github.com/distorch/distorch/agent/offload"
@@ -49,14 +50,50 @@ func (a *Agent) tiers(p *pb.Plan, index int) ([]offload.Tier, error) {
 // place is another node's RAM that a plan gives to a stage.
 type place struct {
 	owner *donor.Owner
+	all   *claims
 	want  donor.Want
 }
 
 func (a *Agent) place(p *pb.Plan, index int, t *pb.BlockTier) *place {
-	return &place{a.owner, donor.Want{
+	return &place{a.owner, &a.claims, donor.Want{
 		Node: transport.NodeID(t.Node), NodeName: cmp.Or(t.NodeName, t.Node), Address: t.Address, Incarnation: t.Incarnation,
 		Deployment: p.Deployment, DeploymentID: p.DeploymentId, Epoch: p.Epoch, Stage: uint32(index),
+		Compressed: t.Compressed, Lost: a.lookAgain,
 	}}
+}
+
+// claims are those of stages that are held, so that a stage ends when a node has
+// lost its blocks.
+type claims struct {
+	mu   sync.Mutex
+	open map[*claim]bool
+}
+
+func (c *claims) put(x *claim, open bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open == nil {
+		c.open = map[*claim]bool{}
+	}
+	if open {
+		c.open[x] = true
+	} else {
+		delete(c.open, x)
+	}
+}
+
+// lost says why blocks of a plan are gone; nil where they are not.
+func (c *claims) lost(p *pb.Plan) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for x := range c.open {
+		if x.id == p.DeploymentId && x.epoch == p.Epoch {
+			if err := x.Err(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Name is the node's.
@@ -70,11 +107,24 @@ func (l *place) Claim(ctx context.Context, sizes []tensor.Bytes) (offload.Claim,
 	if err != nil {
 		return nil, err
 	}
-	return claim{c}, nil
+	x := &claim{c, l.all, w.DeploymentID, w.Epoch}
+	l.all.put(x, true)
+	return x, nil
 }
 
 // claim is room that a node gave.
-type claim struct{ *donor.Claim }
+type claim struct {
+	*donor.Claim
+	all   *claims
+	id    string // of the deployment
+	epoch uint64
+}
 
 // Reader gives one block that is kept there.
-func (c claim) Reader(i int) offload.Reader { return c.Claim.Reader(i) }
+func (c *claim) Reader(i int) offload.Reader { return c.Claim.Reader(i) }
+
+// Close gives the room back.
+func (c *claim) Close() {
+	c.all.put(c, false)
+	c.Claim.Close()
+}

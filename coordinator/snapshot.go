@@ -112,6 +112,7 @@ func nodeFromProto(id string, e store.Entry[*pb.NodeRecord], l *pb.LinkRecord) r
 		Protocol: reconcile.Versions{Min: r.GetProtocolMin(), Max: r.GetProtocolMax()}, OpSet: r.GetOpSet(),
 		Load: r.GetLoadBytesPerSecond(), Link: linkFromProto(l),
 		HostMemory: r.GetHostMemoryBytes(), Donate: r.GetDonateBytes(), Disk: r.GetDiskBytesPerSecond(), HostBus: r.GetHostBusBytesPerSecond(),
+		Decode: r.GetDecodeBytesPerSecond(),
 	}
 	for _, d := range r.GetLost() {
 		n.Lost = append(n.Lost, reconcile.Lost{Name: d.GetName(), Reason: short(d.GetReason(), maxMessage)})

@@ -34,6 +34,7 @@ func (h *Hosted) stats(runID string) *pb.StageStats {
 	if n := h.forwards.Load(); n > 0 {
 		s.ForwardSeconds = time.Duration(h.compute.Load()).Seconds() / float64(n)
 	}
+	s.LentBytes = uint64(h.server.Lent(st.Device))
 	h.tierStats(s)
 	if facts.Memory != nil {
 		s.VmHwmBytes = facts.Memory()

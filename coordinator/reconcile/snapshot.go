@@ -99,6 +99,7 @@ type Node struct {
 	HostMemory  uint64  // bytes of RAM for stages, tiers and donations together; 0: the cpu's
 	Donate      uint64  // bytes of them, at most, for blocks of other nodes' stages
 	Disk        float64 // bytes per second that a stage may read while it runs; 0: none
+	Decode      float64 // bytes per second of compressed blocks, by one thread; 0: not measured
 	HostBus     float64 // bytes per second from RAM to all devices together; 0: not measured
 	Link        *Link   // nil: not measured
 }

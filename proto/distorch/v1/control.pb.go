@@ -804,7 +804,8 @@ type NodeRecord struct {
 	DiskBytesPerSecond    float64       `protobuf:"fixed64,18,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"`            // that a stage may stream from the model's disk while it runs; 0: it may not
 	HostBusBytesPerSecond float64       `protobuf:"fixed64,19,opt,name=host_bus_bytes_per_second,json=hostBusBytesPerSecond,proto3" json:"host_bus_bytes_per_second,omitempty"` // from RAM to all devices together; 0: not measured
 	Lost                  []*LostDevice `protobuf:"bytes,20,rep,name=lost,proto3" json:"lost,omitempty"`
-	SeenDevices           []*SeenDevice `protobuf:"bytes,30,rep,name=seen_devices,json=seenDevices,proto3" json:"seen_devices,omitempty"` // cards of the machine, used or not; as they were when the agent started
+	DecodeBytesPerSecond  float64       `protobuf:"fixed64,21,opt,name=decode_bytes_per_second,json=decodeBytesPerSecond,proto3" json:"decode_bytes_per_second,omitempty"` // of compressed blocks, by one thread; 0: not measured
+	SeenDevices           []*SeenDevice `protobuf:"bytes,30,rep,name=seen_devices,json=seenDevices,proto3" json:"seen_devices,omitempty"`                                  // cards of the machine, used or not; as they were when the agent started
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -977,6 +978,13 @@ func (x *NodeRecord) GetLost() []*LostDevice {
 		return x.Lost
 	}
 	return nil
+}
+
+func (x *NodeRecord) GetDecodeBytesPerSecond() float64 {
+	if x != nil {
+		return x.DecodeBytesPerSecond
+	}
+	return 0
 }
 
 func (x *NodeRecord) GetSeenDevices() []*SeenDevice {
@@ -5105,7 +5113,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"DevicePeer\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12(\n" +
-	"\x10bytes_per_second\x18\x02 \x01(\x01R\x0ebytesPerSecond\"\xc5\x06\n" +
+	"\x10bytes_per_second\x18\x02 \x01(\x01R\x0ebytesPerSecond\"\xfc\x06\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -5128,7 +5136,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x11host_memory_bytes\x18\x11 \x01(\x04R\x0fhostMemoryBytes\x121\n" +
 	"\x15disk_bytes_per_second\x18\x12 \x01(\x01R\x12diskBytesPerSecond\x128\n" +
 	"\x19host_bus_bytes_per_second\x18\x13 \x01(\x01R\x15hostBusBytesPerSecond\x12+\n" +
-	"\x04lost\x18\x14 \x03(\v2\x17.distorch.v1.LostDeviceR\x04lost\x12:\n" +
+	"\x04lost\x18\x14 \x03(\v2\x17.distorch.v1.LostDeviceR\x04lost\x125\n" +
+	"\x17decode_bytes_per_second\x18\x15 \x01(\x01R\x14decodeBytesPerSecond\x12:\n" +
 	"\fseen_devices\x18\x1e \x03(\v2\x17.distorch.v1.SeenDeviceR\vseenDevices\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
