@@ -29,19 +29,33 @@ const overhead = 96 * tensor.MB
 // kernels is what the native kernels' scratch takes of a simulated device.
 const kernels = tensor.MiB
 
-// measureDevices finds the rates of every device, one after another.
+// measureDevices finds the rates of every device, one after another. A device
+// with memory of its own on which that fails is left out, so that the node serves
+// with the others.
 func (a *Agent) measureDevices(ctx context.Context) error {
+	var fit []*unit
 	for _, u := range a.units {
 		c, err := a.calibrate(ctx, u)
-		if err != nil {
+		switch {
+		case err != nil && ctx.Err() == nil && !u.device.Unified:
+			a.log.Warn("device not used: its rates cannot be measured", "device", string(u.device.ID), "reason", err)
+			if err := u.session.Close(); err != nil {
+				a.log.Warn("close device", "device", string(u.device.ID), "error", err)
+			}
+			continue
+		case err != nil:
 			return err
 		}
+		fit = append(fit, u)
 		lessons, err := a.cfg.Calibrations.Lessons(c)
 		if err != nil {
 			a.log.Warn("what was learned before is not used", "device", string(u.device.ID), "error", err)
 		}
 		u.calibration = c
 		u.learner = newLearner(fmt.Sprintf("node %s, %s", a.cfg.Credentials.Self().Name, u.device.ID), a.log, c, lessons)
+	}
+	if a.units = fit; len(fit) == 0 {
+		return errors.New("no device is left to use: the rates of none could be measured")
 	}
 	for _, u := range a.units {
 		if u.device.Unified {

@@ -33,6 +33,8 @@ type Config struct {
 	Threads int          // of the compute queue; 0: all
 	Copiers int          // of the copy queue; 0: as many
 	Memory  tensor.Bytes // what sessions may take; 0: no limit
+	// Mend ends the error about Memory; "" says to raise agent.memory.
+	Mend string
 	// Account is shared by all sessions, and with devices that copy from this
 	// memory; nil: one of Memory for each session.
 	Account *engine.Account

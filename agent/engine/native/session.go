@@ -4,6 +4,7 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,7 +69,7 @@ var _ Queued = (*session)(nil)
 func newSession(e *Engine) *session {
 	s := &session{engine: e, account: e.cfg.Account, errs: map[engine.Event]error{}}
 	if s.account == nil {
-		s.account = engine.NewAccount(e.cfg.Memory, "raise agent.memory or place fewer blocks here")
+		s.account = engine.NewAccount(e.cfg.Memory, cmp.Or(e.cfg.Mend, "raise agent.memory or place fewer blocks here"))
 	}
 	s.cond = sync.NewCond(&s.mu)
 	s.pool, s.copiers = newPool(e.cfg.Threads), newPool(e.cfg.Copiers)

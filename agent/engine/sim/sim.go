@@ -69,7 +69,7 @@ func New(cfg Config) (*Engine, error) {
 			return nil, fmt.Errorf("simulated device %s: rates must be 0 (no limit) or above", d.Name)
 		}
 		d.Threads = max(d.Threads, 1)
-		n, err := native.New(native.Config{ISA: cfg.ISA, Threads: d.Threads, Copiers: 1, Memory: d.Memory, Begin: cfg.Begin})
+		n, err := native.New(native.Config{ISA: cfg.ISA, Threads: d.Threads, Copiers: 1, Memory: d.Memory, Mend: mend, Begin: cfg.Begin})
 		if err != nil {
 			return nil, fmt.Errorf("simulated device %s: %w", d.Name, err)
 		}
@@ -77,6 +77,9 @@ func New(cfg Config) (*Engine, error) {
 	}
 	return e, nil
 }
+
+// mend ends the error about a device's memory.
+const mend = "raise its memory in agent.devices or place fewer blocks there"
 
 // Devices lists them, marked as simulated.
 func (e *Engine) Devices(ctx context.Context) ([]engine.Device, error) {
