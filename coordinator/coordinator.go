@@ -33,6 +33,9 @@ type Config struct {
 	// Link asks the agent at an address to measure its link to another node, by
 	// their ids; nil where agents cannot be asked.
 	Link func(ctx context.Context, address, node, peer string) (*pb.PeerLink, error)
+	// Stats asks the agent at an address what its stages of a deployment did; nil
+	// asks nobody.
+	Stats func(ctx context.Context, address, node string, req *pb.StageStatsRequest) (*pb.StageStatsResponse, error)
 	// Diagnose asks the agent at an address, by the node's id, what is wrong with
 	// it; nil where agents cannot be asked.
 	Diagnose func(ctx context.Context, address, node string, req *pb.DiagnoseRequest) (*pb.DiagnoseResponse, error)

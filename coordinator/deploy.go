@@ -21,6 +21,8 @@ import (
 
 	"github.com/distorch/distorch/coordinator/reconcile"
 	"github.com/distorch/distorch/model/lora"
+	"github.com/distorch/distorch/placement"
+	"github.com/distorch/distorch/placement/allocation"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
 	"github.com/distorch/distorch/transport/identity"
@@ -163,10 +165,45 @@ func checkSpec(s *pb.DeploymentSpec) error {
 	if len(s.GetPins()) > maxPins || len(s.GetExcludes()) > maxPins {
 		return invalid("%d pins and %d excludes: at most %d of each", len(s.GetPins()), len(s.GetExcludes()), maxPins)
 	}
+	if err := checkModes(s); err != nil {
+		return err
+	}
 	for _, p := range s.GetPins() {
 		if p.GetBlocks() > 1<<20 || p.GetFirstBlock() > 1<<20 {
 			return invalid("pin of node %q: no model has block %d", p.GetNode(), uint64(p.GetFirstBlock())+uint64(p.GetBlocks()))
 		}
+	}
+	return nil
+}
+
+// checkModes checks what a deployment says of where blocks rest.
+func checkModes(s *pb.DeploymentSpec) error {
+	switch s.GetFit() {
+	case "", string(placement.FitFallback), string(placement.FitStrict):
+	default:
+		return invalid("fit %q: use fallback or strict", s.GetFit())
+	}
+	switch s.GetStorage() {
+	case "", reconcile.StorageFP8:
+	default:
+		return invalid("storage %q: use fp8, or nothing to keep blocks as in the file", s.GetStorage())
+	}
+	switch s.GetCompat() {
+	case "":
+	case string(allocation.Distorch2):
+		if s.GetAllocation() == "" {
+			return invalid("compat distorch2 is for an allocation string, and there is none")
+		}
+	default:
+		return invalid("compat %q: use distorch2, or nothing for distorch's own rules", s.GetCompat())
+	}
+	switch {
+	case len(s.GetAllocation()) > allocation.MaxLength:
+		return invalid("an allocation string of %d bytes: at most %d", len(s.GetAllocation()), allocation.MaxLength)
+	case s.GetAllocation() != "" && s.GetVirtualVramBytes() > 0:
+		return invalid("an allocation string and virtual VRAM are both given; a string can say both: #cuda:0;8gb;cpu")
+	case len(s.GetPins()) > 0 && (s.GetAllocation() != "" || s.GetVirtualVramBytes() > 0):
+		return invalid("pins put blocks on nodes, an allocation on devices of one: use one of them")
 	}
 	return nil
 }

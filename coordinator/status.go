@@ -11,6 +11,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/distorch/distorch/coordinator/endpoint"
 	"github.com/distorch/distorch/placement"
@@ -33,13 +35,55 @@ func (c *Coordinator) Status(ctx context.Context, req *pb.StatusRequest) (*pb.St
 	}
 	out := &pb.StatusResponse{}
 	for _, name := range names {
-		out.Deployments = append(out.Deployments, statusOf(st, name))
+		d := statusOf(st, name)
+		if req.GetName() != "" && d.Ready {
+			d.Stages = c.stats(ctx, d.Plan)
+		}
+		out.Deployments = append(out.Deployments, d)
 	}
 	out.Leader, err = c.cfg.Store.Leader(ctx)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return nil, toStatus(err)
 	}
 	return out, nil
+}
+
+// statsTimeout bounds what a status waits for an agent.
+const statsTimeout = 2 * time.Second
+
+// stats asks the agents of a plan what its stages did; those that do not answer
+// in time are left out.
+func (c *Coordinator) stats(ctx context.Context, p *pb.Plan) []*pb.StageStats {
+	if c.cfg.Stats == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	asked := map[string]bool{}
+	var mu sync.Mutex
+	var all []*pb.StageStats
+	var wg sync.WaitGroup
+	for _, s := range p.GetStages() {
+		if asked[s.GetNode()] {
+			continue
+		}
+		asked[s.GetNode()] = true
+		wg.Go(func() {
+			res, err := c.cfg.Stats(ctx, s.GetAddress(), s.GetNode(), &pb.StageStatsRequest{DeploymentId: p.GetDeploymentId()})
+			if err != nil {
+				c.log.Info("no statistics of stages", "node_id", s.GetNode(), "error", err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, res.GetStages()...)
+		})
+	}
+	wg.Wait()
+	slices.SortFunc(all, func(a, b *pb.StageStats) int {
+		return cmp.Or(cmp.Compare(a.GetStage(), b.GetStage()), cmp.Compare(a.GetNode(), b.GetNode()))
+	})
+	return all
 }
 
 // statusOf is a deployment that has a spec.

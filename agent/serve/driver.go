@@ -325,6 +325,7 @@ func (d *driver) beginRun(req *pb.BeginStageRun) error {
 	}
 	sr, err := d.hosted.stage.NewRun(d.ctx, dims)
 	if err != nil {
+		d.hosted.failed(err)
 		return err
 	}
 	_, at := graph.StepLayout(sr.Program())
@@ -378,6 +379,7 @@ func (d *driver) putConditioning(req *pb.PutConditioningRequest) (string, error)
 func (h *Hosted) conditioningBuffer(l graph.Layout, tensors []*pb.Tensor) (engine.Buffer, error) {
 	b, err := h.session.HostBuffer(l.Bytes)
 	if err != nil {
+		h.failed(err)
 		return nil, fmt.Errorf("memory for the conditioning: %w", err)
 	}
 	for _, v := range l.Values {

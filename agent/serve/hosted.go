@@ -311,9 +311,7 @@ func (h *Hosted) forward(j *job) (handed bool) {
 	case errors.Is(err, stage.ErrStopped) || err == nil && h.stale(j):
 		return false
 	case err != nil:
-		if h.server.cfg.Failed != nil {
-			h.server.cfg.Failed(h.plan.Stages[h.key.stage].Device, err)
-		}
+		h.failed(err)
 		// Blocks in another node's RAM fail by that node.
 		if c, ok := errors.AsType[interface {
 			error
@@ -334,6 +332,13 @@ func (h *Hosted) forward(j *job) (handed bool) {
 		d.sendOn(j, out, res, waited)
 	})
 	return true
+}
+
+// failed tells of an error of the stage's device.
+func (h *Hosted) failed(err error) {
+	if h.server.cfg.Failed != nil {
+		h.server.cfg.Failed(h.plan.Stages[h.key.stage].Device, err)
+	}
 }
 
 // conditioning finds what the forward names at the end of its inputs.

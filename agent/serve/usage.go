@@ -126,6 +126,9 @@ func elements(p *graph.Program) uint64 {
 // report hands on what a forward took, if that says something of the device.
 func (h *Hosted) report(j *job, took time.Duration, alone bool) {
 	p := j.run.run.Program()
+	if len(h.plan.Stages[h.key.stage].Tiers) > 0 {
+		return // it may have waited for blocks, which says nothing of the device
+	}
 	if h.server.cfg.Taught == nil || !alone || !maps.Equal(p.Dims, h.stage.Program().Dims) {
 		return
 	}

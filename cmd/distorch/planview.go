@@ -4,8 +4,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/distorch/distorch/cmd/internal/output"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
@@ -28,6 +31,8 @@ type planView struct {
 	Numerics    string           `json:"numerics"`
 	Infeasible  string           `json:"infeasible,omitempty"`
 	LoRAs       []loraView       `json:"loras,omitempty"`
+	Fit         string           `json:"fit,omitempty"`
+	Notes       []string         `json:"notes,omitempty"`
 }
 
 type stageView struct {
@@ -47,6 +52,70 @@ type stageView struct {
 	Hop           float64 `json:"hop_seconds"`
 	Load          float64 `json:"load_seconds"`
 	PeakBytes     uint64  `json:"peak_bytes"`
+
+	HostPeakBytes uint64     `json:"host_peak_bytes"` // of RAM, beside a device with memory of its own
+	Ring          uint32     `json:"ring"`            // staging slots for blocks that rest elsewhere
+	Stream        float64    `json:"stream_seconds"`
+	Stall         float64    `json:"stall_seconds"`
+	Storage       string     `json:"storage,omitempty"`
+	Tiers         []tierView `json:"tiers"`
+}
+
+// tierView is where blocks of a stage rest that do not rest on its device.
+type tierView struct {
+	Tier       string `json:"tier"`            // device, donor, ram, remote, disk
+	Where      string `json:"where,omitempty"` // the donor device, or the other node
+	FirstBlock uint32 `json:"first_block"`
+	Blocks     uint32 `json:"blocks"`
+	Bytes      uint64 `json:"bytes"`
+	Compressed bool   `json:"compressed,omitempty"`
+}
+
+func newTierViews(s *pb.Stage) []tierView {
+	out := []tierView{}
+	for _, t := range s.GetTiers() {
+		out = append(out, tierView{
+			strings.ToLower(t.Kind.String()), cmp.Or(t.Device, t.NodeName, t.Node), t.FirstBlock, t.Blocks, t.Bytes, t.Compressed,
+		})
+	}
+	return out
+}
+
+// name is the tier with whose memory it is.
+func (t tierView) name() string {
+	if t.Where == "" {
+		return t.Tier
+	}
+	return t.Tier + " " + t.Where
+}
+
+// restView is what of a stage rests in one tier.
+type restView struct {
+	name   string
+	blocks uint32
+	bytes  uint64
+	ranges []string
+}
+
+// rests sums a stage's ranges up by tier, in their order.
+func (s stageView) rests() []restView {
+	var out []restView
+	for _, t := range s.Tiers {
+		i := slices.IndexFunc(out, func(r restView) bool { return r.name == t.name() })
+		if i < 0 {
+			i = len(out)
+			out = append(out, restView{name: t.name()})
+		}
+		r := &out[i]
+		r.blocks += t.Blocks
+		r.bytes += t.Bytes
+		span := fmt.Sprint(t.FirstBlock)
+		if t.Blocks > 1 {
+			span = fmt.Sprintf("%d-%d", t.FirstBlock, t.FirstBlock+t.Blocks-1)
+		}
+		r.ranges = append(r.ranges, span)
+	}
+	return out
 }
 
 type forecastView struct {
@@ -85,7 +154,7 @@ func newPlanView(p *pb.Plan, names map[string]string) *planView {
 		},
 		Certificate: certificateView{c.GetOptimal(), c.GetLowerBoundSeconds(), c.GetGap()},
 		Numerics:    p.Numerics, Infeasible: p.Infeasible, Unused: []reasonView{}, IfLost: []reasonView{},
-		LoRAs: newLoRAViews(p.Loras),
+		LoRAs: newLoRAViews(p.Loras), Fit: p.Fit, Notes: p.Notes,
 	}
 	name := func(id string) string {
 		for _, s := range p.Stages {
@@ -103,6 +172,7 @@ func newPlanView(p *pb.Plan, names map[string]string) *planView {
 		v.Stages = append(v.Stages, stageView{
 			s.NodeName, s.Node, s.Device, s.Address, s.FirstBlock, s.Blocks, s.Head, s.Tail, s.Stored, s.Slots, s.NumericsClass,
 			t.GetComputeSeconds(), t.GetExpandSeconds(), t.GetHopSeconds(), t.GetLoadSeconds(), t.GetPeakBytes(),
+			t.GetHostPeakBytes(), s.Ring, t.GetStreamSeconds(), t.GetStallSeconds(), s.Storage, newTierViews(s),
 		})
 	}
 	for _, u := range p.Unused {
@@ -146,12 +216,26 @@ func (v *planView) write(w io.Writer) error {
 		if s.Stored {
 			weights = fmt.Sprintf("stored, %d slots", s.Slots)
 		}
+		if s.Storage != "" {
+			weights = s.Storage + ", " + weights
+		}
 		rows = append(rows, []string{
 			fmt.Sprint(i), s.Node, s.Device, s.span(), weights, output.Bytes(s.PeakBytes),
 			output.Seconds(s.Compute), output.Seconds(s.Expand), output.Seconds(s.Hop), s.NumericsClass,
 		})
 	}
 	p.table([]string{"STAGE", "NODE", "DEVICE", "BLOCKS", "WEIGHTS", "PEAK", "COMPUTE", "EXPAND", "HOP", "NUMERICS"}, rows)
+	for i, s := range v.Stages {
+		if len(s.Tiers) == 0 {
+			continue
+		}
+		var parts []string
+		for _, r := range s.rests() {
+			parts = append(parts, fmt.Sprintf("blocks %s (%s) in %s", strings.Join(r.ranges, ","), output.Bytes(r.bytes), r.name))
+		}
+		p.line("stage %d: %s; ring %d, %s of RAM; copies %s per forward, of which %s are waited for", i, strings.Join(parts, ", "), s.Ring,
+			output.Bytes(s.HostPeakBytes), output.Seconds(s.Stream), output.Seconds(s.Stall))
+	}
 	f := v.Forecast
 	p.line("forecast %s per step: compute %s, expansion %s, hops %s, waiting %s; %s with cond and uncond; loading %s", output.Seconds(f.Step),
 		output.Seconds(f.Compute), output.Seconds(f.Expand), output.Seconds(f.Hop), output.Seconds(f.Waiting), output.Seconds(f.Pair), output.Seconds(f.Load))
@@ -166,6 +250,9 @@ func (v *planView) write(w io.Writer) error {
 	}
 	for _, l := range v.IfLost {
 		p.line("if %s is lost: %s", l.Node, l.Reason)
+	}
+	for _, n := range v.Notes {
+		p.line("note: %s", n)
 	}
 	p.line("numerics: %s", v.Numerics)
 	return p.err

@@ -133,7 +133,7 @@ func (v *runView) writeAgents(p *printer) {
 func (v *agentView) compare(s *pb.StageStats, plan *pb.Plan) {
 	for _, st := range plan.GetStages() {
 		if st.Node == s.Node && st.FirstBlock == s.FirstBlock {
-			v.Forecast = st.GetForecast().GetComputeSeconds() + st.GetForecast().GetExpandSeconds()
+			v.Forecast = st.GetForecast().GetComputeSeconds() + st.GetForecast().GetExpandSeconds() + st.GetForecast().GetStallSeconds()
 		}
 	}
 	if v.Forecast > 0 {

@@ -27,6 +27,13 @@ type specView struct {
 	Pins       []string         `json:"pins"`
 	Excludes   []string         `json:"excludes"`
 	LoRAs      []loraView       `json:"loras,omitempty"`
+
+	Allocation  string `json:"allocation,omitempty"`
+	Compat      string `json:"compat,omitempty"`
+	VirtualVRAM uint64 `json:"virtual_vram_bytes,omitempty"`
+	Fit         string `json:"fit,omitempty"`
+	Reserve     uint64 `json:"reserve_bytes,omitempty"`
+	Storage     string `json:"storage,omitempty"`
 }
 
 type observedView struct {
@@ -38,6 +45,7 @@ type observedView struct {
 	LoadedBytes uint64 `json:"loaded_bytes"`
 	TotalBytes  uint64 `json:"total_bytes"`
 	PeakBytes   uint64 `json:"account_peak_bytes"`
+	HostPeak    uint64 `json:"host_peak_bytes"`
 }
 
 type deploymentView struct {
@@ -47,6 +55,7 @@ type deploymentView struct {
 	Spec     specView       `json:"spec"`
 	Plan     *planView      `json:"plan"`
 	Observed []observedView `json:"observed"`
+	Stages   []stageState   `json:"stages,omitempty"` // what the agents say of them now
 }
 
 func newSpecView(s *pb.DeploymentSpec) specView {
@@ -54,7 +63,8 @@ func newSpecView(s *pb.DeploymentSpec) specView {
 		Name: s.GetName(), ID: s.GetId(), Generation: s.GetGeneration(), Model: s.GetModel(), ModelName: s.GetModelName(),
 		Workload: s.GetWorkload().GetDims(), InFlight: s.GetWorkload().GetInFlight(), DType: s.GetDtype(), Objective: s.GetObjective(),
 		Pins: []string{}, Excludes: append([]string{}, s.GetExcludes()...),
-		LoRAs: newLoRAViews(s.GetLoras()),
+		LoRAs: newLoRAViews(s.GetLoras()), Allocation: s.GetAllocation(), Compat: s.GetCompat(), VirtualVRAM: s.GetVirtualVramBytes(),
+		Fit: s.GetFit(), Reserve: s.GetReserveBytes(), Storage: s.GetStorage(),
 	}
 	for _, p := range s.GetPins() {
 		v.Pins = append(v.Pins, fmt.Sprintf("%s=%d-%d", p.Node, p.FirstBlock, p.FirstBlock+max(p.Blocks, 1)-1))
@@ -72,8 +82,9 @@ func newDeploymentView(d *pb.DeploymentStatus, names map[string]string) deployme
 		if n := names[o.Node]; n != "" {
 			name = n
 		}
-		v.Observed = append(v.Observed, observedView{name, o.Node, o.Epoch, strings.ToLower(o.State.String()), o.Message, o.LoadedBytes, o.TotalBytes, o.AccountPeakBytes})
+		v.Observed = append(v.Observed, observedView{name, o.Node, o.Epoch, strings.ToLower(o.State.String()), o.Message, o.LoadedBytes, o.TotalBytes, o.AccountPeakBytes, o.HostPeakBytes})
 	}
+	v.Stages = newStageStates(d)
 	return v
 }
 
@@ -168,6 +179,7 @@ func writeDeployments(w io.Writer, views []deploymentView) error {
 		if len(rows) > 0 {
 			p.table([]string{"NODE", "STATE", "EPOCH", "LOADED", "PEAK", "MESSAGE"}, rows)
 		}
+		writeStages(p, v.Stages)
 		if p.err != nil {
 			return p.err
 		}

@@ -107,6 +107,13 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 			}
 			return pb.NewStageServiceClient(conn).MeasureLink(ctx, &pb.MeasureLinkRequest{Node: id, Peer: peer})
 		},
+		Stats: func(ctx context.Context, address, id string, req *pb.StageStatsRequest) (*pb.StageStatsResponse, error) {
+			conn, err := n.Host().Dial(address, transport.NodeID(id))
+			if err != nil {
+				return nil, err
+			}
+			return pb.NewStageServiceClient(conn).Stats(ctx, req)
+		},
 		Diagnose: func(ctx context.Context, address, id string, req *pb.DiagnoseRequest) (*pb.DiagnoseResponse, error) {
 			conn, err := n.Host().Dial(address, transport.NodeID(id))
 			if err != nil {
