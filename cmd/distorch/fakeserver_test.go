@@ -243,10 +243,39 @@ func (f *fakeServer) plan(s *pb.DeploymentSpec) *pb.Plan {
 	for _, l := range s.Loras {
 		p.Loras = append(p.Loras, &pb.LoRA{Name: l.Name, Id: "1f", Mode: l.Mode, Strength: l.Strength, Layers: 8, Notes: []string{"foo: why"}})
 	}
+	if s.Allocation != "" || s.VirtualVramBytes > 0 {
+		withTiers(p)
+	}
 	for i, pin := range s.Pins {
 		p.Stages[i].FirstBlock, p.Stages[i].Blocks = pin.FirstBlock, pin.Blocks
 	}
 	return p
+}
+
+// withTiers puts everything on one device, with blocks in every tier.
+func withTiers(p *pb.Plan) {
+	p.Fit, p.Notes = "strict", []string{"1 of 1 stages run on simulated devices, whose memory and speeds are made up"}
+	p.Stages = []*pb.Stage{{
+		Node: "n-a", NodeName: "a", Device: "sim:0", Blocks: 6, Head: true, Tail: true, NumericsClass: "native/1/bf16", Ring: 2,
+		Forecast: &pb.StageForecast{ComputeSeconds: 0.4, HopSeconds: 0.02, PeakBytes: 9e6, HostPeakBytes: 7e6, StreamSeconds: 0.5, StallSeconds: 0.1},
+		Tiers: []*pb.BlockTier{
+			{FirstBlock: 1, Blocks: 1, Kind: pb.BlockTier_RAM, Bytes: 3e6}, {FirstBlock: 2, Blocks: 1, Kind: pb.BlockTier_DONOR, Device: "sim:1", Bytes: 3e6},
+			{FirstBlock: 3, Blocks: 2, Kind: pb.BlockTier_RAM, Bytes: 4e6}, {FirstBlock: 5, Blocks: 1, Kind: pb.BlockTier_REMOTE, Node: "n-b", NodeName: "b", Bytes: 2e6},
+		},
+	}}
+}
+
+// tierStats is what the agent says of that.
+func tierStats() []*pb.StageStats {
+	return []*pb.StageStats{{
+		Node: "n-a", NodeName: "a", Device: "sim:0", Blocks: 6, Forwards: 4, ForwardSeconds: 0.52, Stall: durationpb.New(400 * time.Millisecond),
+		AccountPeakBytes: 8.8e6, HostPeakBytes: 7e6,
+		Tiers: []*pb.TierStats{
+			{Kind: pb.BlockTier_DEVICE, Where: "sim:0", Blocks: 1, Bytes: 4e6},
+			{Kind: pb.BlockTier_RAM, Blocks: 3, Bytes: 7e6, StreamedBytes: 28e6, StreamedBlocks: 12, Hits: 9, Stall: durationpb.New(300 * time.Millisecond)},
+			{Kind: pb.BlockTier_REMOTE, Where: "b", Blocks: 1, Bytes: 2e6, StreamedBytes: 8e6, StreamedBlocks: 4, Stall: durationpb.New(100 * time.Millisecond)},
+		},
+	}}
 }
 
 func (f *fakeServer) Plan(_ context.Context, r *pb.PlanRequest) (*pb.PlanResponse, error) {
@@ -295,6 +324,9 @@ func (f *fakeServer) Status(_ context.Context, r *pb.StatusRequest) (*pb.StatusR
 		d.Observed = []*pb.Observed{{Deployment: name, DeploymentId: s.Id, Node: "n-b", Epoch: 1, State: state, LoadedBytes: loaded, TotalBytes: 9e6}}
 		if state == pb.Observed_FAILED {
 			d.Ready, d.Observed[0].Message = false, "read demo.safetensors: file is shorter than when it was opened"
+		}
+		if d.Ready && len(d.Plan.Stages) == 1 {
+			d.Stages = tierStats()
 		}
 		out.Deployments = append(out.Deployments, d)
 	}

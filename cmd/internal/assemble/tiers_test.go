@@ -104,6 +104,10 @@ func TestTiersOfACluster(t *testing.T) {
 			if same := slices.Equal(out, resident); same == (c.spec.Storage != "") {
 				t.Errorf("the same picture as resident: %v", same)
 			}
+			after := await(t, conn, "ready", ready)
+			if len(after.Stages) != len(s.Plan.Stages) || after.Stages[0].Forwards != 1 || after.Stages[0].ForwardSeconds == 0 {
+				t.Errorf("status says of the stages: %v", after.Stages)
+			}
 			for i, x := range stats {
 				f := s.Plan.Stages[i].Forecast
 				near(t, "device peak", f.PeakBytes, x.AccountPeakBytes)
