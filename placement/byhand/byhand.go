@@ -41,12 +41,13 @@ func Read(text, mode string, p *placement.Problem) (*placement.Allocation, []str
 		return nil, nil, err
 	}
 	blocks := modelBlocks(p.Model)
-	r, err := allocation.Assign(e, devices(p, named, ""), blocks)
+	bare := len(p.Nodes) == 1 && !strings.Contains(text, p.Nodes[0].Label()+"/")
+	r, err := allocation.Assign(e, devices(p, named, bare, ""), blocks)
 	if err != nil {
 		return nil, nil, err
 	}
 	if len(named) > 1 { // what other nodes give is known with the node that computes
-		if r, err = allocation.Assign(e, devices(p, named, r.Compute.Node()), blocks); err != nil {
+		if r, err = allocation.Assign(e, devices(p, named, bare, r.Compute.Node()), blocks); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -134,13 +135,13 @@ func namedNodes(text string, nodes []placement.Node) ([]placement.Node, error) {
 	return out, nil
 }
 
-// devices lists those of nodes as allocation strings name them; those of a cluster's lone node go by their own names. Of
+// devices lists those of nodes as allocation strings name them: bare by their own names alone. Of
 // nodes other than the one that computes, the cpu is the memory that they lend; "" where that is not known yet.
-func devices(p *placement.Problem, nodes []placement.Node, computes string) []allocation.Device {
+func devices(p *placement.Problem, nodes []placement.Node, bare bool, computes string) []allocation.Device {
 	var out []allocation.Device
 	for _, n := range nodes {
 		prefix := n.Label() + "/"
-		if len(p.Nodes) == 1 {
+		if bare {
 			prefix = ""
 		}
 		lends := computes != "" && n.Label() != computes
