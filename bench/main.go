@@ -54,6 +54,7 @@ func sections() []section {
 		{"isa", "instruction sets against their peaks", isaFigures},
 		{"files", "reading a checkpoint", fileFigures},
 		{"torch", "the torch engine against eager PyTorch on the CPU", torchFigures},
+		{"offload", "blocks that stream against computing and copying alone", offloadFigures},
 		{"stages", "three stages against one in one process", stageFigures},
 		{"agents", "three agents against one, forecasts against measurements", agentFigures},
 		{"donor", "a step whose blocks come out of another node's RAM", donorFigures},
