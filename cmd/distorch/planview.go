@@ -83,10 +83,14 @@ func newTierViews(s *pb.Stage) []tierView {
 
 // name is the tier with whose memory it is.
 func (t tierView) name() string {
-	if t.Where == "" {
-		return t.Tier
+	name := t.Tier
+	if t.Where != "" {
+		name += " " + t.Where
 	}
-	return t.Tier + " " + t.Where
+	if t.Compressed {
+		name += ", compressed"
+	}
+	return name
 }
 
 // restView is what of a stage rests in one tier.

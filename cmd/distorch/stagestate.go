@@ -28,6 +28,7 @@ type stageState struct {
 	PeakForecast     uint64      `json:"peak_forecast_bytes"`
 	HostPeakBytes    uint64      `json:"host_peak_bytes"` // of RAM beside a device with memory of its own
 	HostPeakForecast uint64      `json:"host_peak_forecast_bytes"`
+	LentBytes        uint64      `json:"lent_bytes,omitempty"` // of the device, left to other programs
 	Tiers            []tierState `json:"tiers"`
 }
 
@@ -49,7 +50,7 @@ func newStageStates(d *pb.DeploymentStatus) []stageState {
 	for _, s := range d.GetStages() {
 		v := stageState{
 			Stage: s.Stage, Node: cmp.Or(s.NodeName, s.Node), Device: s.Device, FirstBlock: s.FirstBlock, Blocks: s.Blocks, Forwards: s.Forwards,
-			Forward: s.ForwardSeconds, PeakBytes: s.AccountPeakBytes, HostPeakBytes: s.HostPeakBytes, Tiers: []tierState{},
+			Forward: s.ForwardSeconds, PeakBytes: s.AccountPeakBytes, HostPeakBytes: s.HostPeakBytes, LentBytes: s.LentBytes, Tiers: []tierState{},
 		}
 		if s.Forwards > 0 {
 			v.Stall = s.Stall.AsDuration().Seconds() / float64(s.Forwards)
@@ -101,5 +102,10 @@ func writeStages(p *printer, stages []stageState) {
 	if len(rows) > 0 {
 		p.table([]string{"STAGE", "NODE", "DEVICE", "FORWARDS", "FORWARD, FORECAST", "STALL, FORECAST", "PEAK, FORECAST", "RAM, FORECAST"}, rows)
 		p.table([]string{"STAGE", "TIER", "WHERE", "BLOCKS", "AT REST", "STREAMED", "HITS", "STALL"}, tiers)
+	}
+	for _, s := range stages {
+		if s.LentBytes > 0 {
+			p.line("stage %d: %s of %s/%s are lent to other programs; `distorch lend %s --device %s --restore` takes them back", s.Stage, output.Bytes(s.LentBytes), s.Node, s.Device, s.Node, s.Device)
+		}
 	}
 }
