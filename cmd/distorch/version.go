@@ -85,7 +85,7 @@ func serverVersion(a *app, cmd *cobra.Command) (*serverView, error) {
 func thisVersion() versionView {
 	v := versionView{
 		Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
-		Engines: []string{"native"}, NVML: nvmlState(), OpSet: graph.OpSet, Protocol: protocolView{node.ProtocolMin, node.ProtocolMax},
+		Engines: []string{"native", "torch"}, NVML: nvmlState(), OpSet: graph.OpSet, Protocol: protocolView{node.ProtocolMin, node.ProtocolMax},
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {

@@ -10,7 +10,9 @@ package multi
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/distorch/distorch/agent/engine"
@@ -45,10 +47,12 @@ func (e *Engine) Devices(ctx context.Context) ([]engine.Device, error) {
 // Open asks the engine that has the device.
 func (e *Engine) Open(ctx context.Context, id engine.DeviceID) (engine.Session, error) {
 	var names []string
+	var failed []error // an engine that is broken keeps no device of another
 	for _, one := range e.engines {
 		devices, err := one.Devices(ctx)
 		if err != nil {
-			return nil, err
+			failed = append(failed, err)
+			continue
 		}
 		for _, d := range devices {
 			if d.ID == id {
@@ -57,5 +61,19 @@ func (e *Engine) Open(ctx context.Context, id engine.DeviceID) (engine.Session, 
 			names = append(names, string(d.ID))
 		}
 	}
+	if len(failed) > 0 {
+		return nil, errors.Join(failed...)
+	}
 	return nil, fmt.Errorf("device %q is not there; there are %s", id, strings.Join(names, ", "))
+}
+
+// Close ends what engines have started.
+func (e *Engine) Close() error {
+	var errs []error
+	for _, one := range e.engines {
+		if c, ok := one.(io.Closer); ok {
+			errs = append(errs, c.Close())
+		}
+	}
+	return errors.Join(errs...)
 }

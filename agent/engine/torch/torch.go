@@ -184,7 +184,7 @@ func (e *Engine) device(w *worker, d helloDevice) engine.Device {
 	if d.Kind == "cpu" {
 		out.Threads, out.Memory = e.cfg.Threads, e.cfg.Memory
 	}
-	for _, t := range []tensor.DType{tensor.F32, tensor.BF16, tensor.F16} {
+	for _, t := range []tensor.DType{tensor.F32, tensor.BF16} { // those that graphs are specialised for
 		if d.DTypes[t.String()] != "" {
 			out.DTypes = append(out.DTypes, t)
 		}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -78,11 +79,15 @@ func (a Agent) Run(ctx context.Context) error {
 		}
 		cfg.Credentials, cfg.GossipKey, cfg.Store = creds, key, st
 		cfg.Examine = Examination(a.Config, a.Dir, a.Version)
+		end := func() error { return nil }
+		if c, ok := cfg.Engine.(io.Closer); ok && a.Engine == nil {
+			end = c.Close
+		}
 		ag, err := agent.New(ctx, cfg)
 		if err != nil {
-			return err
+			return errors.Join(err, end())
 		}
-		return ag.Run(ctx)
+		return errors.Join(ag.Run(ctx), end())
 	}
 	return errors.Join(run(), st.Close())
 }
@@ -145,7 +150,7 @@ func (a Agent) configure(ctx context.Context, st *store.Store) (agent.Config, er
 	if threads == 0 {
 		threads = share(ctx, st, labels[hostLabel], a.Log)
 	}
-	cfg.Engine, err = engines(&c, cfg.Host, threads)
+	cfg.Engine, cfg.EngineName, err = machine{a.Config, cfg.Host, threads, a.Log}.engines(ctx)
 	return cfg, err
 }
 

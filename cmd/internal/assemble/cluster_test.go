@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/engine/torch/torchtest"
 	"github.com/distorch/distorch/agent/measure"
 	"github.com/distorch/distorch/cmd/internal/config"
 	"github.com/distorch/distorch/model/tensor"
@@ -73,6 +75,10 @@ func testConfig(dir string) *config.Config {
 	c.Agent.Threads = 1
 	c.Agent.Memory = 2e9
 	c.Models.Dirs = []string{filepath.Dir(demoFile)}
+	c.Agent.Engine = "native"
+	if torchtest.Chosen() {
+		c.Agent.Engine, c.Agent.Torch.Python = "torch", os.Getenv(torchtest.Variable)
+	}
 	return &c
 }
 
@@ -222,7 +228,7 @@ func TestCluster(t *testing.T) {
 	if len(status.Plan.Stages) != 3 {
 		t.Fatalf("the plan has %d stages", len(status.Plan.Stages))
 	}
-	if status.Plan.Numerics != "equals one device (native/1)" {
+	if status.Plan.Numerics != "equals one device ("+plainClass(t)+")" {
 		t.Errorf("numerics: %q", status.Plan.Numerics)
 	}
 	three, stats, err := picture(t, conn)

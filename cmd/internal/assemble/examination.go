@@ -21,7 +21,7 @@ func Examination(cfg *config.Config, dir identity.Dir, version string) examine.C
 		Node: cfg.Agent.Name, Version: version, Engine: cfg.Agent.Engine, Models: cfg.Models.Dirs, DataDir: cfg.DataDir,
 		Certificate: dir.CertFile(identity.SlotNode), Memory: tensor.Bytes(cfg.Agent.Memory), Reserve: tensor.Bytes(cfg.Agent.Reserve),
 		Torch: func(ctx context.Context) diagnose.Torch {
-			return lookForTorch(ctx, torch.Search{Models: cfg.Models.Dirs})
+			return lookForTorch(ctx, TorchSearch(cfg))
 		},
 	}
 }

@@ -146,7 +146,7 @@ func TestLoRAOfADeployment(t *testing.T) {
 	if err != nil || !s.Ready {
 		t.Fatalf("%v, %v", s, err)
 	}
-	if l := s.Plan.Loras[0]; s.Plan.Numerics != "equals one device (native/1+lora)" || l.Layers != 3 || len(l.Notes) != 1 || !strings.Contains(l.Notes[0], "text encoder") {
+	if l := s.Plan.Loras[0]; s.Plan.Numerics != "equals one device ("+plainClass(t)+"+lora)" || l.Layers != 3 || len(l.Notes) != 1 || !strings.Contains(l.Notes[0], "text encoder") {
 		t.Errorf("numerics %q, LoRA %v", s.Plan.Numerics, l)
 	}
 	half := withStrengths(t, conn, nil, nil)
@@ -175,7 +175,7 @@ func TestLoRAOfADeployment(t *testing.T) {
 	if s, err = deployLoRA(t, conn, "merge", 1, &pb.Pin{Node: "a", Blocks: 2}, &pb.Pin{Node: "b", FirstBlock: 2, Blocks: 4}); err != nil || !s.Ready {
 		t.Fatalf("%v, %v", s, err)
 	}
-	if s.Plan.Numerics != "equals one device (native/1+lora-merge)" {
+	if s.Plan.Numerics != "equals one device ("+plainClass(t)+"+lora-merge)" {
 		t.Errorf("numerics %q", s.Plan.Numerics)
 	}
 	if e := apart(t, withStrengths(t, conn, nil, nil), full); e > 2e-2 {

@@ -59,7 +59,8 @@ func TestDeviceIsLost(t *testing.T) {
 	cfg.Agent.Name = "gpu"
 	cfg.Agent.Devices = []config.Device{{Name: "sim:0", Memory: 60e6}}
 	host := engine.NewAccount(2e9, "")
-	real, err := engines(&cfg.Agent, host, 1)
+	cfg.Agent.Engine = "native" // as the simulated device
+	real, _, err := machine{cfg, host, 1, slog.New(slog.DiscardHandler)}.engines(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

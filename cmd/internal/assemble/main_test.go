@@ -4,6 +4,7 @@
 package assemble
 
 import (
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -28,4 +29,14 @@ func TestMain(m *testing.M) {
 	}
 	// memberlist's Shutdown does not wait for a probe that waits for its answer.
 	goleak.VerifyTestMain(closing{m}, goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probe"))
+}
+
+// plainClass is the numerics class of the tests' engine on one thread, without
+// the dtype, bf16.
+func plainClass(t testing.TB) string {
+	t.Helper()
+	if !torchtest.Chosen() {
+		return "native/1"
+	}
+	return strings.Replace(strings.Replace(class(t, suite.Engine(t, 0), "bf16"), "/bf16", "", 1), "/t2", "/t1", 1)
 }

@@ -69,9 +69,17 @@ type Agent struct {
 	Donate    string   `mapstructure:"donate"`    // of the memory, for other nodes' blocks; empty: what stages leave, none: nothing
 	Threads   int      `mapstructure:"threads"`   // 0: cores divided by the agents on this host
 	CPUISA    string   `mapstructure:"cpu_isa"`   // empty: the best the CPU has
-	Engine    string   `mapstructure:"engine"`
+	Engine    string   `mapstructure:"engine"`    // auto, native or torch
+	Torch     Torch    `mapstructure:"torch"`
 	Labels    []string `mapstructure:"labels"`  // key=value
 	Devices   []Device `mapstructure:"devices"` // what may be used of devices; simulated ones
+}
+
+// Torch says which Python with PyTorch computes, and how.
+type Torch struct {
+	Python    string `mapstructure:"python"`    // empty: a ComfyUI's or the one on PATH
+	ComfyUI   string `mapstructure:"comfyui"`   // folder of a ComfyUI whose Python is used
+	Attention string `mapstructure:"attention"` // kernels on a GPU
 }
 
 // Models says where checkpoints are looked for.
@@ -102,7 +110,7 @@ func Default() Config {
 			LeaseTTL: 20 * time.Second,
 			Etcd:     Etcd{ClientListen: "127.0.0.1:7802"},
 		},
-		Agent: Agent{Listen: "127.0.0.1:7800", Engine: "native"},
+		Agent: Agent{Listen: "127.0.0.1:7800", Engine: "auto", Torch: Torch{Attention: "auto"}},
 		Transport: Transport{
 			HandshakeTimeout: 10 * time.Second,
 			RedialFor:        time.Second,

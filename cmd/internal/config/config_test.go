@@ -183,7 +183,7 @@ func TestRefusals(t *testing.T) {
 		{name: "all invalid values at once", file: "c.yaml", text: `
 log: {level: loud, format: xml}
 coordinator: {listen: nowhere, lease_ttl: 1s, etcd: {endpoints: ["http://a:1"], cert_file: x}}
-agent: {name: "a b", listen: "example:1", advertise: ":1", threads: -1, cpu_isa: sse2, engine: torch, labels: [x], memory: 1GB, reserve: 1GB}
+agent: {name: "a b", listen: "example:1", advertise: ":1", threads: -1, cpu_isa: sse2, engine: cuda, labels: [x], memory: 1GB, reserve: 1GB}
 transport: {silence_limit: 1ms}
 client: {coordinator: "127.0.0.1:0"}
 `, want: []string{

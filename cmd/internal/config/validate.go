@@ -74,7 +74,8 @@ func (c *Config) Validate() error {
 		check("agent.threads", fmt.Errorf("%d: want 1 to 4096, or 0 to choose by the host", a.Threads))
 	}
 	check("agent.cpu_isa", oneOf(a.CPUISA, "", "auto", "avx512bf16", "avx512", "avx2", "generic"))
-	check("agent.engine", oneOf(a.Engine, "native"))
+	check("agent.engine", oneOf(a.Engine, "auto", "native", "torch"))
+	check("agent.torch.attention", oneOf(a.Torch.Attention, "", "auto", "flash", "efficient", "cudnn", "math"))
 	check("agent.devices", a.devices())
 	_, err := a.LabelMap()
 	check("agent.labels", err)
