@@ -21,7 +21,7 @@ const storageFP8 = "fp8"
 func (l *launch) quantised() bool { return l.fromFile != nil }
 
 // chooseStorage gives a block's matrices the dtype that was chosen: those of
-// linears which the file has in more than eight bits, in whole blocks.
+// linears which become smaller by it.
 func (st *Stage) chooseStorage(l *launch) error {
 	switch {
 	case st.cfg.Storage == "" || l.Block < 0:
@@ -29,7 +29,6 @@ func (st *Stage) chooseStorage(l *launch) error {
 	case st.cfg.Storage != storageFP8:
 		return fmt.Errorf("storage %q: want fp8, or nothing for the file's own", st.cfg.Storage)
 	}
-	elements, _ := tensor.F8E4M3B64.Block()
 	matrix := map[graph.WeightID]bool{}
 	for i := range l.Segment.Steps {
 		if s := &l.Segment.Steps[i]; s.Op == graph.OpLinear {
@@ -39,9 +38,8 @@ func (st *Stage) chooseStorage(l *launch) error {
 	file, chosen := l.weights, make([]engine.Weight, len(l.weights))
 	at, any := tensor.Bytes(0), false
 	for i, w := range file {
-		wide := !w.DType.Blocked() && w.DType.Size() > 1
-		if matrix[graph.WeightID(i)] && wide && w.Shape[len(w.Shape)-1]%int64(elements) == 0 {
-			w.DType, w.Scale, any = tensor.F8E4M3B64, 1, true
+		if d := tensor.StorageF8(w.Shape, w.DType); matrix[graph.WeightID(i)] && d != w.DType {
+			w.DType, w.Scale, any = d, 1, true
 		}
 		n, err := w.Shape.Bytes(w.DType)
 		if err != nil {

@@ -50,8 +50,8 @@ type Config struct {
 	// elsewhere; 0: 2.
 	Ring int
 	// Storage "fp8" keeps the matrices of blocks as F8_E4M3 with a scale for each
-	// 64 values, "" as the file has them. It changes values: plans of it have
-	// offload.FP8Class in their numerics class.
+	// 64 values, "" as the file has them. It changes values: the numerics class of
+	// a plan says so.
 	Storage string
 	Fit     offload.Fit
 	// Reserve is left free of the device's account.

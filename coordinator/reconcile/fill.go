@@ -207,7 +207,7 @@ func (w *world) fillStage(out *Plan, in *inputs, s *placement.Stage, rested bool
 		Storage: in.spec.Storage, Class: d.class(out.DType),
 	}
 	if in.spec.Storage != "" {
-		stage.Class += "/" + in.spec.Storage
+		stage.Class += ClassFP8
 	}
 	stage.Class += in.suffix
 	for _, r := range s.Rest {

@@ -15,6 +15,9 @@ import (
 // by choice.
 const StorageFP8 = "fp8"
 
+// ClassFP8 is what that adds to a numerics class.
+const ClassFP8 = "+fp8b64"
+
 // StageShape says what a stage holds and how.
 type StageShape struct {
 	First, Blocks int
