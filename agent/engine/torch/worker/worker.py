@@ -23,6 +23,7 @@ import time
 PROTOCOL = 1
 MAX_MESSAGE = 16 << 20
 KEPT = 4096  # failed events remembered
+GIVEN_BACK = 16 << 20  # a freed buffer of so many bytes is kept from other programs by no cache
 
 import torch  # noqa: E402: the agent is told when this fails
 
@@ -273,10 +274,14 @@ class Session:
                     seconds = begin.elapsed_time(end) / 1e3 if begin else 0
             except Exception as err:  # noqa: BLE001: an error of the device itself
                 fault = fault or (cmd.get("e", 0), "lost", brief(err))
+            flat = cmd["free"].flat if "free" in cmd else None
+            freed = 0 if flat is None else flat.numel()
             if "free" not in cmd:
                 self.report(cmd, fault, seconds)
                 self.recorded.pop(cmd["e"], None)
-            item = cmd = begin = end = None  # the buffer goes with its last mention
+            item = cmd = flat = begin = end = None  # the buffer goes with its last mention
+            if freed >= GIVEN_BACK:  # other programs wait for it, perhaps
+                m.empty_cache()
 
     def warm(self):
         """Makes the libraries take what they keep, and tells how much that is."""
