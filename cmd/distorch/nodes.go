@@ -36,6 +36,9 @@ type nodeView struct {
 	Latency     float64           `json:"latency_seconds"`
 	Peers       []peerView        `json:"peers,omitempty"`
 	Models      []string          `json:"models"`
+	HostMemory  uint64            `json:"host_memory_bytes"` // RAM for stages, tiers and other nodes' blocks together
+	Donate      uint64            `json:"donate_bytes"`
+	Lost        []lostView        `json:"lost_devices,omitempty"`
 }
 
 type deviceView struct {
@@ -49,6 +52,44 @@ type deviceView struct {
 	Rates       []rateView        `json:"rates"`
 	Calibration string            `json:"calibration"` // names the rates
 	Learned     []learnedRateView `json:"learned,omitempty"`
+
+	Kind         string     `json:"kind,omitempty"` // cpu, cuda, rocm, xpu, mps, sim
+	Simulated    bool       `json:"simulated,omitempty"`
+	Reserve      uint64     `json:"reserve_bytes"`
+	HostToDevice float64    `json:"host_to_device_bytes_per_second,omitempty"`
+	DeviceToHost float64    `json:"device_to_host_bytes_per_second,omitempty"`
+	Peers        []pathView `json:"peers,omitempty"`
+}
+
+// pathView is a measured path from another device of the node.
+type pathView struct {
+	From string  `json:"from"`
+	Rate float64 `json:"bytes_per_second"`
+}
+
+// lostView is a device that was there when the agent started.
+type lostView struct {
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
+}
+
+func newDeviceView(d *pb.Device) deviceView {
+	v := deviceView{
+		Name: d.Name, Model: d.Model, Memory: d.MemoryTotalBytes, Allocatable: d.MemoryAllocatableBytes, Threads: d.Threads, ISA: d.Isa,
+		Classes: d.NumericsClasses, Rates: []rateView{}, Calibration: d.Calibration,
+		Kind: d.Kind, Simulated: d.Simulated, Reserve: d.ReserveBytes,
+		HostToDevice: d.HostToDeviceBytesPerSecond, DeviceToHost: d.DeviceToHostBytesPerSecond,
+	}
+	for _, rate := range largest(d.Rates) {
+		v.Rates = append(v.Rates, rateView{rate.Dtype, rate.LinearFlopsPerSecond, rate.AttentionFlopsPerSecond, rate.ExpandBytesPerSecond})
+	}
+	for _, f := range d.GetFeedback() {
+		v.Learned = append(v.Learned, learnedRateView{f.Dtype, f.Elements, f.Ratio, f.Samples})
+	}
+	for _, p := range d.GetPeers() {
+		v.Peers = append(v.Peers, pathView{p.Device, p.BytesPerSecond})
+	}
+	return v
 }
 
 // learnedRateView is what forwards have taught of the rates, for activations of
@@ -80,16 +121,13 @@ func newNodeView(n *pb.NodeStatus) nodeView {
 		Engine: r.GetEngine(), PID: r.GetPid(), Incarnation: r.GetIncarnation(), Labels: r.GetLabels(), LoadRate: r.GetLoadBytesPerSecond(),
 		NIC: n.GetLink().GetNicBytesPerSecond(), Latency: n.GetLink().GetLatency().AsDuration().Seconds(),
 		Devices: []deviceView{}, Seen: seenViews(r.GetSeenDevices()), Models: append([]string{}, n.Models...),
+		HostMemory: r.GetHostMemoryBytes(), Donate: r.GetDonateBytes(),
+	}
+	for _, d := range r.GetLost() {
+		v.Lost = append(v.Lost, lostView{d.Name, d.Reason})
 	}
 	for _, d := range r.GetDevices() {
-		dv := deviceView{d.Name, d.Model, d.MemoryTotalBytes, d.MemoryAllocatableBytes, d.Threads, d.Isa, d.NumericsClasses, []rateView{}, d.Calibration, nil}
-		for _, rate := range largest(d.Rates) {
-			dv.Rates = append(dv.Rates, rateView{rate.Dtype, rate.LinearFlopsPerSecond, rate.AttentionFlopsPerSecond, rate.ExpandBytesPerSecond})
-		}
-		for _, f := range d.GetFeedback() {
-			dv.Learned = append(dv.Learned, learnedRateView{f.Dtype, f.Elements, f.Ratio, f.Samples})
-		}
-		v.Devices = append(v.Devices, dv)
+		v.Devices = append(v.Devices, newDeviceView(d))
 	}
 	for _, p := range n.GetLink().GetPeers() {
 		v.Peers = append(v.Peers, peerView{p.Node, p.BytesPerSecond, p.RoundTrip.AsDuration().Seconds()})
@@ -100,12 +138,19 @@ func newNodeView(n *pb.NodeStatus) nodeView {
 func (v nodeView) row() []string {
 	var devices, memory, compute, rates []string
 	for _, d := range v.Devices {
-		devices = append(devices, d.Name)
+		name := d.Name
+		if d.Simulated {
+			name += " (simulated)"
+		}
+		devices = append(devices, name)
 		memory = append(memory, fmt.Sprintf("%s of %s", output.Bytes(d.Allocatable), output.Bytes(d.Memory)))
 		compute = append(compute, fmt.Sprintf("%d %s", d.Threads, d.ISA))
 		for _, r := range d.Rates {
 			rates = append(rates, r.DType+" "+output.Rate(r.Linear, "FLOP"))
 		}
+	}
+	for _, d := range v.Lost {
+		devices = append(devices, d.Name+" (lost: "+d.Reason+")")
 	}
 	link := ""
 	if v.NIC > 0 {

@@ -58,7 +58,11 @@ func (w *world) cut(p *Plan, in *inputs, best *placement.Plan) (short *shortage)
 			if need <= has || need == 0 {
 				continue
 			}
-			in.cuts.devices[[2]string{n.ID, d.Name}] += need - has
+			over := need - has
+			if d.Name == s.Device { // what is counted for the stage has to shrink by so much
+				over += less(uint64(best.Stages[i].Available), uint64(in.counted[i]))
+			}
+			in.cuts.devices[[2]string{n.ID, d.Name}] += over
 			of.Device, of.Peak, of.Available = d.Name, bytesIn(need), bytesIn(has)
 			short = &shortage{of}
 		}
@@ -75,7 +79,8 @@ func (w *world) cut(p *Plan, in *inputs, best *placement.Plan) (short *shortage)
 func (w *world) cutHost(p *Plan, in *inputs, best *placement.Plan, id string) *shortage {
 	n := w.node[id]
 	use := w.used(id, p)
-	has := less(n.hostMemory(), w.taken(id, in.spec.Name).host)
+	taken := w.taken(id, in.spec.Name)
+	has := less(n.hostMemory(), taken.host)
 	if use.host <= has {
 		return nil
 	}
@@ -90,9 +95,9 @@ func (w *world) cutHost(p *Plan, in *inputs, best *placement.Plan, id string) *s
 	of.Peak, of.Available = bytesIn(use.host), bytesIn(has)
 	switch {
 	case use.lent > 0:
-		in.cuts.lend[id] += over
+		in.cuts.lend[id] += less(less(min(n.Donate, has), taken.lent, in.cuts.lend[id]), less(use.lent, over))
 	case use.ram > 0:
-		in.cuts.ram[id] += over
+		in.cuts.ram[id] += less(less(has, uint64(in.table.host), in.cuts.ram[id]), less(use.ram, over))
 	default:
 		in.cuts.devices[[2]string{id, cpu}] += over
 	}
@@ -127,6 +132,7 @@ func largestBlock(t *table) placement.Bytes {
 // fill turns a placement into the plan that agents execute.
 func (w *world) fill(out *Plan, in *inputs, best *placement.Plan, rested bool) error {
 	out.Stages, out.Unused, out.IfLost, out.Notes = nil, nil, nil, nil
+	in.counted = nil
 	sooner := 0.0
 	for i := range best.Stages {
 		s, err := w.fillStage(out, in, &best.Stages[i], rested)
@@ -235,6 +241,7 @@ func (w *world) fillStage(out *Plan, in *inputs, s *placement.Stage, rested bool
 		stage.Tiers[i].Bytes = uint64(f.Tiers[i])
 	}
 	peak := uint64(f.Peak())
+	in.counted = append(in.counted, s.Peak)
 	// placement counts the largest regions everywhere; this is the stage's own.
 	s.Peak = min(s.Peak, placement.Bytes(f.Peak()))
 	if d.own() {

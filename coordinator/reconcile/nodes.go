@@ -152,6 +152,8 @@ type inputs struct {
 	barred []Barred
 	suffix string // of the numerics class, by what LoRAs do to weights
 	cuts   *cuts
+
+	counted []placement.Bytes // for each stage by placement, of its device
 }
 
 // offer is every node as placement sees it for a deployment whose weights rest in

@@ -61,7 +61,7 @@ func TestTiersOfACluster(t *testing.T) {
 	startAgentWith(t, "gpu", token(t, conn), gpu)
 	ram := testConfig(t.TempDir())
 	ram.Models.Dirs, ram.Agent.Memory = nil, 5e8
-	startAgentWith(t, "ram", token(t, conn), ram)
+	donor := startAgentWith(t, "ram", token(t, conn), ram)
 	var resident []byte
 	for _, c := range []struct {
 		name string
@@ -117,6 +117,28 @@ func TestTiersOfACluster(t *testing.T) {
 				}
 			}
 		})
+	}
+	t.Run("the donor leaves", func(t *testing.T) { donorLeaves(t, conn, donor) })
+}
+
+// donorLeaves stops the node that keeps blocks, which a person named: the
+// deployment says so, and nothing else breaks.
+func donorLeaves(t *testing.T, conn *grpc.ClientConn, donor *process) {
+	if _, err := deployAs(t, conn, &pb.DeploymentSpec{Allocation: "gpu/sim:0,20%;ram/cpu,80%#gpu/sim:0"}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, conn, "ready", ready)
+	donor.stop()
+	s := await(t, conn, "a plan without the donor", func(s *pb.DeploymentStatus) bool { return s.Plan.GetInfeasible() != "" })
+	if !strings.Contains(s.Plan.Infeasible, "ram") {
+		t.Errorf("it says %q", s.Plan.Infeasible)
+	}
+	if _, err := deployAs(t, conn, &pb.DeploymentSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, conn, "ready without the donor", ready)
+	if _, _, err := picture(t, conn); err != nil {
+		t.Error(err)
 	}
 }
 
