@@ -324,3 +324,57 @@ func TestErrorsOfTiers(t *testing.T) {
 		t.Errorf("when the node is back: %v", err)
 	}
 }
+
+// Eight bits by choice change the values, once: however blocks then rest, the
+// bits are the same.
+func TestFP8ByChoice(t *testing.T) {
+	plain := reference(t)
+	b := newBox(t, 0, 0, 0)
+	cpu := opened(t, plainNative(t, 0), native.CPU)
+	var want []byte
+	for _, tc := range []struct {
+		name   string
+		kind   offload.Kind
+		stored bool
+		s      engine.Session
+	}{
+		{"on the CPU", offload.Device, false, cpu},
+		{"stored on the CPU", offload.Device, true, cpu},
+		{"on disk, for the CPU", offload.Disk, true, cpu},
+		{"resident", offload.Device, false, b.device},
+		{"stored in RAM", offload.RAM, true, b.device},
+		{"packed in RAM", offload.RAM, false, b.device},
+		{"stored on a donor", offload.Donor, true, b.device},
+		{"on disk", offload.Disk, false, b.device},
+		{"stored on another node", offload.Remote, true, b.device},
+	} {
+		cfg := b.config(b.tier(tc.kind, 0, 5))
+		cfg.Session, cfg.Stored, cfg.Storage = tc.s, tc.stored, "fp8"
+		st, err := stage.Load(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(tc.name, err)
+		}
+		r, f := begin(t, tc.s, st, workload())
+		if _, err := r.Do(t.Context(), f); err != nil {
+			t.Fatal(tc.name, err)
+		}
+		got := bytes.Clone(st.Outputs[0].Host())
+		r.Close()
+		f.Conditioning.Free()
+		st.Close()
+		if want == nil {
+			want = got
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: other bits", tc.name)
+		}
+	}
+	if bytes.Equal(want, plain) {
+		t.Error("eight bits changed nothing: no matrix was quantised")
+	}
+	cfg := b.config()
+	cfg.Storage = "fp4"
+	if _, err := stage.Load(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "fp4") {
+		t.Errorf("storage fp4: %v", err)
+	}
+}

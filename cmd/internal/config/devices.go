@@ -95,28 +95,22 @@ func (d *Device) UnmarshalText(text []byte) error {
 
 // String writes the device as UnmarshalText reads it.
 func (d Device) String() string {
-	s := d.Name
+	words := []string{d.Name}
 	if d.Off {
-		s += " off"
+		words = append(words, "off")
 	}
-	if d.Memory > 0 {
-		s += " memory=" + d.Memory.String()
-	}
-	if d.Reserve != "" {
-		s += " reserve=" + d.Reserve
-	}
-	for _, r := range []struct {
-		key  string
-		rate Rate
-	}{{"h2d", d.H2D}, {"d2h", d.D2H}, {"peer", d.Peer}} {
-		if r.rate > 0 {
-			s += " " + r.key + "=" + r.rate.String()
+	put := func(key, value string, said bool) {
+		if said {
+			words = append(words, key+"="+value)
 		}
 	}
-	if d.Threads > 0 {
-		s += " threads=" + strconv.Itoa(d.Threads)
-	}
-	return s
+	put("memory", d.Memory.String(), d.Memory > 0)
+	put("reserve", d.Reserve, d.Reserve != "")
+	put("h2d", d.H2D.String(), d.H2D > 0)
+	put("d2h", d.D2H.String(), d.D2H > 0)
+	put("peer", d.Peer.String(), d.Peer > 0)
+	put("threads", strconv.Itoa(d.Threads), d.Threads > 0)
+	return strings.Join(words, " ")
 }
 
 // deviceName is what devices are called. Nobody takes a simulated one for a GPU.
