@@ -9,6 +9,8 @@ import (
 
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
+	"github.com/distorch/distorch/agent/engine/torch"
+	"github.com/distorch/distorch/agent/engine/torch/torchtest"
 	"github.com/distorch/distorch/model/tensor"
 )
 
@@ -50,5 +52,26 @@ func TestMeasureLeavesNothing(t *testing.T) {
 	cancel()
 	if _, err := Measure(ctx, s, tensor.F32); err == nil {
 		t.Error("a cancelled measurement gave rates")
+	}
+}
+
+// A device with memory and a clock of its own is measured like the CPU.
+func TestMeasureOnPyTorch(t *testing.T) {
+	s, err := torchtest.Streams(t, torch.Config{Threads: 1}).Open(t.Context(), torchtest.StreamsDevice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	all, err := along(t.Context(), s, tensor.F32, []size{{64, 256}}, bound{rounds: 3, most: 3}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if r.Linear < 1e6 || r.Expand < 1e6 || r.Linear > 1e15 {
+			t.Errorf("rates %+v", r)
+		}
+	}
+	if used, _, _ := s.Account(); used != 0 {
+		t.Errorf("%v in use", used)
 	}
 }
