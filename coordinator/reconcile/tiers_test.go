@@ -143,7 +143,7 @@ func TestStorageByChoice(t *testing.T) {
 		t.Fatal(p.Err)
 	}
 	s := p.Plan.Stages[0]
-	if !s.Stored || s.Storage != StorageFP8 || s.Class != "torch/2/x/bf16/fp8" || len(s.Tiers) > 0 || p.Plan.Numerics != "equals one device (torch/2/x/fp8)" {
+	if !s.Stored || s.Storage != StorageFP8 || s.Class != "torch/2/x/bf16+fp8b64" || len(s.Tiers) > 0 || p.Plan.Numerics != "equals one device (torch/2/x+fp8b64)" {
 		t.Errorf("%+v, numerics %q", s, p.Plan.Numerics)
 	}
 	wide := Propose(cl.snapshot, flux(Spec{}))
