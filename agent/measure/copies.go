@@ -97,7 +97,7 @@ func (f *fetch) seconds(ctx context.Context, n tensor.Bytes) (float64, error) {
 // grow doubles a copy until it takes long enough, and times that one.
 func grow(ctx context.Context, open func(tensor.Bytes) (*fetch, error)) (float64, error) {
 	rate := 0.0
-	for n := tensor.Bytes(copyLeast); ; n *= 4 {
+	for n := copyLeast; ; n *= 4 {
 		f, err := open(n)
 		if errors.Is(err, engine.ErrNoMemory) && rate > 0 {
 			return rate, nil

@@ -35,13 +35,6 @@ const (
 	formStored
 )
 
-func formOf(stored bool) int {
-	if stored {
-		return formStored
-	}
-	return formPacked
-}
-
 // Tables are the block tables of a specialised model as placement sees it: with its weights packed for the engine, and
 // as they are in the file, expanded for every block. Stored are the file's dtypes by weight.
 func Tables(name string, p *graph.Program, stored map[string]tensor.DType, inFlight int) (packed, file placement.Model, err error) {
