@@ -389,3 +389,51 @@ func TestTraffic(t *testing.T) {
 		t.Errorf("nothing rests on disk: %+v", d)
 	}
 }
+
+// Lending beside forwards, from another goroutine, changes no bit.
+func TestLendBesideForwards(t *testing.T) {
+	want := reference(t)
+	b := newBox(t, 0, 0, 0)
+	cfg := b.config(b.tier(offload.RAM, 0, 1), b.tier(offload.Remote, 2, 1))
+	cfg.Ring = 1
+	st, err := stage.Load(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, f := begin(t, b.device, st, workload())
+	stop, ended := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		defer func() { ended <- n }()
+		for ; ; n++ {
+			if _, err := st.Lend(t.Context(), 1); err != nil {
+				t.Error(err)
+				return
+			}
+			st.Traffic()
+			st.Resting()
+			if err := st.Restore(t.Context()); err != nil {
+				t.Error(err)
+				return
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	for range 30 {
+		clear(st.Outputs[0].Host())
+		if _, err := r.Do(t.Context(), f); err != nil || !bytes.Equal(st.Outputs[0].Host(), want) {
+			t.Errorf("other bits (%v)", err)
+		}
+	}
+	close(stop)
+	if n := <-ended; n == 0 {
+		t.Error("nothing was lent meanwhile")
+	}
+	r.Close()
+	f.Conditioning.Free()
+	st.Close()
+}
