@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -125,7 +127,7 @@ func (a *Agent) share(d engine.Device, l Limit, cards []device.GPU) (total, rese
 		if free := cards[i].MemoryFree; free > 0 {
 			total = min(total, free)
 		}
-		if shared(cards[i]) {
+		if shared(cards[i], ownChild) {
 			reserve = displayReserve
 		}
 	}
@@ -141,8 +143,9 @@ func (a *Agent) share(d engine.Device, l Limit, cards []device.GPU) (total, rese
 	return total, reserve, nil
 }
 
-// shared says whether a desktop or a ComfyUI uses the card too.
-func shared(g device.GPU) bool {
+// shared says whether a desktop or a ComfyUI uses the card too. A ComfyUI's
+// process is a Python that this agent has not started.
+func shared(g device.GPU, own func(pid int) bool) bool {
 	for _, p := range g.Processes {
 		name := strings.ToLower(p.Name)
 		for _, other := range []string{"comfyui", "xorg", "xwayland", "gnome-shell", "kwin", "mutter", "plasmashell", "hyprland", "sway", "dwm.exe"} {
@@ -150,8 +153,21 @@ func shared(g device.GPU) bool {
 				return true
 			}
 		}
+		if strings.HasPrefix(path.Base(name), "python") && !own(p.PID) {
+			return true
+		}
 	}
 	return false
+}
+
+// ownChild says whether this process started another; true where the system does
+// not tell, so that no memory is kept free for the agent's own worker.
+func ownChild(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return true
+	}
+	return strings.Contains(string(status), fmt.Sprintf("\nPPid:\t%d\n", os.Getpid()))
 }
 
 // unit is one of this node's devices.
