@@ -96,7 +96,6 @@ func (d *Device) UnmarshalText(text []byte) error {
 // String writes the device as UnmarshalText reads it.
 func (d Device) String() string {
 	words := []string{d.Name}
-<<<<<<< HEAD
 	if d.Off {
 		words = append(words, "off")
 	}
@@ -111,20 +110,6 @@ func (d Device) String() string {
 	put("d2h", d.D2H.String(), d.D2H > 0)
 	put("peer", d.Peer.String(), d.Peer > 0)
 	put("threads", strconv.Itoa(d.Threads), d.Threads > 0)
-=======
-	add := func(is bool, word string) {
-		if is {
-			words = append(words, word)
-		}
-	}
-	add(d.Off, "off")
-	add(d.Memory > 0, "memory="+d.Memory.String())
-	add(d.Reserve != "", "reserve="+d.Reserve)
-	add(d.H2D > 0, "h2d="+d.H2D.String())
-	add(d.D2H > 0, "d2h="+d.D2H.String())
-	add(d.Peer > 0, "peer="+d.Peer.String())
-	add(d.Threads > 0, "threads="+strconv.Itoa(d.Threads))
->>>>>>> d46aacf (agent, coordinator/reconcile, cmd/internal/config: what the linter found)
 	return strings.Join(words, " ")
 }
 
