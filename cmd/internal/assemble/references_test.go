@@ -117,10 +117,10 @@ func refusals(t *testing.T, r *rig) {
 	one := map[string]int64{"ref0_width": 96, "ref0_height": 64}
 	for want, do := range map[string]func() ([]byte, error){
 		"tensor ref.0 is missing": func() ([]byte, error) { return r.withImages(t, one) },
-		"tensor ref.0 is \"F32\" [1 16 8 11]": func() ([]byte, error) {
+		"tensor ref.0 is \"F32\" [1,16,8,11]": func() ([]byte, error) {
 			return r.withImages(t, one, latent("ref.0", 8, 11))
 		},
-		"tensor ref.1 is \"F32\" [1 16 8 12]": func() ([]byte, error) {
+		"tensor ref.1 is \"F32\" [1,16,8,12]": func() ([]byte, error) {
 			return r.withImages(t, one, latent("ref.0", 8, 12), latent("ref.1", 8, 12))
 		},
 		"want F32 [1,69,69]": func() ([]byte, error) {
