@@ -13,7 +13,6 @@ import (
 
 	"github.com/distorch/distorch/agent/engine"
 	torchengine "github.com/distorch/distorch/agent/engine/torch"
-	"github.com/distorch/distorch/agent/offload"
 	"github.com/distorch/distorch/agent/stage"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/tensor"
@@ -61,6 +60,9 @@ func gpuFigures(ctx context.Context, o *options, r *report) (err error) {
 		name string
 		run  func(context.Context) error
 	}{{"resident", g.residentFigures}, {"streamed", g.streamedFigures}, {"rivals", g.rivalFigures}} {
+		if !g.o.parts.MatchString(part.name) {
+			continue
+		}
 		if err := part.run(ctx); err != nil {
 			r.note("failed: %s: %v", part.name, err)
 			failed = append(failed, fmt.Errorf("%s: %w", part.name, err))
@@ -92,6 +94,10 @@ func (g *gpuBench) same(ctx context.Context, h *host, what string) error {
 	clear(h.output())
 	if _, err := h.forward(ctx); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
+	}
+	if g.resident == nil {
+		g.resident = bytes.Clone(h.output()) // there was no resident stage
+		return nil
 	}
 	if !bytes.Equal(h.output(), g.resident) {
 		return fmt.Errorf("%s: other bits than the resident stage's", what)
@@ -268,7 +274,11 @@ func (g *gpuBench) streamedFigures(ctx context.Context) (err error) {
 	}
 	defer func() { h.close() }()
 	moved := h.stages[0].Moved()
-	g.r.note("capped at %v: %s rest in pinned host memory, ring of %d, loaded in %s", limit, offload.Describe(moved), g.o.ring, seconds(time.Since(began)))
+	if len(moved) == 0 {
+		return errors.New("the model fits under the cap")
+	}
+	g.r.note("capped at %v: %d of %d blocks rest in pinned host memory (the first is %d, the last %d), ring of %d, loaded in %s", limit, len(moved), g.program.Model.Blocks(),
+		moved[0].Block, moved[len(moved)-1].Block, g.o.ring, seconds(time.Since(began)))
 	if err := g.same(ctx, h, "streamed, in a second process"); err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type options struct {
 	dir     string // for large files
 	device  string // of bench gpu
 	ring    int
+	parts   *regexp.Regexp
 	small   bool
 	only    *regexp.Regexp
 }
@@ -84,6 +85,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&o.dir, "dir", os.TempDir(), "`folder` for checkpoints while they are needed")
 	only := flags.String("only", "", "run the sections that this `regexp` matches: "+names())
 	flags.StringVar(&o.device, "device", "", "gpu: `device`, the first GPU otherwise")
+	parts := flags.String("parts", "", "gpu: run the parts that this `regexp` matches: resident, streamed, rivals")
 	flags.IntVar(&o.ring, "ring", 3, "gpu: `slots` of the ring")
 	flags.BoolVar(&o.small, "small", false, "gpu: a small model, to try the program itself")
 	all := sections()
@@ -104,6 +106,9 @@ func run(ctx context.Context, args []string) error {
 	var err error
 	if o.only, err = regexp.Compile(*only); err != nil {
 		return fmt.Errorf("-only: %w", err)
+	}
+	if o.parts, err = regexp.Compile(*parts); err != nil {
+		return fmt.Errorf("-parts: %w", err)
 	}
 	if o.rounds < 1 || o.threads < 1 {
 		return fmt.Errorf("-rounds %d -threads %d: both must be 1 or more", o.rounds, o.threads)

@@ -159,7 +159,7 @@ class Flux:
         p = PATCH
         tokens = x.to(self.dtype).view(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * p * p)
         img, txt = self.linear("img_in", tokens), self.linear("txt_in", context.to(self.dtype))
-        vec = self.embed("time_in", timestep.to(self.dtype) * 1000)
+        vec = self.embed("time_in", timestep * 1000)  # stays float32, as the graph has it
         vec = vec + self.embed("guidance_in", guidance.to(self.dtype) * 1000) + self.two("vector_in", y.to(self.dtype))
         for i in range(self.n_double):
             img, txt = self.double(i, img, txt, vec)
