@@ -225,8 +225,9 @@ func (m Model) eightBit() (Model, bool) {
 
 // MisfitError says that a stage of a given cut is larger than its node.
 type MisfitError struct {
-	Label string
-	Stage Stage // Peak is what it needs with at most one slot
+	Label  string
+	Stage  Stage  // Peak is what it needs with at most one slot
+	Advice string // what to do, beside freeing memory; empty: pin fewer blocks to it
 }
 
 func (e *MisfitError) Error() string {
@@ -235,7 +236,7 @@ func (e *MisfitError) Error() string {
 	if s.Device != "" && s.Device != "cpu" {
 		where += "/" + s.Device
 	}
-	return fmt.Sprintf("%s: blocks %d-%d need %s on %s, which offers %s: pin fewer blocks to it or free %s", e.Label, s.First, s.First+s.Blocks-1, s.Peak, where, max(0, s.Available), s.Peak-s.Available)
+	return fmt.Sprintf("%s: blocks %d-%d need %s on %s, which offers %s: %s or free %s", e.Label, s.First, s.First+s.Blocks-1, s.Peak, where, max(0, s.Available), cmp.Or(e.Advice, "pin fewer blocks to it"), s.Peak-s.Available)
 }
 
 // explainShort says why the remaining nodes cannot take over.

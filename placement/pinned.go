@@ -45,7 +45,11 @@ func (s *solver) forced(lay func(*field, mode) ([]part, *Stage)) (*Plan, error) 
 		}
 	}
 	if best == nil {
-		return nil, &MisfitError{Label: s.problem.label(), Stage: *misfit}
+		err := &MisfitError{Label: s.problem.label(), Stage: *misfit}
+		if s.problem.Constraints.Allocation != nil {
+			err.Advice = "let more of its blocks rest elsewhere"
+		}
+		return nil, err
 	}
 	plan := from.compose(best.pipes, best.worth)
 	plan.Forced = true

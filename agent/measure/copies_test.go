@@ -59,3 +59,24 @@ func TestCopies(t *testing.T) {
 	}
 	about("from the other device", rate, slow)
 }
+
+// TestSmallDevice: a device without room for the larger programs is known by the
+// smaller ones.
+func TestSmallDevice(t *testing.T) {
+	e, err := sim.New(sim.Config{Devices: []sim.Device{{Name: "sim:0", Memory: 12 * tensor.MB}}, Host: engine.NewAccount(0, "")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := e.Open(t.Context(), "sim:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	rates, err := measure.Measure(t.Context(), s, tensor.BF16)
+	if err != nil || len(rates) != 1 || rates[0].Linear <= 0 {
+		t.Errorf("%+v, %v", rates, err)
+	}
+	if used, _, _ := s.Account(); used != 0 {
+		t.Errorf("%v are still in use", used)
+	}
+}

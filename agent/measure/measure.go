@@ -11,6 +11,7 @@ package measure
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -99,6 +100,9 @@ func along(ctx context.Context, s engine.Session, d tensor.DType, sizes []size, 
 			break
 		}
 		r, err := at(ctx, s, d, sz, lim, step)
+		if i > 0 && errors.Is(err, engine.ErrNoMemory) {
+			break // a small device is known by small activations
+		}
 		if err != nil {
 			return nil, err
 		}

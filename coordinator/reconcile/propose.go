@@ -160,16 +160,16 @@ func (w *world) choose(in *inputs) (best *placement.Plan, problem placement.Prob
 	only := in.table.storage != "" || in.spec.manual() && in.table.smaller
 	if only {
 		problem = w.problem(in, formStored)
-		best, err = place(in.spec, &problem)
+		best, err = w.place(in, &problem, formStored)
 		return best, problem, formStored, err
 	}
 	problem = w.problem(in, formPacked)
-	best, err = place(in.spec, &problem)
+	best, err = w.place(in, &problem, formPacked)
 	if !in.table.smaller || err != nil && !Infeasible(err) {
 		return best, problem, formPacked, err
 	}
 	other := w.problem(in, formStored)
-	plan, otherErr := place(in.spec, &other)
+	plan, otherErr := w.place(in, &other, formStored)
 	switch {
 	case otherErr != nil && err != nil:
 		return nil, problem, formPacked, moreRoom(err, otherErr)
@@ -184,6 +184,22 @@ func (w *world) choose(in *inputs) (best *placement.Plan, problem placement.Prob
 		}
 	}
 	return best, problem, formPacked, nil
+}
+
+// place is place, with the memory of a misfit as its device has it: a stage is
+// counted with regions that a device of its own memory leaves to RAM.
+func (w *world) place(in *inputs, p *placement.Problem, form int) (*placement.Plan, error) {
+	best, err := place(in.spec, p)
+	var misfit *placement.MisfitError
+	if errors.As(err, &misfit) {
+		n := w.node[string(misfit.Stage.Node)]
+		if d := n.device(misfit.Stage.Device); d != nil && d.own() {
+			off := in.table.slack[form] - bytesIn(d.Overhead)
+			misfit.Stage.Peak -= off
+			misfit.Stage.Available -= off
+		}
+	}
+	return best, err
 }
 
 // place finds the best plan, by hand where a person wrote one.
