@@ -27,6 +27,21 @@ type table struct {
 	// device with memory of its own leaves to RAM: by form.
 	slack [2]placement.Bytes
 	host  placement.Bytes // RAM beside such a device, without tiers, at most
+	// The tables for clusters where only such devices compute, which leave nothing
+	// to allow for: by form.
+	own [2]placement.Model
+}
+
+// model is the table of a form; own, where only devices with memory of their own
+// compute.
+func (t *table) model(form int, own bool) placement.Model {
+	switch {
+	case own:
+		return t.own[form]
+	case form == formStored:
+		return t.stored
+	}
+	return t.packed
 }
 
 // The forms in which weights rest.
@@ -59,6 +74,7 @@ func newTable(name string, p *graph.Program, stored map[string]tensor.DType, sto
 		Vec: bytesOf(alignedSum(p.Travel)), Input: bytesOf(step.Bytes), Output: bytesOf(graph.OutputLayout(p).Bytes),
 	}
 	t := &table{program: p, packed: base, stored: base, storage: storage, slack: [2]placement.Bytes{math.MaxInt64, math.MaxInt64}}
+	var near []placement.Bytes // scratch of head, tail and blocks on a device of its own memory
 	var own [2]placement.Bytes // of the largest piece, on a device of its own memory
 	n := tensor.Bytes(inFlight)
 	reading := tensor.Bytes(0)
@@ -78,6 +94,7 @@ func newTable(name string, p *graph.Program, stored map[string]tensor.DType, sto
 		// Of the regions one of each is on the device too, and of the conditioning.
 		needs := bytesOf(working - (2*n-2)*edge - extra/n*(n-1))
 		own = [2]placement.Bytes{max(own[0], needs), max(own[1], needs)}
+		near = append(near, needs)
 		reading = max(reading, w.file+w.packed)
 		file.Weights, file.Staging, file.Expansion = bytesOf(w.stored), bytesOf(w.packed), bytesOf(w.packed)
 		return packed, file, nil
@@ -114,7 +131,18 @@ func newTable(name string, p *graph.Program, stored map[string]tensor.DType, sto
 		base.StoredDType = placement.DType(storage)
 		t.packed.StoredDType, t.stored.StoredDType = base.StoredDType, base.StoredDType
 	}
+	t.own = [2]placement.Model{scratched(t.packed, near), scratched(t.stored, near)}
 	return t, nil
+}
+
+// scratched is a model with other scratch of head, tail and each run's blocks.
+func scratched(m placement.Model, scratch []placement.Bytes) placement.Model {
+	m.Head.Scratch, m.Tail.Scratch = scratch[0], scratch[1]
+	m.Runs = slices.Clone(m.Runs)
+	for i := range m.Runs {
+		m.Runs[i].Block.Scratch = scratch[2+i]
+	}
+	return m
 }
 
 func bytesOf(n tensor.Bytes) placement.Bytes { return placement.Bytes(n) }

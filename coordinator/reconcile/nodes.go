@@ -156,9 +156,10 @@ type inputs struct {
 	counted []placement.Bytes // for each stage by placement, of its device
 }
 
-// offer is every node as placement sees it for a deployment whose weights rest in
-// a form, those that left included.
-func (w *world) offer(in *inputs, form int) []placement.Node {
+// offer is every node as placement sees it for a deployment, those that left
+// included. slack is what placement counts too much on devices with memory of
+// their own.
+func (w *world) offer(in *inputs, slack placement.Bytes) []placement.Node {
 	out := make([]placement.Node, 0, len(w.nodes)+len(in.barred))
 	for _, b := range in.barred {
 		if w.node[b.Node] == nil {
@@ -169,7 +170,7 @@ func (w *world) offer(in *inputs, form int) []placement.Node {
 		}
 	}
 	for i := range w.nodes {
-		n := w.convert(&w.nodes[i], in, form)
+		n := w.convert(&w.nodes[i], in, slack)
 		n.Rejected = w.reject(&w.nodes[i], n, in.model.Graph, in.dtype)
 		if name := w.lacks(w.nodes[i].ID, in.spec); name != "" && n.Rejected.Kind == "" {
 			n.Rejected = placement.Reason{Kind: ReasonLoRA, Detail: "it has no file " + name + " in models.dirs; copy it there and start its agent again"}
@@ -198,7 +199,7 @@ func less(a uint64, b ...uint64) uint64 {
 
 func bytesIn(n uint64) placement.Bytes { return placement.Bytes(min(n, math.MaxInt64)) }
 
-func (w *world) convert(n *Node, in *inputs, form int) placement.Node {
+func (w *world) convert(n *Node, in *inputs, slack placement.Bytes) placement.Node {
 	out := n.bare()
 	out.HasModel = w.holds[Holder{Model: in.model.ID, Node: n.ID}]
 	use := w.taken(n.ID, in.spec.Name)
@@ -217,7 +218,7 @@ func (w *world) convert(n *Node, in *inputs, form int) placement.Node {
 		left := less(n.memory(d), use.devices[d.Name], in.cuts.devices[[2]string{n.ID, d.Name}])
 		if d.own() {
 			gpus = true
-			left = less(left, d.Overhead) + uint64(in.table.slack[form])
+			left = less(left, d.Overhead) + uint64(slack)
 		} else {
 			left = min(left, less(free, in.cuts.devices[[2]string{n.ID, d.Name}]))
 		}

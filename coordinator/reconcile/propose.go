@@ -147,11 +147,36 @@ func constraints(spec *Spec) placement.Constraints {
 
 // problem is what is to be placed, with weights resting in a form.
 func (w *world) problem(in *inputs, form int) placement.Problem {
-	p := placement.Problem{Deployment: in.spec.Name, Model: in.table.packed, Nodes: w.offer(in, form), Constraints: constraints(in.spec)}
-	if form == formStored {
-		p.Model = in.table.stored
+	own := w.onlyOwn(in)
+	slack := in.table.slack[form]
+	if own {
+		slack = 0
 	}
-	return p
+	return placement.Problem{
+		Deployment: in.spec.Name, Model: in.table.model(form, own), Nodes: w.offer(in, slack), Constraints: constraints(in.spec),
+	}
+}
+
+// onlyOwn says whether every node that may run the model does so on devices with
+// memory of their own.
+func (w *world) onlyOwn(in *inputs) bool {
+	for i := range w.nodes {
+		n := &w.nodes[i]
+		if !w.holds[Holder{Model: in.model.ID, Node: n.ID}] {
+			continue
+		}
+		computes := false
+		for k := range n.Devices {
+			_, rated := n.Devices[k].rates(in.dtype, 0)
+			gone := slices.ContainsFunc(in.barred, func(b Barred) bool { return b.Node == n.ID && b.Device == n.Devices[k].Name })
+			computes = computes || n.Devices[k].own() && rated && !gone
+		}
+		if !computes {
+			return false
+		}
+	}
+	_, compute, _ := strings.Cut(in.spec.Allocation, "#")
+	return !strings.Contains(compute, cpu) || strings.Contains(compute, ";") // by hand the cpu may compute beside GPUs
 }
 
 // choose places packed weights and, where they are smaller, stored ones, and
@@ -194,7 +219,10 @@ func (w *world) place(in *inputs, p *placement.Problem, form int) (*placement.Pl
 	if errors.As(err, &misfit) {
 		n := w.node[string(misfit.Stage.Node)]
 		if d := n.device(misfit.Stage.Device); d != nil && d.own() {
-			off := in.table.slack[form] - bytesIn(d.Overhead)
+			off := -bytesIn(d.Overhead)
+			if !w.onlyOwn(in) {
+				off += in.table.slack[form]
+			}
 			misfit.Stage.Peak -= off
 			misfit.Stage.Available -= off
 		}

@@ -159,7 +159,7 @@ func TestTiersByThemselves(t *testing.T) {
 		want   string
 	}{
 		{"RAM", 5e8, "ram"},
-		{"disk", 118e6, "disk"},
+		{"disk", 112e6, "disk"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			co := startCoordinator(t, testConfig(t.TempDir()))
@@ -185,7 +185,7 @@ func TestTiersByThemselves(t *testing.T) {
 				spec *pb.DeploymentSpec
 				says []string
 			}{
-				{&pb.DeploymentSpec{Fit: "strict"}, []string{"needs 18.4 MB", "gpu/sim:0: ", "let weights be streamed", "8.9 MB more"}},
+				{&pb.DeploymentSpec{Fit: "strict"}, []string{"needs 18.4 MB", "gpu/sim:0: ", "let weights be streamed", "6.1 MB more"}},
 				{&pb.DeploymentSpec{Allocation: "sim:0,*#sim:0"}, []string{"sim:0 would hold 17.56 MiB (6 blocks)", "short", "nearest string that fits: sim:0,*;cpu,*#sim:0"}},
 				{&pb.DeploymentSpec{VirtualVramBytes: 1e6}, []string{"sim:0 would hold", "short", "nearest string"}},
 				{&pb.DeploymentSpec{Allocation: "sim:1,*"}, []string{"sim:1"}},
