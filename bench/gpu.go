@@ -143,9 +143,8 @@ func (g *gpuBench) residentFigures(ctx context.Context) (err error) {
 	return g.same(ctx, two, "two stages on the card")
 }
 
-// agrees holds a model of few blocks against eager PyTorch's, in float32: the
-// same forward. In bf16 random weights of this width make a tenth of the output
-// of the rounding in a single block, which says nothing.
+// agrees holds a model of few blocks against eager PyTorch's in float32, where
+// rounding hides nothing: it is the same forward.
 func (g *gpuBench) agrees(ctx context.Context, e engine.Engine) (err error) {
 	z := g.z
 	z.double, z.single = 2, 4
