@@ -112,6 +112,9 @@ func (g *gpuBench) residentFigures(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
+	if err := g.agrees(ctx); err != nil {
+		return err
+	}
 	began := time.Now()
 	h, err := openHost(ctx, e, g.device, g.file, g.program, nil)
 	if err != nil {
@@ -122,9 +125,6 @@ func (g *gpuBench) residentFigures(ctx context.Context) (err error) {
 	d := h.sessions[0].Device()
 	g.r.note("%s (%s), %v; %v of weights loaded in %s; %d+%d blocks, %d tokens", d.Model, d.ISA, d.Class(tensor.BF16), g.file.Size(), seconds(time.Since(began)),
 		g.z.double, g.z.single, g.program.Dims["S"])
-	if err := g.agrees(ctx, e); err != nil {
-		return err
-	}
 	if err := g.againstEager(ctx, h); err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func (g *gpuBench) residentFigures(ctx context.Context) (err error) {
 
 // agrees holds a model of few blocks against eager PyTorch's in float32, where
 // rounding hides nothing: it is the same forward.
-func (g *gpuBench) agrees(ctx context.Context, e engine.Engine) (err error) {
+func (g *gpuBench) agrees(ctx context.Context) (err error) {
 	z := g.z
 	z.double, z.single = 2, 4
 	p, err := specialise(z.model(), tensor.F32, z.wide, z.high, z.text)
@@ -156,6 +156,11 @@ func (g *gpuBench) agrees(ctx context.Context, e engine.Engine) (err error) {
 	if err != nil {
 		return err
 	}
+	e, err := g.engine(ctx, 0) // another process: its memory is not the resident stage's
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
 	h, err := openHost(ctx, e, g.device, file, p, nil)
 	if err != nil {
 		return err

@@ -82,7 +82,7 @@ var ErrNoGPU = errors.New("virtual VRAM takes blocks off a GPU, and no usable no
 // RAM: one for each GPU that computes in the model's dtype and could hold them, in the order of the nodes. The error says why there is none.
 func Virtual(off placement.Bytes, p *placement.Problem) ([]*placement.Allocation, error) {
 	var out []*placement.Allocation
-	var first error = ErrNoGPU
+	first := ErrNoGPU
 	for _, n := range p.Nodes {
 		if n.Rejected.Kind != "" || !n.HasModel || slices.Contains(p.Constraints.Exclude, n.Label()) || slices.Contains(p.Constraints.Exclude, string(n.ID)) {
 			continue
