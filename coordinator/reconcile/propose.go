@@ -215,8 +215,7 @@ func (w *world) choose(in *inputs) (best *placement.Plan, problem placement.Prob
 // counted with regions that a device of its own memory leaves to RAM.
 func (w *world) place(in *inputs, p *placement.Problem, form int) (*placement.Plan, error) {
 	best, err := place(in.spec, p)
-	var misfit *placement.MisfitError
-	if errors.As(err, &misfit) {
+	if misfit, ok := errors.AsType[*placement.MisfitError](err); ok {
 		n := w.node[string(misfit.Stage.Node)]
 		if d := n.device(misfit.Stage.Device); d != nil && d.own() {
 			off := -bytesIn(d.Overhead)
