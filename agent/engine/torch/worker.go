@@ -388,6 +388,9 @@ func (w *worker) take(a answer) error {
 	return fmt.Errorf("it sent a message %q", brief([]byte(a.Op)))
 }
 
+// learnFor is how long a broken connection waits for the end of its process.
+const learnFor = 3 * time.Second
+
 // send writes a message, with a file if there is one.
 func (w *worker) send(msg any, file *shared) error {
 	raw, err := json.Marshal(msg)
@@ -401,10 +404,12 @@ func (w *worker) send(msg any, file *shared) error {
 	w.out.Lock()
 	defer w.out.Unlock()
 	if err := write(w.conn, append(framed, raw...), file); err != nil {
-		if lost := w.lost(); lost != nil {
-			return lost
+		select {
+		case <-w.gone: // listen has found how it ended, which says more than a broken pipe
+			return w.lost()
+		case <-time.After(learnFor):
+			return fmt.Errorf("%w: %w", ErrWorkerLost, err)
 		}
-		return fmt.Errorf("%w: %w", ErrWorkerLost, err) // listen learns it too
 	}
 	return nil
 }
@@ -454,10 +459,10 @@ func (w *worker) lose(err error) {
 		sessions = append(sessions, s)
 	}
 	w.mu.Unlock()
+	close(w.gone) // whoever hears it from a session finds it here
 	for _, s := range sessions {
 		s.lose(err)
 	}
-	close(w.gone)
 	if !errors.Is(err, errClosed) {
 		w.log.Error("torch worker lost", "pid", w.cmd.Process.Pid, "error", err)
 	}
