@@ -37,8 +37,8 @@ func TestCopies(t *testing.T) {
 	}
 	about := func(what string, got, want float64) {
 		t.Helper()
-		// A copy takes its time or longer, on a machine that has other things to do.
-		if got > 1.1*want || got < want/3 {
+		// A copy takes its time, or longer on a machine that has other things to do.
+		if got > 1.1*want || got <= 0 {
 			t.Errorf("%s: measured %.3g bytes/s, it is %.3g", what, got, want)
 		}
 	}

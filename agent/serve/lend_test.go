@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,8 +39,16 @@ func (c *card) Account() (used, peak, limit tensor.Bytes) { return c.account.Use
 type blocks struct {
 	card           *card
 	resident, away tensor.Bytes
-	fail           error
+	mu             sync.Mutex
+	fail           error // guarded by mu
 	calls          []string
+}
+
+// fails makes what follows fail, or work again.
+func (b *blocks) fails(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fail = err
 }
 
 const giga = tensor.Bytes(1e9)
@@ -49,6 +58,8 @@ func (b *blocks) Lendable() tensor.Bytes { return b.resident * giga }
 func (b *blocks) Streamed() tensor.Bytes { return b.away * giga }
 
 func (b *blocks) Lend(_ context.Context, n tensor.Bytes) (freed tensor.Bytes, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.calls = append(b.calls, fmt.Sprintf("lend %v", n))
 	for freed < n && b.resident > 0 && b.fail == nil {
 		b.card.account.Give(giga)
@@ -58,6 +69,8 @@ func (b *blocks) Lend(_ context.Context, n tensor.Bytes) (freed tensor.Bytes, er
 }
 
 func (b *blocks) Restore(context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.calls = append(b.calls, "restore")
 	if b.fail != nil {
 		return b.fail
@@ -215,11 +228,11 @@ func TestLentMemoryIsTakenBackInTime(t *testing.T) {
 		if n := after(5 * time.Minute); n != 3 {
 			t.Errorf("taken back by the old time: %d blocks are away", n)
 		}
-		all[0].fail = errors.New("the memory is in use")
+		all[0].fails(errors.New("the memory is in use"))
 		if n := after(6 * time.Minute); n != 3 || l.bytes("sim:0") != 7*giga {
 			t.Errorf("%d blocks are away, %v lent", n, l.bytes("sim:0"))
 		}
-		all[0].fail = nil
+		all[0].fails(nil)
 		if n := after(2 * restoreAgain); n != 0 || l.bytes("sim:0") != 0 {
 			t.Errorf("not taken back: %d blocks are away, %v lent", n, l.bytes("sim:0"))
 		}
