@@ -18,6 +18,7 @@ import (
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
@@ -139,12 +140,12 @@ func (b *block) bind(p *graph.Program) error {
 }
 
 func (b *block) load(ctx context.Context, path string) error {
-	f, err := safetensors.Open(path)
+	f, err := checkpoint.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	var found []safetensors.Tensor
+	var found []checkpoint.Tensor
 	for _, w := range b.segment.Weights {
 		t, ok := f.Lookup(graph.Resolve(w.Name, 0))
 		if !ok {
@@ -152,22 +153,18 @@ func (b *block) load(ctx context.Context, path string) error {
 		}
 		found = append(found, t)
 	}
-	placed, size := safetensors.Pack(found, int64(graph.Align))
+	spans, size := checkpoint.Pack(found, int64(graph.Align))
 	raw, err := b.session.Buffer(size)
 	if err != nil {
 		return err
 	}
 	defer raw.Free()
-	if err := f.ReadArena(ctx, raw.Host(), placed, 2); err != nil {
+	if err := checkpoint.ReadArena(ctx, f, raw.Host(), spans, 2); err != nil {
 		return err
 	}
-	at := map[string]int64{}
-	for _, p := range placed {
-		at[p.Tensor.Name] = p.At
-	}
 	var weights []engine.Weight
-	for _, t := range found {
-		weights = append(weights, engine.Weight{Name: t.Name, DType: t.DType, Shape: t.Shape, Offset: tensor.Bytes(at[t.Name])})
+	for i, t := range found {
+		weights = append(weights, engine.Weight{Name: t.Name, DType: t.DType, Shape: t.Shape, Offset: tensor.Bytes(spans[i].At)})
 	}
 	if b.weights, err = b.session.Buffer(b.program.PackedBytes()); err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/distorch/distorch/model/arch"
+	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
@@ -42,7 +43,7 @@ func fileFigures(ctx context.Context, o *options, r *report) error {
 		return err
 	}
 	defer os.Remove(path)
-	f, err := safetensors.Open(path)
+	f, err := checkpoint.Open(path)
 	if err != nil {
 		return err
 	}
@@ -56,24 +57,24 @@ func fileFigures(ctx context.Context, o *options, r *report) error {
 		return err
 	}
 	s := newStageBytes(f, raw, "single_blocks.1.", "single_blocks.2.", "single_blocks.3.")
-	r.note("blocks 1 to 3 of 5: %v in %d tensors", s.size, len(s.placed))
+	r.note("blocks 1 to 3 of 5: %v in %d tensors", s.size, len(s.spans))
 	return s.figures(ctx, o, r)
 }
 
 // stageBytes is a stretch of a file with the tensors of a stage.
 type stageBytes struct {
-	file   *safetensors.File
+	file   checkpoint.File
 	raw    *os.File
-	placed []safetensors.Placement
+	spans  []checkpoint.Span
 	from   int64 // in the file
 	length int64
 	size   tensor.Bytes // of the arena
 	arena  []byte
 }
 
-func newStageBytes(f *safetensors.File, raw *os.File, prefixes ...string) *stageBytes {
+func newStageBytes(f checkpoint.File, raw *os.File, prefixes ...string) *stageBytes {
 	s := &stageBytes{file: f, raw: raw}
-	var found []safetensors.Tensor
+	var found []checkpoint.Tensor
 	for _, t := range f.Tensors() {
 		for _, p := range prefixes {
 			if strings.HasPrefix(t.Name, p) {
@@ -84,7 +85,7 @@ func newStageBytes(f *safetensors.File, raw *os.File, prefixes ...string) *stage
 	last := found[len(found)-1]
 	s.from = found[0].Offset
 	s.length = last.Offset + int64(last.Size) - s.from
-	s.placed, s.size = safetensors.Pack(found, int64(graph.Align))
+	s.spans, s.size = checkpoint.Pack(found, int64(graph.Align))
 	s.arena = make([]byte, max(int64(s.size), s.length))
 	return s
 }
@@ -111,7 +112,7 @@ func (s *stageBytes) figures(ctx context.Context, o *options, r *report) error {
 // read is what an agent does.
 func (s *stageBytes) read(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
-	err := s.file.ReadArena(ctx, s.arena[:s.size], s.placed, 2)
+	err := checkpoint.ReadArena(ctx, s.file, s.arena[:s.size], s.spans, 2)
 	return time.Since(began), err
 }
 

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/distorch/distorch/model/tensor"
 )
 
 // readChunk is the length of one pread of a long run of bytes: long enough
@@ -25,6 +27,28 @@ type Span struct {
 	At     int64 // in the arena
 }
 
+// Pack places tensors one after the other in the order of the file, each at a
+// multiple of align (a power of two; 1 for none), and says how long the arena
+// must be. Span i is of tensor i.
+func Pack(tensors []Tensor, align int64) ([]Span, tensor.Bytes) {
+	order := make([]int, len(tensors))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Or(cmp.Compare(tensors[a].Part, tensors[b].Part), cmp.Compare(tensors[a].Offset, tensors[b].Offset))
+	})
+	spans := make([]Span, len(tensors))
+	end := int64(0)
+	for _, i := range order {
+		t := &tensors[i]
+		at := (end + align - 1) &^ (align - 1)
+		spans[i] = Span{t.Part, t.Offset, int64(t.Size), at}
+		end = at + int64(t.Size)
+	}
+	return spans, tensor.Bytes(end)
+}
+
 // ReadArena fills arena by the spans: neighbours in both file and arena are
 // read together, long runs in preads of 8 MiB, workers of them at a time. It
 // returns when all reads have ended, with the first error.
@@ -34,20 +58,20 @@ func ReadArena(ctx context.Context, f File, arena []byte, spans []Span, workers 
 			return fmt.Errorf("read %s: bytes %d to %d lie outside the arena of %d", f.Path(), s.At, s.At+s.Size, len(arena))
 		}
 	}
-	todo := chunks(coalesce(spans))
+	reads := chunks(coalesce(spans))
 	group, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
 	for range max(workers, 1) {
 		group.Go(func() error {
 			for {
 				i := int(next.Add(1)) - 1
-				if i >= len(todo) {
+				if i >= len(reads) {
 					return nil
 				}
 				if err := ctx.Err(); err != nil {
 					return context.Cause(ctx)
 				}
-				s := todo[i]
+				s := reads[i]
 				if err := f.ReadPart(arena[s.At:s.At+s.Size], s.Part, s.Offset); err != nil {
 					return fmt.Errorf("read %s: %w", f.Path(), err)
 				}

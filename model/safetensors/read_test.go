@@ -242,57 +242,6 @@ func TestFileTruncatedWhileOpen(t *testing.T) {
 	}
 }
 
-func TestReadArena(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "m.safetensors")
-	var data []Data
-	for i, n := range []int64{5_000_000, 3, 0, 7, 3_000_000, 64} {
-		v := make([]byte, 4*n)
-		for j := range v {
-			v[j] = byte(j*7 + i)
-		}
-		data = append(data, Data{Entry{fmt.Sprintf("t%d", i), tensor.F32, tensor.Shape{n}}, v})
-	}
-	if err := WriteFile(path, data, nil); err != nil {
-		t.Fatal(err)
-	}
-	f := open(t, path)
-	for _, align := range []int64{1, 64} {
-		shuffled := slices.Clone(f.Tensors())
-		slices.Reverse(shuffled)
-		placed, size := Pack(shuffled, align)
-		arena := make([]byte, size)
-		if err := f.ReadArena(t.Context(), arena, placed, 2); err != nil {
-			t.Fatal(err)
-		}
-		for _, p := range placed {
-			want, _, _ := f.Read(p.Tensor.Name)
-			if p.At%align != 0 || !bytes.Equal(arena[p.At:p.At+int64(p.Tensor.Size)], want) {
-				t.Errorf("align %d: %s differs", align, p.Tensor.Name)
-			}
-		}
-		if err := f.ReadArena(t.Context(), arena[:size-1], placed, 2); err == nil {
-			t.Error("an arena too short was accepted")
-		}
-	}
-	placed, size := Pack(f.Tensors(), 1)
-	if got := coalesce(placed); len(got) != 1 || got[0].size != int64(size) {
-		t.Errorf("adjoining tensors were not read together: %v", got)
-	}
-	total := int64(0)
-	for _, s := range chunks(coalesce(placed)) {
-		if s.size > readChunk*3/2 {
-			t.Errorf("a read of %d bytes", s.size)
-		}
-		total += s.size
-	}
-	if total != int64(size) {
-		t.Errorf("chunks cover %d of %d bytes", total, size)
-	}
-	if err := f.ReadArena(canceled(t), make([]byte, size), placed, 2); err == nil {
-		t.Error("a cancelled read went on")
-	}
-}
-
 func TestQuickIDSeesWhatItCovers(t *testing.T) {
 	base := []Data{
 		FromFloat32s("a", tensor.Shape{20000}, make([]float32, 20000)),
