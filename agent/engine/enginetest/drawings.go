@@ -4,6 +4,7 @@
 package enginetest
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"testing"
@@ -235,4 +236,43 @@ func Operations(t *testing.T, s engine.Session, tolerance map[tensor.DType]float
 			}
 		})
 	}
+}
+
+// SameBits runs every operation on sessions of one numerics class, with
+// denormals, infinities and both zeros among the operands, and holds the bytes
+// against those of the first session.
+func SameBits(t *testing.T, first engine.Session, others map[string]engine.Session) {
+	for _, d := range drawings() {
+		for n, z := range sizes() {
+			for _, compute := range []tensor.DType{tensor.F32, tensor.BF16} {
+				var k sketch
+				d.draw(&k, z)
+				seg := k.segment(t, compute)
+				o := Draw(seg, n%2 == 1)
+				want := Execute(t, first, seg, o)
+				for name, s := range others {
+					for i, got := range Execute(t, s, seg, o) {
+						if v := seg.Values[seg.Outputs[i]]; !same(t, got, want[i], v.DType) {
+							t.Errorf("%s, %v, %+v: %s with %s differs from the first session's", d.name, compute, z, v.Name, name)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// same compares bytes; which NaN it is has no part in a class.
+func same(t *testing.T, got, want []byte, d tensor.DType) bool {
+	t.Helper()
+	if bytes.Equal(got, want) {
+		return true
+	}
+	a, b := decode(t, got, d), decode(t, want, d)
+	for i := range a {
+		if math.Float32bits(a[i]) != math.Float32bits(b[i]) && !(a[i] != a[i] && b[i] != b[i]) {
+			return false
+		}
+	}
+	return true
 }

@@ -33,6 +33,15 @@ func Matrix(t testing.TB, rows, n, k int64, compute tensor.DType) *graph.Segment
 	return s.segment(t, compute)
 }
 
+// Heads is a segment: attention of one query of one head of dim elements.
+func Heads(t testing.TB, dim int64, compute tensor.DType) *graph.Segment {
+	t.Helper()
+	var s sketch
+	q := s.in("q", graph.Compute, 1, 1, 1, dim)
+	s.Outputs = append(s.Outputs, s.node(graph.OpAttention, graph.Attrs{Scale: 1}, s.value("y", graph.Compute, 1, 1, 1, dim), q, q, q))
+	return s.segment(t, compute)
+}
+
 // Sessions holds a device's sessions against their contract; open gives a
 // session whose account has a limit.
 func Sessions(t *testing.T, open func(t *testing.T, limit tensor.Bytes) engine.Session) {

@@ -4,6 +4,7 @@
 package sim_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/agent/engine/enginetest"
 	"github.com/distorch/distorch/agent/engine/multi"
 	"github.com/distorch/distorch/agent/engine/native"
 	"github.com/distorch/distorch/agent/engine/native/isa"
@@ -181,5 +183,21 @@ func TestCopies(t *testing.T) {
 		if err := a.Wait(t.Context(), last); err != nil { // it still uses the buffers
 			t.Error(err)
 		}
+	})
+}
+
+// The contract of sessions holds for a device whose memory the host does not see.
+func TestSessions(t *testing.T) {
+	enginetest.Sessions(t, func(t *testing.T, limit tensor.Bytes) engine.Session {
+		e, err := sim.New(sim.Config{ISA: isa.Generic, Host: engine.NewAccount(0, ""), Devices: []sim.Device{{Name: "sim:0", Memory: cmp.Or(limit, 1<<30), Threads: 1}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := e.Open(t.Context(), "sim:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		return s
 	})
 }
