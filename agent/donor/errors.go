@@ -4,11 +4,9 @@
 package donor
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 
-	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/transport"
 )
 
@@ -41,23 +39,3 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Culprit is the node at fault.
 func (e *Error) Culprit() string { return string(e.Node) }
-
-func parseID(s string) (id [16]byte, err error) {
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(id) {
-		return id, fmt.Errorf("%.40q is not 32 hex digits", s)
-	}
-	return [16]byte(b), nil
-}
-
-func keyToProto(k transport.RemoteKey) *pb.RemoteKey {
-	return &pb.RemoteKey{Region: k.Region, Key: k.Key[:], Bytes: k.Bytes}
-}
-
-func keyFromProto(k *pb.RemoteKey) (transport.RemoteKey, error) {
-	out := transport.RemoteKey{Region: k.GetRegion(), Bytes: k.GetBytes()}
-	if copy(out.Key[:], k.GetKey()) != len(out.Key) || len(k.GetKey()) != len(out.Key) {
-		return out, fmt.Errorf("remote key of %d bytes", len(k.GetKey()))
-	}
-	return out, nil
-}

@@ -239,7 +239,7 @@ func (m *Memory) grant(ctx context.Context, node string, req *pb.DonateRequest) 
 	if req.ExpectIncarnation != own.Incarnation {
 		return nil, nil, status.Errorf(codes.FailedPrecondition, "agent %s was restarted since the plan was made; the deployment is being placed again", m.cfg.NodeName)
 	}
-	inc, err := parseID(h.GetIncarnation())
+	inc, err := transport.ParseID(h.GetIncarnation())
 	if err != nil {
 		return nil, nil, status.Errorf(codes.InvalidArgument, "incarnation of the owner: %s", err)
 	}

@@ -50,7 +50,7 @@ func NewOwner(cfg OwnerConfig) (*Owner, error) {
 	if cfg.Transport == nil || cfg.Hello == nil {
 		return nil, errors.New("donor: transport and hello are both needed")
 	}
-	inc, err := parseID(cfg.Hello.Incarnation)
+	inc, err := transport.ParseID(cfg.Hello.Incarnation)
 	if err != nil {
 		return nil, fmt.Errorf("donor: own incarnation: %w", err)
 	}
@@ -102,7 +102,7 @@ type Claim struct {
 // Claim asks for memory. It fails with an Error that names the node.
 func (o *Owner) Claim(ctx context.Context, w Want) (*Claim, error) {
 	c := &Claim{owner: o, want: w, lost: make(chan struct{}), blocks: make([][]group, len(w.Blocks))}
-	id, err := parseID(w.DeploymentID)
+	id, err := transport.ParseID(w.DeploymentID)
 	if err != nil {
 		return nil, fmt.Errorf("deployment %s: %w", w.Deployment, err)
 	}
@@ -203,7 +203,7 @@ func (c *Claim) ask(stream pb.StageService_DonateClient, err error) (*session, e
 		return nil, err
 	}
 	g := ev.GetGranted()
-	key, err := keyFromProto(g.GetKey())
+	key, err := transport.KeyFromProto(g.GetKey())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRefused, err)
 	}

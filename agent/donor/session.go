@@ -36,7 +36,7 @@ func (m *Memory) Serve(stream pb.StageService_DonateServer, node string) error {
 	defer m.leave(l, session)
 	used, offer := m.Use()
 	if err := stream.Send(&pb.DonorEvent{Event: &pb.DonorEvent_Granted{Granted: &pb.Donation{
-		Hello: m.cfg.Hello, Lease: l.id, Key: keyToProto(l.region.Key()),
+		Hello: m.cfg.Hello, Lease: l.id, Key: l.region.Key().Proto(),
 		OfferedBytes: uint64(offer), UsedBytes: uint64(used), Keep: durationpb.New(m.cfg.Keep),
 	}}}); err != nil {
 		return err

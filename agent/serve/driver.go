@@ -72,7 +72,7 @@ var errReplaced = errors.New("the coordinator began another session with this st
 
 // drive serves a session until its stream or the stage ends.
 func (h *Hosted) drive(stream pb.StageService_DriveServer, req *pb.AttachRequest, endpoint string) error {
-	inc, err := parseID(req.GetHello().GetIncarnation())
+	inc, err := transport.ParseID(req.GetHello().GetIncarnation())
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "incarnation of the coordinator: %s", err)
 	}
@@ -224,7 +224,7 @@ func (d *driver) findNext(req *pb.AttachRequest) error {
 		return status.Errorf(codes.InvalidArgument, "%d output regions for %d slots", len(keys), len(h.slots))
 	}
 	for _, k := range keys {
-		key, err := keyFromProto(k)
+		key, err := transport.KeyFromProto(k)
 		if err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
@@ -312,7 +312,7 @@ func (d *driver) command(c *pb.StageCommand) {
 }
 
 func (d *driver) beginRun(req *pb.BeginStageRun) error {
-	id, err := parseID(req.Run)
+	id, err := transport.ParseID(req.Run)
 	if err != nil {
 		return fmt.Errorf("run id: %w", err)
 	}
@@ -347,7 +347,7 @@ func (d *driver) putConditioning(req *pb.PutConditioningRequest) (string, error)
 	if err != nil || len(digest) != graph.DigestBytes {
 		return req.Digest, fmt.Errorf("digest %.80q is not %d bytes in hex", req.Digest, graph.DigestBytes)
 	}
-	id, err := parseID(req.Run)
+	id, err := transport.ParseID(req.Run)
 	if err != nil {
 		return req.Digest, err
 	}
@@ -412,7 +412,7 @@ func (d *driver) cancel(id *pb.ForwardID) {
 
 func (d *driver) endRun(runID string) {
 	h := d.hosted
-	if id, err := parseID(runID); err == nil {
+	if id, err := transport.ParseID(runID); err == nil {
 		h.end(d, id)
 	}
 	d.send(&pb.StageEvent{Event: &pb.StageEvent_Stats{Stats: h.stats(runID)}})

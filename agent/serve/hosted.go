@@ -70,7 +70,7 @@ type job struct {
 
 // Host begins to serve a loaded stage, which it then owns.
 func (s *Server) Host(plan *pb.Plan, index int, st *stage.Stage, session engine.Session) (*Hosted, error) {
-	depID, err := parseID(plan.DeploymentId)
+	depID, err := transport.ParseID(plan.DeploymentId)
 	if err != nil {
 		return nil, fmt.Errorf("plan of %s: deployment id: %w", plan.Deployment, err)
 	}
@@ -81,7 +81,7 @@ func (s *Server) Host(plan *pb.Plan, index int, st *stage.Stage, session engine.
 	h.wake = sync.NewCond(&h.mu)
 	if index > 0 {
 		h.previous = plan.Stages[index-1].Node
-		if h.prevInc, err = parseID(plan.Stages[index-1].Incarnation); err != nil {
+		if h.prevInc, err = transport.ParseID(plan.Stages[index-1].Incarnation); err != nil {
 			return nil, fmt.Errorf("plan of %s: incarnation of stage %d: %w", plan.Deployment, index-1, err)
 		}
 	}
@@ -154,7 +154,7 @@ var errClosing = errors.New("the stage is being freed, for the deployment was pl
 func (h *Hosted) attached(own *pb.Hello) *pb.AttachResponse {
 	res := &pb.AttachResponse{Hello: own}
 	for _, s := range h.slots {
-		res.Slots = append(res.Slots, keyToProto(s.region.Key()))
+		res.Slots = append(res.Slots, s.region.Key().Proto())
 	}
 	return res
 }
@@ -351,15 +351,4 @@ func (h *Hosted) conditioning(j *job) (engine.Buffer, error) {
 		return b, nil
 	}
 	return nil, fmt.Errorf("conditioning %x is not here; send it again", digest[:8])
-}
-
-func keyToProto(k transport.RemoteKey) *pb.RemoteKey {
-	return &pb.RemoteKey{Region: k.Region, Key: k.Key[:], Bytes: k.Bytes}
-}
-
-func keyFromProto(k *pb.RemoteKey) (transport.RemoteKey, error) {
-	if len(k.GetKey()) != 16 {
-		return transport.RemoteKey{}, fmt.Errorf("remote key of %d bytes, want 16", len(k.GetKey()))
-	}
-	return transport.RemoteKey{Region: k.Region, Key: [16]byte(k.Key), Bytes: k.Bytes}, nil
 }

@@ -14,7 +14,6 @@ package serve
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -96,7 +95,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Transport == nil || cfg.Hello == nil || cfg.PeerFrom == nil {
 		return nil, errors.New("serve: transport, hello and peer lookup are all needed")
 	}
-	inc, err := parseID(cfg.Hello.Incarnation)
+	inc, err := transport.ParseID(cfg.Hello.Incarnation)
 	if err != nil {
 		return nil, fmt.Errorf("serve: own incarnation: %w", err)
 	}
@@ -128,15 +127,6 @@ func (s *Server) Run(ctx context.Context) error {
 			return nil
 		}
 	}
-}
-
-// parseID reads 16 bytes in hex.
-func parseID(s string) (id [16]byte, err error) {
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(id) {
-		return id, fmt.Errorf("%.40q is not 32 hex digits", s)
-	}
-	return [16]byte(b), nil
 }
 
 // find answers an attach request with the stage it names, or says why not.
@@ -176,7 +166,7 @@ func (s *Server) Attach(ctx context.Context, req *pb.AttachRequest) (*pb.AttachR
 	if role != roleAgent || node != h.previous {
 		return nil, status.Errorf(codes.PermissionDenied, "%s %s is not the stage before stage %d of %s", role, node, req.Stage, h.plan.Deployment)
 	}
-	if inc, err := parseID(req.GetHello().GetIncarnation()); err != nil || inc != h.prevInc {
+	if inc, err := transport.ParseID(req.GetHello().GetIncarnation()); err != nil || inc != h.prevInc {
 		return nil, status.Errorf(codes.FailedPrecondition, "node %s was restarted since the plan of %s was made; the deployment is being placed again", node, h.plan.Deployment)
 	}
 	return h.attached(s.cfg.Hello), nil

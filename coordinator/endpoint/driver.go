@@ -93,7 +93,7 @@ func (d *driver) open(ctx context.Context, req *pb.AttachRequest) error {
 		return d.pipeline.fault(0, pb.StageFault_FRAME_REFUSED, fmt.Sprintf("offers %d slots, the plan has %d", len(ev.Slots), want))
 	}
 	for _, k := range ev.Slots {
-		key, err := keyFromProto(k)
+		key, err := transport.KeyFromProto(k)
 		if err != nil {
 			d.cancel()
 			return d.pipeline.fault(d.stage, pb.StageFault_FRAME_REFUSED, err.Error())

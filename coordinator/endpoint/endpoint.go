@@ -97,7 +97,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.RunIdle == 0 {
 		cfg.RunIdle = 15 * time.Minute
 	}
-	self, err := parseID(cfg.Hello.Incarnation)
+	self, err := transport.ParseID(cfg.Hello.Incarnation)
 	if err != nil {
 		return nil, fmt.Errorf("endpoint: own incarnation: %w", err)
 	}

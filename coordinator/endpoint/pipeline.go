@@ -5,7 +5,6 @@ package endpoint
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -89,11 +88,11 @@ func (p *pipeline) fault(stage int, kind pb.StageFault_Kind, reason string) *Fau
 
 // open attaches to every stage, last one first. On an error nothing stays open.
 func (s *Server) open(ctx context.Context, key pipelineKey, plan *pb.Plan, outputBytes uint64) (_ *pipeline, err error) {
-	depID, err := parseID(plan.DeploymentId)
+	depID, err := transport.ParseID(plan.DeploymentId)
 	if err != nil {
 		return nil, fmt.Errorf("plan of %s: deployment id: %w", plan.Deployment, err)
 	}
-	last, err := parseID(plan.Stages[len(plan.Stages)-1].Incarnation)
+	last, err := transport.ParseID(plan.Stages[len(plan.Stages)-1].Incarnation)
 	if err != nil {
 		return nil, fmt.Errorf("plan of %s: incarnation of its last stage: %w", plan.Deployment, err)
 	}
@@ -114,7 +113,7 @@ func (s *Server) open(ctx context.Context, key pipelineKey, plan *pb.Plan, outpu
 			return nil, fmt.Errorf("output memory of %s: %w", key.name, err)
 		}
 		p.outputs = append(p.outputs, o)
-		keys = append(keys, keyToProto(o.region.Key()))
+		keys = append(keys, o.region.Key().Proto())
 		p.slots <- i
 	}
 	// A stage asks the next one for its regions, so that one comes first: then
@@ -157,27 +156,6 @@ func (s *Server) newOutput(p *pipeline, slot, n int) (*output, error) {
 		return nil, err
 	}
 	return o, nil
-}
-
-// parseID reads 16 bytes in hex.
-func parseID(s string) (id [16]byte, err error) {
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(id) {
-		return id, fmt.Errorf("%.40q is not 32 hex digits", s)
-	}
-	return [16]byte(b), nil
-}
-
-func keyToProto(k transport.RemoteKey) *pb.RemoteKey {
-	return &pb.RemoteKey{Region: k.Region, Key: k.Key[:], Bytes: k.Bytes}
-}
-
-// keyFromProto reads a key that a stage sent.
-func keyFromProto(k *pb.RemoteKey) (transport.RemoteKey, error) {
-	if len(k.GetKey()) != 16 {
-		return transport.RemoteKey{}, fmt.Errorf("remote key of %d bytes, want 16", len(k.GetKey()))
-	}
-	return transport.RemoteKey{Region: k.Region, Key: [16]byte(k.Key), Bytes: k.Bytes}, nil
 }
 
 // close ends the streams and gives the memory back. Idempotent per resource.
