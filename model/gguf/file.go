@@ -4,23 +4,16 @@
 package gguf
 
 import (
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
-	"github.com/zeebo/blake3"
-
+	"github.com/distorch/distorch/model/source"
 	"github.com/distorch/distorch/model/tensor"
 )
 
-// Source is bytes of a known size read by position: a file, or *bytes.Reader.
-type Source interface {
-	io.ReaderAt
-	Size() int64
-}
+// Source is bytes of a known size read by position.
+type Source = source.Source
 
 // File is a GGUF file whose header has been read and checked.
 type File struct {
@@ -31,33 +24,19 @@ type File struct {
 	byName map[string]int
 }
 
-type fileSource struct {
-	*os.File
-	size int64
-}
-
-func (f fileSource) Size() int64 { return f.size }
-
 // Open reads and checks the header of the file at path. Close it after use.
 // Errors of the format are *FormatError.
 func Open(path string) (*File, error) {
-	f, err := os.Open(path)
+	src, err := source.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open GGUF file: %w", err)
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = errors.New("not a regular file")
-	}
-	var g *File
-	if err == nil {
-		g, err = Parse(fileSource{f, info.Size()})
-	}
+	f, err := Parse(src)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, errors.Join(err, f.Close()))
+		return nil, fmt.Errorf("open %s: %w", path, errors.Join(err, src.Close()))
 	}
-	g.path, g.closer = path, f
-	return g, nil
+	f.path, f.closer = path, src
+	return f, nil
 }
 
 // Parse reads and checks the header of src, which must not change while the
@@ -160,35 +139,11 @@ func readFull(src Source, dst []byte, at int64) error {
 	return fmt.Errorf("read %d bytes at %d: %w", len(dst), at, err)
 }
 
-// quickPrefix is how much of each tensor the quick id covers.
-const quickPrefix = 64 << 10
-
-// QuickID names the file's content well enough to plan and to load one's own
-// file: BLAKE3, in hexadecimal, over the header, the file's size and the first
-// 64 KiB of each tensor in the order of the file.
+// QuickID is source.QuickID of the file.
 func (f *File) QuickID() (string, error) {
-	h := blake3.New()
-	var number [8]byte
-	add := func(b []byte) {
-		binary.LittleEndian.PutUint64(number[:], uint64(len(b)))
-		_, _ = h.Write(number[:]) // a hash takes every write
-		_, _ = h.Write(b)
+	tensors := make([]source.Extent, len(f.header.tensors))
+	for i, t := range f.header.tensors {
+		tensors[i] = source.Extent{Offset: t.Offset, Size: int64(t.Size)}
 	}
-	add([]byte("distorch quick id 1 gguf"))
-	raw := make([]byte, f.header.end)
-	if err := readFull(f.src, raw, 0); err != nil {
-		return "", err
-	}
-	add(raw)
-	binary.LittleEndian.PutUint64(number[:], uint64(f.src.Size()))
-	_, _ = h.Write(number[:])
-	buf := make([]byte, quickPrefix)
-	for _, t := range f.header.tensors {
-		part := buf[:min(int64(t.Size), quickPrefix)]
-		if err := f.ReadAt(part, t, 0); err != nil {
-			return "", err
-		}
-		add(part)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return source.QuickID("distorch quick id 1 gguf", int64(f.header.end), f.src.Size(), tensors, func(dst []byte, at int64) error { return readFull(f.src, dst, at) })
 }

@@ -8,16 +8,13 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 
+	"github.com/distorch/distorch/model/source"
 	"github.com/distorch/distorch/model/tensor"
 )
 
-// Source is bytes of a known size read by position: a file, or *bytes.Reader.
-type Source interface {
-	io.ReaderAt
-	Size() int64
-}
+// Source is bytes of a known size read by position.
+type Source = source.Source
 
 // File is a safetensors file whose header has been read and checked.
 type File struct {
@@ -28,33 +25,19 @@ type File struct {
 	byName map[string]int
 }
 
-type fileSource struct {
-	*os.File
-	size int64
-}
-
-func (f fileSource) Size() int64 { return f.size }
-
 // Open reads and checks the header of the file at path. Close it after use.
 // Errors of the format are *FormatError.
 func Open(path string) (*File, error) {
-	f, err := os.Open(path)
+	src, err := source.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open safetensors file: %w", err)
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = errors.New("not a regular file")
-	}
-	var s *File
-	if err == nil {
-		s, err = Parse(fileSource{f, info.Size()})
-	}
+	f, err := Parse(src)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, errors.Join(err, f.Close()))
+		return nil, fmt.Errorf("open %s: %w", path, errors.Join(err, src.Close()))
 	}
-	s.path, s.closer = path, f
-	return s, nil
+	f.path, f.closer = path, src
+	return f, nil
 }
 
 // Parse reads and checks the header of src, which must not change while the
@@ -153,4 +136,13 @@ func readFull(src Source, dst []byte, at int64) error {
 		return refuse(ChangedOnDisk, "", "%d bytes at %d, %d wanted", n, at, len(dst))
 	}
 	return fmt.Errorf("read %d bytes at %d: %w", len(dst), at, err)
+}
+
+// QuickID is source.QuickID of the file.
+func (f *File) QuickID() (string, error) {
+	tensors := make([]source.Extent, len(f.header.tensors))
+	for i, t := range f.header.tensors {
+		tensors[i] = source.Extent{Offset: t.Offset, Size: int64(t.Size)}
+	}
+	return source.QuickID("distorch quick id 1", int64(f.header.data), f.src.Size(), tensors, func(dst []byte, at int64) error { return readFull(f.src, dst, at) })
 }
