@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/distorch/distorch/agent/engine"
+	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/transport"
 )
@@ -231,6 +232,24 @@ func (s *Server) Uses(session engine.Session) bool {
 		}
 	}
 	return false
+}
+
+// needs is what all stages on a session's device were counted to take of it, and
+// all stages of the node of RAM.
+func (s *Server) needs(session engine.Session) (device, host tensor.Bytes) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.hosted {
+		n := h.stage.Need()
+		if h.session == session {
+			device += n.Device
+		}
+		if h.session.Device().Unified {
+			host += n.Device
+		}
+		host += n.Host
+	}
+	return device, host
 }
 
 // Empty says whether no stage is hosted.

@@ -27,7 +27,10 @@ func (h *Hosted) stats(runID string) *pb.StageStats {
 		AccountBytes: uint64(used), AccountPeakBytes: uint64(peak),
 		FirstBlock: st.FirstBlock, Blocks: st.Blocks, NumericsClass: st.NumericsClass,
 	}
+	need, hostNeed := h.server.needs(h.session)
+	s.AccountNeedBytes = uint64(need)
 	if !device.Unified {
+		s.HostNeedBytes = uint64(hostNeed)
 		host, hostPeak, _ := h.session.HostAccount()
 		s.HostBytes, s.HostPeakBytes = uint64(host), uint64(hostPeak)
 	}

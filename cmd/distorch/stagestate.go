@@ -14,18 +14,22 @@ import (
 
 // stageState is what a stage did since it was loaded, beside what was forecast.
 type stageState struct {
-	Stage            uint32      `json:"stage"`
-	Node             string      `json:"node"`
-	Device           string      `json:"device"`
-	FirstBlock       uint32      `json:"first_block"`
-	Blocks           uint32      `json:"blocks"`
-	Forwards         uint64      `json:"forwards"`
-	Forward          float64     `json:"forward_seconds"`          // mean; 0: none yet
-	ForwardForecast  float64     `json:"forward_forecast_seconds"` // compute, expansion and stall
-	Stall            float64     `json:"stall_seconds"`            // per forward
-	StallForecast    float64     `json:"stall_forecast_seconds"`
-	PeakBytes        uint64      `json:"peak_bytes"` // of the device
-	PeakForecast     uint64      `json:"peak_forecast_bytes"`
+	Stage           uint32  `json:"stage"`
+	Node            string  `json:"node"`
+	Device          string  `json:"device"`
+	FirstBlock      uint32  `json:"first_block"`
+	Blocks          uint32  `json:"blocks"`
+	Forwards        uint64  `json:"forwards"`
+	Forward         float64 `json:"forward_seconds"`          // mean; 0: none yet
+	ForwardForecast float64 `json:"forward_forecast_seconds"` // compute, expansion and stall
+	Stall           float64 `json:"stall_seconds"`            // per forward
+	StallForecast   float64 `json:"stall_forecast_seconds"`
+	PeakBytes       uint64  `json:"peak_bytes"` // of the device
+	PeakForecast    uint64  `json:"peak_forecast_bytes"`
+	// PeakNeed is what the agent counted for all stages on the device when it loaded
+	// them, the engine's own temporaries included; the same of RAM.
+	PeakNeed         uint64      `json:"peak_need_bytes"`
+	HostPeakNeed     uint64      `json:"host_peak_need_bytes"`
 	HostPeakBytes    uint64      `json:"host_peak_bytes"` // of RAM beside a device with memory of its own
 	HostPeakForecast uint64      `json:"host_peak_forecast_bytes"`
 	LentBytes        uint64      `json:"lent_bytes,omitempty"` // of the device, left to other programs
@@ -51,6 +55,7 @@ func newStageStates(d *pb.DeploymentStatus) []stageState {
 		v := stageState{
 			Stage: s.Stage, Node: cmp.Or(s.NodeName, s.Node), Device: s.Device, FirstBlock: s.FirstBlock, Blocks: s.Blocks, Forwards: s.Forwards,
 			Forward: s.ForwardSeconds, PeakBytes: s.AccountPeakBytes, HostPeakBytes: s.HostPeakBytes, LentBytes: s.LentBytes, Tiers: []tierState{},
+			PeakNeed: s.AccountNeedBytes, HostPeakNeed: s.HostNeedBytes,
 		}
 		if s.Forwards > 0 {
 			v.Stall = s.Stall.AsDuration().Seconds() / float64(s.Forwards)
@@ -87,7 +92,8 @@ func writeStages(p *printer, stages []stageState) {
 		}
 		rows = append(rows, []string{
 			fmt.Sprint(s.Stage), s.Node, s.Device, fmt.Sprint(s.Forwards), of(s.Forward, s.ForwardForecast), of(s.Stall, s.StallForecast),
-			output.Bytes(s.PeakBytes) + " of " + output.Bytes(s.PeakForecast), output.Bytes(s.HostPeakBytes) + " of " + output.Bytes(s.HostPeakForecast),
+			output.Bytes(s.PeakBytes) + " of " + output.Bytes(cmp.Or(s.PeakNeed, s.PeakForecast)),
+			output.Bytes(s.HostPeakBytes) + " of " + output.Bytes(cmp.Or(s.HostPeakNeed, s.HostPeakForecast)),
 		})
 		for _, t := range s.Tiers {
 			hits := ""
@@ -100,7 +106,7 @@ func writeStages(p *printer, stages []stageState) {
 		}
 	}
 	if len(rows) > 0 {
-		p.table([]string{"STAGE", "NODE", "DEVICE", "FORWARDS", "FORWARD, FORECAST", "STALL, FORECAST", "PEAK, FORECAST", "RAM, FORECAST"}, rows)
+		p.table([]string{"STAGE", "NODE", "DEVICE", "FORWARDS", "FORWARD, FORECAST", "STALL, FORECAST", "PEAK, COUNTED", "RAM, COUNTED"}, rows)
 		p.table([]string{"STAGE", "TIER", "WHERE", "BLOCKS", "AT REST", "STREAMED", "HITS", "STALL"}, tiers)
 	}
 	for _, s := range stages {

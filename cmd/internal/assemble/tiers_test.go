@@ -111,6 +111,7 @@ func TestTiersOfACluster(t *testing.T) {
 			for i, x := range stats {
 				f := s.Plan.Stages[i].Forecast
 				near(t, "device peak", f.PeakBytes, x.AccountPeakBytes)
+				near(t, "device peak by the agent's count", x.AccountNeedBytes, x.AccountPeakBytes)
 				near(t, "host peak", f.HostPeakBytes, x.HostPeakBytes)
 				if c.want != "gpu/sim:2:" && c.want != "" && x.Tiers[len(x.Tiers)-1].StreamedBytes == 0 {
 					t.Errorf("nothing was streamed: %v", x.Tiers)

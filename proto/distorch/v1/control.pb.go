@@ -4572,6 +4572,11 @@ type StageStats struct {
 	Stage            uint32                 `protobuf:"varint,22,opt,name=stage,proto3" json:"stage,omitempty"`                                          // of the plan
 	ForwardSeconds   float64                `protobuf:"fixed64,23,opt,name=forward_seconds,json=forwardSeconds,proto3" json:"forward_seconds,omitempty"` // measured over the last forwards, as the feedback has it; 0: none
 	LentBytes        uint64                 `protobuf:"varint,24,opt,name=lent_bytes,json=lentBytes,proto3" json:"lent_bytes,omitempty"`                 // of the device, left to other programs
+	// What all stages on the device were counted to take of its account when they
+	// were loaded, with the engine's own temporaries, and of RAM beside it: the
+	// account's peak is to be compared with this, not with one plan's forecast.
+	AccountNeedBytes uint64 `protobuf:"varint,25,opt,name=account_need_bytes,json=accountNeedBytes,proto3" json:"account_need_bytes,omitempty"`
+	HostNeedBytes    uint64 `protobuf:"varint,26,opt,name=host_need_bytes,json=hostNeedBytes,proto3" json:"host_need_bytes,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -4770,6 +4775,20 @@ func (x *StageStats) GetForwardSeconds() float64 {
 func (x *StageStats) GetLentBytes() uint64 {
 	if x != nil {
 		return x.LentBytes
+	}
+	return 0
+}
+
+func (x *StageStats) GetAccountNeedBytes() uint64 {
+	if x != nil {
+		return x.AccountNeedBytes
+	}
+	return 0
+}
+
+func (x *StageStats) GetHostNeedBytes() uint64 {
+	if x != nil {
+		return x.HostNeedBytes
 	}
 	return 0
 }
@@ -5505,7 +5524,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x0fstreamed_blocks\x18\x06 \x01(\x04R\x0estreamedBlocks\x12\x12\n" +
 	"\x04hits\x18\a \x01(\x04R\x04hits\x12/\n" +
 	"\x05stall\x18\b \x01(\v2\x19.google.protobuf.DurationR\x05stall\x125\n" +
-	"\btransfer\x18\t \x01(\v2\x19.google.protobuf.DurationR\btransfer\"\xa1\x06\n" +
+	"\btransfer\x18\t \x01(\v2\x19.google.protobuf.DurationR\btransfer\"\xf7\x06\n" +
 	"\n" +
 	"StageStats\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
@@ -5537,7 +5556,9 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x05stage\x18\x16 \x01(\rR\x05stage\x12'\n" +
 	"\x0fforward_seconds\x18\x17 \x01(\x01R\x0eforwardSeconds\x12\x1d\n" +
 	"\n" +
-	"lent_bytes\x18\x18 \x01(\x04R\tlentBytes\"#\n" +
+	"lent_bytes\x18\x18 \x01(\x04R\tlentBytes\x12,\n" +
+	"\x12account_need_bytes\x18\x19 \x01(\x04R\x10accountNeedBytes\x12&\n" +
+	"\x0fhost_need_bytes\x18\x1a \x01(\x04R\rhostNeedBytes\"#\n" +
 	"\rStatusRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"i\n" +
 	"\x0eStatusResponse\x12?\n" +
