@@ -33,36 +33,22 @@ const kernels = tensor.MiB
 // with memory of its own on which that fails is left out, so that the node serves
 // with the others.
 func (a *Agent) measureDevices(ctx context.Context) error {
-	var fit []*unit
-	for _, u := range a.units {
-		c, err := a.calibrate(ctx, u)
-		switch {
-		case err != nil && ctx.Err() == nil && !u.device.Unified:
-			a.log.Warn("device not used: its rates cannot be measured", "device", string(u.device.ID), "reason", err)
-			if err := u.session.Close(); err != nil {
-				a.log.Warn("close device", "device", string(u.device.ID), "error", err)
+	for _, measure := range []func(context.Context, *unit) error{a.measureUnit, a.measureCopies} {
+		var fit []*unit
+		for _, u := range a.units {
+			err := measure(ctx, u)
+			if err != nil && (u.device.Unified || ctx.Err() != nil) {
+				return err
 			}
-			continue
-		case err != nil:
-			return err
+			if err != nil {
+				a.log.Warn("device not used: its rates cannot be measured", "device", string(u.device.ID), "reason", err)
+				_ = u.session.Close() // nothing was done on it
+				continue
+			}
+			fit = append(fit, u)
 		}
-		fit = append(fit, u)
-		lessons, err := a.cfg.Calibrations.Lessons(c)
-		if err != nil {
-			a.log.Warn("what was learned before is not used", "device", string(u.device.ID), "error", err)
-		}
-		u.calibration = c
-		u.learner = newLearner(fmt.Sprintf("node %s, %s", a.cfg.Credentials.Self().Name, u.device.ID), a.log, c, lessons)
-	}
-	if a.units = fit; len(fit) == 0 {
-		return errors.New("no device is left to use: the rates of none could be measured")
-	}
-	for _, u := range a.units {
-		if u.device.Unified {
-			continue
-		}
-		if err := a.measureCopies(ctx, u); err != nil {
-			return fmt.Errorf("measure copies to and from %s: %w", u.device.ID, err)
+		if a.units = fit; len(fit) == 0 {
+			return errors.New("no device is left to use: the rates of none could be measured")
 		}
 	}
 	if a.cfg.Host != nil {
@@ -71,16 +57,34 @@ func (a *Agent) measureDevices(ctx context.Context) error {
 	return nil
 }
 
-// measureCopies finds how fast bytes come to a device and leave it, in sessions
-// of their own.
+// measureUnit finds what a device computes at, and what was learned of it before.
+func (a *Agent) measureUnit(ctx context.Context, u *unit) error {
+	c, err := a.calibrate(ctx, u)
+	if err != nil {
+		return err
+	}
+	lessons, err := a.cfg.Calibrations.Lessons(c)
+	if err != nil {
+		a.log.Warn("what was learned before is not used", "device", string(u.device.ID), "error", err)
+	}
+	u.calibration = c
+	u.learner = newLearner(fmt.Sprintf("node %s, %s", a.cfg.Credentials.Self().Name, u.device.ID), a.log, c, lessons)
+	return nil
+}
+
+// measureCopies finds how fast bytes come to a device of its own memory and leave
+// it, in sessions of their own.
 func (a *Agent) measureCopies(ctx context.Context, u *unit) (err error) {
+	if u.device.Unified {
+		return nil
+	}
 	own, err := a.cfg.Engine.Open(ctx, u.device.ID)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, own.Close()) }()
 	if u.bus, err = measure.Copies(ctx, own); err != nil {
-		return err
+		return fmt.Errorf("measure copies to and from %s: %w", u.device.ID, err)
 	}
 	for _, o := range a.units {
 		if o == u || o.device.Unified {

@@ -105,7 +105,11 @@ func (a *Agent) openDevices(ctx context.Context) error {
 		if u.total, u.reserve, err = a.share(d, l, cards); err != nil {
 			return err
 		}
-		if u.session, err = a.cfg.Engine.Open(ctx, d.ID); err != nil {
+		if u.session, err = a.cfg.Engine.Open(ctx, d.ID); err != nil && !d.Unified && !named && ctx.Err() == nil {
+			a.log.Warn("device not used: it cannot be opened", "device", string(d.ID), "reason", err)
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("open %s: %w", d.ID, err)
 		}
 		a.units = append(a.units, u)
