@@ -144,5 +144,5 @@ func (f *File) QuickID() (string, error) {
 	for i, t := range f.header.tensors {
 		tensors[i] = source.Extent{Offset: t.Offset, Size: int64(t.Size)}
 	}
-	return source.QuickID("distorch quick id 1", int64(f.header.data), f.src.Size(), tensors, func(dst []byte, at int64) error { return readFull(f.src, dst, at) })
+	return source.QuickID("distorch quick id 1", f.header.data, f.src.Size(), tensors, func(dst []byte, at int64) error { return readFull(f.src, dst, at) })
 }

@@ -5,7 +5,6 @@ package safetensors
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -18,12 +17,6 @@ import (
 
 	"github.com/distorch/distorch/model/tensor"
 )
-
-func canceled(t *testing.T) context.Context {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	return ctx
-}
 
 func TestRoundTripOfEveryDType(t *testing.T) {
 	f := open(t, "testdata/dtypes.safetensors")
