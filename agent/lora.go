@@ -14,6 +14,7 @@ import (
 	"github.com/distorch/distorch/model/arch"
 	"github.com/distorch/distorch/model/checkpoint"
 	"github.com/distorch/distorch/model/graph"
+	"github.com/distorch/distorch/model/graph/wire"
 	"github.com/distorch/distorch/model/lora"
 	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
@@ -60,7 +61,7 @@ func (a *Agent) onTop(p *pb.Plan, m *graph.Model, file checkpoint.File, known *a
 			return nil, plain, nil, err
 		}
 		files = append(files, f)
-		parsed, err := lora.Parse(catalog.LoRATensors(f))
+		parsed, err := lora.Read(wire.LoRATensors(f), f.Metadata())
 		if err != nil {
 			return nil, plain, nil, fmt.Errorf("%s: %w", f.Path(), err)
 		}

@@ -238,7 +238,7 @@ func (c *Coordinator) ListModels(ctx context.Context, req *pb.ListModelsRequest)
 			continue
 		}
 		if id != req.GetGraphOf() {
-			r.Graph, r.Weights, r.PackedWeights = nil, nil, nil
+			r.Graph, r.Weights, r.PackedWeights, r.PackedPatches = nil, nil, nil, nil
 		}
 		slices.Sort(holders[id])
 		out.Models = append(out.Models, &pb.ModelStatus{Record: r, Holders: holders[id]})

@@ -11,7 +11,6 @@ import (
 	"github.com/distorch/distorch/model/graph"
 	"github.com/distorch/distorch/model/graph/wire"
 	"github.com/distorch/distorch/model/lora"
-	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
 )
@@ -19,21 +18,7 @@ import (
 // loraFromProto reads the tensors of a LoRA's record.
 func loraFromProto(m reconcile.Model, r *pb.ModelRecord) reconcile.Model {
 	m.Problem = "it is a LoRA, which goes on top of a model (deploy --lora)"
-	weights, err := wire.UnpackWeights(r.GetPackedWeights())
-	if err != nil {
-		m.Problem = err.Error()
-		return m
-	}
-	var tensors []lora.Tensor
-	for _, w := range weights {
-		d, err := tensor.ParseDType(w.GetDtype())
-		if err != nil {
-			m.Problem = err.Error()
-			return m
-		}
-		tensors = append(tensors, lora.Tensor{Name: w.GetName(), DType: d, Shape: w.GetShape()})
-	}
-	f, err := lora.Parse(tensors)
+	f, err := wire.LoRAFile(r)
 	if err != nil {
 		m.Problem = err.Error()
 		return m
@@ -46,7 +31,7 @@ func lorasFromProto(in []*pb.LoRA) (out []reconcile.LoRA) {
 	for _, l := range in {
 		out = append(out, reconcile.LoRA{
 			ID: l.GetId(), Name: l.GetName(), Mode: lora.Mode(cmp.Or(l.GetMode(), string(lora.Add))), Strength: l.GetStrength(), Layers: int(l.GetLayers()), Notes: l.GetNotes(),
-			Params: l.GetHyperParameters(),
+			Params: l.GetHyperParameters(), Brought: l.GetBrought(),
 		})
 	}
 	return out
@@ -55,7 +40,7 @@ func lorasFromProto(in []*pb.LoRA) (out []reconcile.LoRA) {
 func lorasToProto(in []reconcile.LoRA) (out []*pb.LoRA) {
 	for i := range in {
 		l := &in[i]
-		out = append(out, &pb.LoRA{Id: l.ID, Name: l.Name, Mode: string(l.Mode), Strength: l.Strength, Layers: uint32(l.Layers), Notes: l.Notes, HyperParameters: l.Params})
+		out = append(out, &pb.LoRA{Id: l.ID, Name: l.Name, Mode: string(l.Mode), Strength: l.Strength, Layers: uint32(l.Layers), Notes: l.Notes, HyperParameters: l.Params, Brought: l.Brought})
 	}
 	return out
 }

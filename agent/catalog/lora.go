@@ -4,7 +4,11 @@
 package catalog
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 
 	"github.com/distorch/distorch/model/checkpoint"
@@ -13,17 +17,10 @@ import (
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
-// LoRATensors is a file's header as model/lora takes it.
-func LoRATensors(f checkpoint.File) []lora.Tensor {
-	all := f.Tensors()
-	out := make([]lora.Tensor, len(all))
-	for i, t := range all {
-		out[i] = lora.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape}
-	}
-	return out
-}
-
 func looksLikeLoRA(f checkpoint.File) bool {
+	if listsPatches(f) {
+		return true
+	}
 	var names []string
 	for _, t := range f.Tensors() {
 		names = append(names, t.Name)
@@ -31,34 +28,39 @@ func looksLikeLoRA(f checkpoint.File) bool {
 	return lora.Looks(names)
 }
 
-// describeLoRA is the record of a LoRA file: what it changes depends on the
-// model that it is put on.
+// listsPatches says whether a file is as clients send LoRAs: its id is the
+// SHA-256 by which they name it.
+func listsPatches(f checkpoint.File) bool {
+	_, ok := f.Metadata()[lora.PatchesKey]
+	return ok
+}
+
 func describeLoRA(f checkpoint.File) (*pb.ModelRecord, error) {
-	tensors := LoRATensors(f)
-	parsed, err := lora.Parse(tensors)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.Path(), err)
+	identify := f.QuickID
+	if listsPatches(f) {
+		identify = func() (string, error) { return digest(f.Path()) }
 	}
-	id, err := f.QuickID()
+	id, err := identify()
 	if err != nil {
 		return nil, err
 	}
-	r := &pb.ModelRecord{
-		Id: id, Name: filepath.Base(f.Path()), Architecture: lora.Architecture,
-		Variant:   fmt.Sprintf("%s names, rank %d", parsed.Style, parsed.Rank),
-		FileBytes: uint64(f.Size()),
-	}
-	var weights []*pb.WeightEntry
-	for _, t := range tensors {
-		n, err := t.Shape.Elements()
-		if err != nil {
-			return nil, fmt.Errorf("%s: tensor %q: %w", f.Path(), t.Name, err)
-		}
-		r.Parameters += uint64(n)
-		weights = append(weights, &pb.WeightEntry{Name: t.Name, Dtype: t.DType.String(), Shape: t.Shape})
-	}
-	if r.PackedWeights, err = wire.PackWeights(weights); err != nil {
+	r, err := wire.LoRARecord(id, filepath.Base(f.Path()), f)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Path(), err)
 	}
 	return r, nil
+}
+
+// digest is a file's SHA-256 in hexadecimal digits.
+func digest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close() //nolint:errcheck // was only read
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", fmt.Errorf("read %s: %w", path, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }

@@ -22,6 +22,8 @@ type LoRA struct {
 	Notes    []string // of a plan: what of the file is not applied
 	// Params are, of a plan, the model's hyper-parameters that are others with it.
 	Params map[string]string
+	// Brought by a client: coordinators keep the file and give it to every node.
+	Brought bool
 }
 
 // Bounds on what a plan repeats of a file.
@@ -107,7 +109,7 @@ func notes(p *lora.Patch) (out []string) {
 // lacks is a LoRA of the deployment whose file a node has not.
 func (w *world) lacks(node string, spec *Spec) string {
 	for _, l := range spec.LoRAs {
-		if !w.holds[Holder{Model: l.ID, Node: node}] {
+		if !l.Brought && !w.holds[Holder{Model: l.ID, Node: node}] {
 			return l.Name
 		}
 	}

@@ -20,7 +20,8 @@ import (
 // change by strength·Alpha/rank·Up·Down, of which Up's rows From on are taken.
 type Pair struct {
 	Up, Down          Tensor
-	Alpha             string // tensor of one number; "" for a factor of 1
+	Alpha             string   // tensor of one number; "" for a factor of 1
+	Given             *float32 // the alpha, where it is no tensor
 	First, From, Rows int64
 }
 
@@ -183,6 +184,10 @@ func textEncoder(layer string) bool {
 func Match(g *graph.Model, p arch.Params, f *File) *Patch {
 	m := newModel(g, p)
 	out := &Patch{Pairs: map[string][]Pair{}, Full: map[string][]Full{}, Set: map[string]Tensor{}, Wider: map[string]tensor.Shape{}}
+	if f.Patches != nil {
+		m.matchPatches(f, out)
+		return out
+	}
 	for i := range f.Changes {
 		c := &f.Changes[i]
 		note := func(format string, args ...any) Note { return Note{c.Keys, fmt.Sprintf(format, args...)} }

@@ -51,9 +51,11 @@ type Change struct {
 // File is a parsed header.
 type File struct {
 	Changes []Change // in order of the layer's name
-	Style   string   // the key style, for people: "kohya", "diffusers", "ComfyUI", "BFL"
+	Style   string   // the key style, for people: "kohya", "diffusers", "ComfyUI", "BFL", "client"
 	Rank    int64    // the largest
-	Loose   []Tensor // tensors whose names end as no difference does
+	Loose   []Tensor // tensors whose names end as no difference does, or that no patch has
+	// Patches are set instead of Changes for a file that lists them.
+	Patches []WeightPatch
 }
 
 // Bounds on a header, which a reader has bounded already.

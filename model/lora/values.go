@@ -40,7 +40,10 @@ func rowsOf(f checkpoint.File, t checkpoint.Tensor, first, n, width int64) ([]fl
 
 // scale is a pair's factor: alpha/rank, or 1 without an alpha.
 func (o *Overlay) scale(use int, p Pair) float32 {
-	if p.Alpha == "" {
+	switch {
+	case p.Given != nil:
+		return *p.Given / float32(p.Rank())
+	case p.Alpha == "":
 		return 1
 	}
 	return o.alphas[use][p.Alpha] / float32(p.Rank())

@@ -27,6 +27,10 @@ func PackWeights(all []*pb.WeightEntry) ([]byte, error) {
 	if len(raw) > maxPacked {
 		return nil, fmt.Errorf("a header of %d bytes, at most %d", len(raw), maxPacked)
 	}
+	return deflate(raw)
+}
+
+func deflate(raw []byte) ([]byte, error) {
 	var b bytes.Buffer
 	w, err := flate.NewWriter(&b, flate.BestCompression)
 	if err != nil {
@@ -43,16 +47,21 @@ func PackWeights(all []*pb.WeightEntry) ([]byte, error) {
 
 // UnpackWeights is its inverse.
 func UnpackWeights(packed []byte) ([]*pb.WeightEntry, error) {
-	raw, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(packed)), maxPacked+1))
+	raw, err := inflate(packed)
 	if err != nil {
 		return nil, fmt.Errorf("read packed tensors: %w", err)
-	}
-	if len(raw) > maxPacked {
-		return nil, fmt.Errorf("packed tensors of more than %d bytes", maxPacked)
 	}
 	var r pb.ModelRecord
 	if err := proto.Unmarshal(raw, &r); err != nil {
 		return nil, fmt.Errorf("read packed tensors: %w", err)
 	}
 	return r.GetWeights(), nil
+}
+
+func inflate(packed []byte) ([]byte, error) {
+	raw, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(packed)), maxPacked+1))
+	if err == nil && len(raw) > maxPacked {
+		err = fmt.Errorf("more than %d bytes", maxPacked)
+	}
+	return raw, err
 }

@@ -1386,8 +1386,11 @@ type ModelRecord struct {
 	DefaultDtype    string                 `protobuf:"bytes,10,opt,name=default_dtype,json=defaultDtype,proto3" json:"default_dtype,omitempty"`
 	HyperParameters map[string]string      `protobuf:"bytes,11,rep,name=hyper_parameters,json=hyperParameters,proto3" json:"hyper_parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	PackedWeights   []byte                 `protobuf:"bytes,12,opt,name=packed_weights,json=packedWeights,proto3" json:"packed_weights,omitempty"` // of a LoRA file, instead of weights: a record of them alone, deflated
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Of a LoRA file that lists its patches (its id is the file's SHA-256): that
+	// list, deflated.
+	PackedPatches []byte `protobuf:"bytes,13,opt,name=packed_patches,json=packedPatches,proto3" json:"packed_patches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ModelRecord) Reset() {
@@ -1500,6 +1503,13 @@ func (x *ModelRecord) GetHyperParameters() map[string]string {
 func (x *ModelRecord) GetPackedWeights() []byte {
 	if x != nil {
 		return x.PackedWeights
+	}
+	return nil
+}
+
+func (x *ModelRecord) GetPackedPatches() []byte {
+	if x != nil {
+		return x.PackedPatches
 	}
 	return nil
 }
@@ -1651,8 +1661,12 @@ type LoRA struct {
 	// In a plan: hyper-parameters of the model that are others with it, as a
 	// model's record has them.
 	HyperParameters map[string]string `protobuf:"bytes,7,rep,name=hyper_parameters,json=hyperParameters,proto3" json:"hyper_parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// A client brought the file, whose SHA-256 is the id: coordinators keep it and
+	// give it to agents (service Patches). Those that nobody uses are dropped when
+	// others come.
+	Brought       bool `protobuf:"varint,8,opt,name=brought,proto3" json:"brought,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LoRA) Reset() {
@@ -1732,6 +1746,13 @@ func (x *LoRA) GetHyperParameters() map[string]string {
 		return x.HyperParameters
 	}
 	return nil
+}
+
+func (x *LoRA) GetBrought() bool {
+	if x != nil {
+		return x.Brought
+	}
+	return false
 }
 
 // DeploymentSpec is /deployments/<name>/spec: what the operator wants.
@@ -5196,7 +5217,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\vWeightEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05dtype\x18\x02 \x01(\tR\x05dtype\x12\x14\n" +
-	"\x05shape\x18\x03 \x03(\x03R\x05shape\"\x8e\x04\n" +
+	"\x05shape\x18\x03 \x03(\x03R\x05shape\"\xb5\x04\n" +
 	"\vModelRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -5213,7 +5234,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\rdefault_dtype\x18\n" +
 	" \x01(\tR\fdefaultDtype\x12X\n" +
 	"\x10hyper_parameters\x18\v \x03(\v2-.distorch.v1.ModelRecord.HyperParametersEntryR\x0fhyperParameters\x12%\n" +
-	"\x0epacked_weights\x18\f \x01(\fR\rpackedWeights\x1aB\n" +
+	"\x0epacked_weights\x18\f \x01(\fR\rpackedWeights\x12%\n" +
+	"\x0epacked_patches\x18\r \x01(\fR\rpackedPatches\x1aB\n" +
 	"\x14HyperParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"h\n" +
@@ -5226,7 +5248,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1f\n" +
 	"\vfirst_block\x18\x02 \x01(\rR\n" +
 	"firstBlock\x12\x16\n" +
-	"\x06blocks\x18\x03 \x01(\rR\x06blocks\"\x9f\x02\n" +
+	"\x06blocks\x18\x03 \x01(\rR\x06blocks\"\xb9\x02\n" +
 	"\x04LoRA\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -5234,7 +5256,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\bstrength\x18\x04 \x01(\x02R\bstrength\x12\x16\n" +
 	"\x06layers\x18\x05 \x01(\rR\x06layers\x12\x14\n" +
 	"\x05notes\x18\x06 \x03(\tR\x05notes\x12Q\n" +
-	"\x10hyper_parameters\x18\a \x03(\v2&.distorch.v1.LoRA.HyperParametersEntryR\x0fhyperParameters\x1aB\n" +
+	"\x10hyper_parameters\x18\a \x03(\v2&.distorch.v1.LoRA.HyperParametersEntryR\x0fhyperParameters\x12\x18\n" +
+	"\abrought\x18\b \x01(\bR\abrought\x1aB\n" +
 	"\x14HyperParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x04\n" +
