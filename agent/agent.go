@@ -61,6 +61,9 @@ type Config struct {
 	RedialFor         time.Duration
 	Log               *slog.Logger    // may be nil
 	Calibrations      calibration.Dir // where what was measured is kept; "": nowhere
+	// Brought has the LoRA files that clients brought; nil: only those in ModelDirs
+	// can be used.
+	Brought Brought
 	// Measure finds the device's rates; nil runs programs on it for some seconds.
 	Measure func(ctx context.Context, s engine.Session, d tensor.DType) ([]measure.Rates, error)
 	// Examine says what else to look at for a diagnosis; the agent fills in what it
@@ -68,6 +71,12 @@ type Config struct {
 	Examine examine.Config
 	// Ready is called once the agent is registered; may be nil.
 	Ready func(address string)
+}
+
+// Brought finds a client's file by its SHA-256; the file stays until release is
+// called.
+type Brought interface {
+	File(ctx context.Context, digest string) (path string, release func(), err error)
 }
 
 // Agent is one node.

@@ -54,7 +54,7 @@ func (a *Agent) load(ctx context.Context, h *held) (err error) {
 	if err != nil {
 		return fmt.Errorf("%s: %w", entry.Path, err)
 	}
-	model, weights, done, err := a.onTop(p, model, file, known)
+	model, weights, done, err := a.onTop(ctx, p, model, file, known)
 	if err != nil {
 		return err
 	}

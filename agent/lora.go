@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -23,20 +24,20 @@ import (
 // onTop puts the plan's LoRAs on a model and its file, which stays the
 // caller's; done closes what was opened besides and says whether a LoRA's file
 // is still the one that was announced.
-func (a *Agent) onTop(p *pb.Plan, m *graph.Model, file checkpoint.File, known *arch.Recognised) (_ *graph.Model, _ stage.Checkpoint, done func() error, err error) {
+func (a *Agent) onTop(ctx context.Context, p *pb.Plan, m *graph.Model, file checkpoint.File, known *arch.Recognised) (_ *graph.Model, _ stage.Checkpoint, done func() error, err error) {
 	plain := stage.Checkpoint{File: file, Source: known.Source}
 	if len(p.Loras) == 0 {
 		return m, plain, func() error { return nil }, nil
 	}
 	var files []checkpoint.File
-	var entries []*catalog.Entry
+	var ends []func() error
 	closeAll := func() error {
 		var errs []error
 		for _, f := range files {
 			errs = append(errs, f.Close())
 		}
-		for _, e := range entries {
-			errs = append(errs, unchanged(e))
+		for _, end := range ends {
+			errs = append(errs, end())
 		}
 		return errors.Join(errs...)
 	}
@@ -51,12 +52,12 @@ func (a *Agent) onTop(p *pb.Plan, m *graph.Model, file checkpoint.File, known *a
 	}
 	var uses []lora.Use
 	for _, l := range p.Loras {
-		i := slices.IndexFunc(a.entries, func(e catalog.Entry) bool { return e.Record.Id == l.Id })
-		if i < 0 {
-			return nil, plain, nil, fmt.Errorf("no file of LoRA %s (%s) in models.dirs", l.Name, l.Id)
+		path, end, err := a.loraFile(ctx, l)
+		if err != nil {
+			return nil, plain, nil, err
 		}
-		entries = append(entries, &a.entries[i])
-		f, err := checkpoint.Open(a.entries[i].Path)
+		ends = append(ends, end)
+		f, err := checkpoint.Open(path)
 		if err != nil {
 			return nil, plain, nil, err
 		}
@@ -80,4 +81,25 @@ func (a *Agent) onTop(p *pb.Plan, m *graph.Model, file checkpoint.File, known *a
 		return nil, plain, nil, err
 	}
 	return with.Graph, stage.Checkpoint{File: over, Source: over.Source, Open: over.Reopen}, closeAll, nil
+}
+
+// loraFile finds the file of a LoRA: in a folder of this node, or, of one that a
+// client brought, with a coordinator. end lets it go and says whether it is
+// still the one that was announced.
+func (a *Agent) loraFile(ctx context.Context, l *pb.LoRA) (path string, end func() error, err error) {
+	i := slices.IndexFunc(a.entries, func(e catalog.Entry) bool { return e.Record.Id == l.Id })
+	switch {
+	case i >= 0:
+		e := &a.entries[i]
+		return e.Path, func() error { return unchanged(e) }, nil
+	case !l.Brought:
+		return "", nil, fmt.Errorf("no file of LoRA %s (%s) in models.dirs", l.Name, l.Id)
+	case a.cfg.Brought == nil:
+		return "", nil, fmt.Errorf("LoRA %s is a client's, and this agent asks no coordinator for files", l.Id)
+	}
+	path, release, err := a.cfg.Brought.File(ctx, l.Id)
+	if err != nil {
+		return "", nil, err
+	}
+	return path, func() error { release(); return nil }, nil
 }

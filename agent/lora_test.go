@@ -61,7 +61,7 @@ func TestOnTopRefuses(t *testing.T) {
 	}
 	for id, want := range map[string]string{"sound": "", "alpha": "alpha\" is NaN", "gone": "gone.safetensors", "unknown": "no file of LoRA unknown"} {
 		p := &pb.Plan{Dtype: "f32", Loras: []*pb.LoRA{{Id: "sound", Name: "sound", Strength: 1}, {Id: id, Name: id, Strength: 1}}}
-		_, _, done, err := a.onTop(p, known.Params.Build(arch.Options{}), file, known)
+		_, _, done, err := a.onTop(t.Context(), p, known.Params.Build(arch.Options{}), file, known)
 		if want != "" {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %s", id, err, want)

@@ -55,6 +55,7 @@ type Coordinator struct {
 	mu      sync.Mutex
 	state   *store.State // nil until the first read
 	loaded  chan struct{}
+	newer   chan struct{} // closed when state is not the newest any more
 	changed chan struct{} // holds one token when state is newer than what the leader saw
 }
 
@@ -78,7 +79,7 @@ func New(cfg Config) (*Coordinator, error) {
 	}
 	return &Coordinator{
 		cfg: cfg, log: cfg.Log, id: cfg.Addresses[0],
-		loaded: make(chan struct{}), changed: make(chan struct{}, 1),
+		loaded: make(chan struct{}), newer: make(chan struct{}), changed: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -100,6 +101,8 @@ func (c *Coordinator) take(st *store.State) error {
 	c.mu.Lock()
 	first := c.state == nil
 	c.state = st
+	close(c.newer)
+	c.newer = make(chan struct{})
 	c.mu.Unlock()
 	if first {
 		close(c.loaded)

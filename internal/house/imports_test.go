@@ -31,7 +31,7 @@ var arrows = map[string][]string{
 }
 
 // everywhere may be imported by any package.
-var everywhere = []string{"internal/edits", "internal/svg"}
+var everywhere = []string{"internal/digestdir", "internal/edits", "internal/svg"}
 
 // inTests may be imported by tests besides.
 var inTests = []string{"bench/clusters", "internal/netns"}

@@ -22,6 +22,7 @@ import (
 	"github.com/distorch/distorch/agent/engine"
 	"github.com/distorch/distorch/agent/engine/native/isa"
 	"github.com/distorch/distorch/agent/measure"
+	"github.com/distorch/distorch/agent/patches"
 	"github.com/distorch/distorch/cmd/internal/config"
 	"github.com/distorch/distorch/model/tensor"
 	"github.com/distorch/distorch/store"
@@ -78,6 +79,9 @@ func (a Agent) Run(ctx context.Context) error {
 			return err
 		}
 		cfg.Credentials, cfg.GossipKey, cfg.Store = creds, key, st
+		if cfg.Brought, err = a.brought(creds); err != nil {
+			return err
+		}
 		cfg.Examine = Examination(a.Config, a.Dir, a.Version)
 		end := func() error { return nil }
 		if c, ok := cfg.Engine.(io.Closer); ok && a.Engine == nil {
@@ -90,6 +94,23 @@ func (a Agent) Run(ctx context.Context) error {
 		return errors.Join(ag.Run(ctx), end())
 	}
 	return errors.Join(run(), st.Close())
+}
+
+// broughtLimit is how much of the data directory's disk LoRA files of clients
+// take; a FLUX.1 LoRA of rank 16 has 0.1 to 0.2 GB.
+const broughtLimit = 8 << 30
+
+// brought gets clients' LoRA files from the coordinators that the data directory
+// names.
+func (a Agent) brought(creds *identity.Credentials) (*patches.Cache, error) {
+	return patches.New(patches.Config{
+		Dir: filepath.Join(a.Config.DataDir, "patches", "fetched"), Limit: broughtLimit, Log: a.Log,
+		Credentials: creds.ClientCredentials(identity.Expect{Roles: []identity.Role{identity.RoleCoordinator}}),
+		Coordinators: func() ([]string, error) {
+			c, err := a.Dir.Cluster()
+			return c.Coordinators, err
+		},
+	})
 }
 
 // Check looks for what would keep an agent from running on this machine and can

@@ -91,14 +91,18 @@ func openDir(t testing.TB, path string) identity.Dir {
 	return d
 }
 
-func startCoordinator(t testing.TB, cfg *config.Config) *process {
+func startCoordinator(t testing.TB, cfg *config.Config, change ...func(*Coordinator)) *process {
 	t.Helper()
 	dir := openDir(t, cfg.DataDir)
 	p := start(t, "coordinator", func(ctx context.Context, ready func(string)) error {
-		return Coordinator{
+		c := Coordinator{
 			Config: cfg, Dir: dir, Version: "test", Log: slog.New(slog.DiscardHandler), Volatile: true,
 			Ready: func(_ context.Context, a string) { ready(a) },
-		}.Run(ctx)
+		}
+		for _, f := range change {
+			f(&c)
+		}
+		return c.Run(ctx)
 	})
 	p.dir = dir
 	return p

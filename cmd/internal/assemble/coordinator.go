@@ -20,6 +20,7 @@ import (
 	"github.com/distorch/distorch/cmd/internal/config"
 	"github.com/distorch/distorch/coordinator"
 	"github.com/distorch/distorch/coordinator/endpoint"
+	"github.com/distorch/distorch/coordinator/patches"
 	"github.com/distorch/distorch/model/graph"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
@@ -38,6 +39,9 @@ type Coordinator struct {
 	Log     *slog.Logger
 	// Ready is called once with the address, when everything answers.
 	Ready func(ctx context.Context, address string)
+	// Brought is given what makes deployments have LoRAs of clients, when the
+	// coordinator runs; for tests.
+	Brought func(*patches.Patches)
 	// Volatile trades etcd's durability for speed; for tests.
 	Volatile bool
 }
@@ -142,12 +146,21 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	brought, err := patches.New(patches.Config{Deployments: co, Store: st, Dir: filepath.Join(c.Dir.Path(), "patches", "kept"), Log: c.Log})
+	if err != nil {
+		return room(c.Dir, err)
+	}
 	pb.RegisterControlServer(n.Server(), co)
+	pb.RegisterPatchesServer(n.Server(), brought)
 	pb.RegisterEndpointServer(n.Server(), ep)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.Run(gctx) })
 	g.Go(func() error { return co.Run(gctx) })
 	g.Go(func() error { return ep.Run(gctx) })
+	g.Go(func() error { return brought.Run(gctx) })
+	if c.Brought != nil {
+		c.Brought(brought)
+	}
 	if c.Ready != nil {
 		g.Go(func() error { c.Ready(gctx, n.Address()); return nil })
 	}

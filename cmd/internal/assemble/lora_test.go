@@ -26,6 +26,14 @@ import (
 // encoder.
 func demoLoRA(t *testing.T) (dir string) {
 	t.Helper()
+	dir = t.TempDir()
+	writeLoRA(t, filepath.Join(dir, "style.safetensors"), 5, "double_blocks.0.img_attn.qkv", "single_blocks.2.linear2", "img_in")
+	return dir
+}
+
+// writeLoRA writes a LoRA of rank 4 and alpha 2 for layers of the demo.
+func writeLoRA(t *testing.T, path string, seed uint64, layers ...string) {
+	t.Helper()
 	record, err := catalog.Describe(demoFile)
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +42,7 @@ func demoLoRA(t *testing.T) (dir string) {
 	for _, w := range record.Weights {
 		shapes[w.Name] = w.Shape
 	}
-	rng := rand.New(rand.NewPCG(5, 9))
+	rng := rand.New(rand.NewPCG(seed, 9))
 	random := func(name string, shape ...int64) safetensors.Data {
 		v := make([]float32, shape[0]*shape[1])
 		for i := range v {
@@ -43,7 +51,7 @@ func demoLoRA(t *testing.T) (dir string) {
 		return safetensors.FromFloat32s(name, tensor.Shape(shape), v)
 	}
 	var all []safetensors.Data
-	for _, layer := range []string{"double_blocks.0.img_attn.qkv", "single_blocks.2.linear2", "img_in"} {
+	for _, layer := range layers {
 		s := shapes[layer+".weight"]
 		name := "lora_unet_" + strings.ReplaceAll(layer, ".", "_")
 		all = append(all, random(name+".lora_up.weight", s[0], 4), random(name+".lora_down.weight", 4, s[1]),
@@ -54,11 +62,9 @@ func demoLoRA(t *testing.T) (dir string) {
 	if err := safetensors.Encode(&b, all, nil); err != nil {
 		t.Fatal(err)
 	}
-	dir = t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "style.safetensors"), b.Bytes(), 0o600); err != nil {
+	if err := os.WriteFile(path, b.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return dir
 }
 
 func deployLoRA(t *testing.T, conn *grpc.ClientConn, mode string, strength float32, pins ...*pb.Pin) (*pb.DeploymentStatus, error) {
