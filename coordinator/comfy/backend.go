@@ -59,8 +59,8 @@ type Lease interface {
 	// nil: executed. *PromptError: refused or failed. ErrInterrupted.
 	// ErrWorkerLost: the worker went, or never took the prompt; it is queued again.
 	Run(ctx context.Context, sink Sink) error
-	// Interrupt asks the worker to stop this prompt. It may be called at any time
-	// between Reserve and Release, more than once, also before Run.
+	// Interrupt asks the worker to stop this prompt, and does not wait. It may be
+	// called at any time between Reserve and Release, more than once, also before Run.
 	Interrupt()
 	Release()
 }
@@ -99,10 +99,13 @@ type Prompt struct {
 	ExtraData json.RawMessage
 }
 
-// Choice is a value that an input takes from a list, which not every worker need have.
+// Choice is a text that an input takes from a list, which not every worker need have.
 type Choice struct {
 	Node, Class, Input string
-	Value              string // text values alone
+	Value              string
+	// File: it names a file, in the input folder unless it ends in " [output]" or
+	// " [temp]". A worker's list need not have it if HasFile does.
+	File bool
 }
 
 // FileRef is a file as the API names it. Its Type is input, output or temp.
