@@ -123,7 +123,7 @@ func readInput(class string, m member) (in input, err error) {
 			return in, err
 		}
 	}
-	in.config = list(parts[0], options.value())
+	in.config = array(parts[0], options.value())
 	if in.kind, err = parse(parts[0]); err != nil {
 		return in, err
 	}

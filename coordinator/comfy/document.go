@@ -177,13 +177,13 @@ func encode(v any) jsontext.Value {
 		}
 		return append(b, ']')
 	case []jsontext.Value:
-		return list(x...)
+		return array(x...)
 	default:
 		panic(fmt.Sprintf("encode %T", v))
 	}
 }
 
-func list(values ...jsontext.Value) jsontext.Value {
+func array(values ...jsontext.Value) jsontext.Value {
 	b := []byte{'['}
 	for i, v := range values {
 		if i > 0 {

@@ -163,7 +163,7 @@ func encodeAny(v any) jsontext.Value {
 		for i := range x {
 			parts[i] = encodeAny(x[i])
 		}
-		return list(parts...)
+		return array(parts...)
 	case *pyDict:
 		o := &object{}
 		for _, k := range x.keys {

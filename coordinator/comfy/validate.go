@@ -242,7 +242,7 @@ func (v *validation) node(n *node, depth int) (*verdict, *exception) {
 			if slices.ContainsFunc(n.class.inputs, func(in input) bool { return in.name == m.name }) || m.value.Kind() != '[' {
 				continue
 			}
-			any := input{name: m.name, kind: "*", config: list(text("*"), (&object{}).value())}
+			any := input{name: m.name, kind: "*", config: array(text("*"), (&object{}).value())}
 			if raised := v.input(n, &any, out, depth); raised != nil {
 				return nil, raised
 			}
