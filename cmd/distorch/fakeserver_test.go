@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,7 +35,9 @@ const (
 
 // fakeServer answers as a coordinator with two nodes and two models would. A
 // deployment's name says what happens to it: "broken" fails to load, "lossy"
-// loses a node at the second step, "slow" never answers a forward.
+// loses a node at the second step, "slow" never answers a forward. Node b alone has
+// room for the whole model, but not for that of "large"; there "odd" and "mixed" give
+// other values from the second step on, "mixed" in another numerics class.
 type fakeServer struct {
 	pb.UnimplementedControlServer
 	pb.UnimplementedEndpointServer
@@ -246,6 +249,16 @@ func (f *fakeServer) plan(s *pb.DeploymentSpec) *pb.Plan {
 	if s.Allocation != "" || s.VirtualVramBytes > 0 {
 		withTiers(p)
 	}
+	if len(s.Pins) == 1 { // the whole model on one device
+		p.Stages = p.Stages[:1]
+		p.Stages[0].Tail = true
+		if s.Pins[0].Node == "n-b" {
+			p.Stages[0].Node, p.Stages[0].NodeName = "n-b", "b"
+		}
+		if strings.HasPrefix(s.Name, "check-mixed-") {
+			p.Stages[0].NumericsClass = "torch/2.11.0/GPU/bf16"
+		}
+	}
 	for i, pin := range s.Pins {
 		p.Stages[i].FirstBlock, p.Stages[i].Blocks = pin.FirstBlock, pin.Blocks
 	}
@@ -283,6 +296,9 @@ func (f *fakeServer) Plan(_ context.Context, r *pb.PlanRequest) (*pb.PlanRespons
 		if node != "a" && node != "b" {
 			return nil, status.Errorf(codes.NotFound, "exclude: no node %q here", node)
 		}
+	}
+	if strings.HasPrefix(r.Spec.Name, "check-") && (strings.HasPrefix(r.Spec.Name, "check-large-") || r.Spec.Pins[0].Node == "n-a") {
+		return &pb.PlanResponse{Plan: &pb.Plan{Infeasible: fmt.Sprintf("deployment %s: pin %q: 9.1 GB short", r.Spec.Name, r.Spec.Pins[0].Node)}}, nil
 	}
 	switch r.Spec.Model {
 	case "huge":
@@ -389,6 +405,9 @@ func (f *fakeServer) Forward(ctx context.Context, r *pb.ForwardRequest) (*pb.For
 	}
 	for i := range values {
 		values[i] *= 0.5
+	}
+	if r.Step > 0 && (strings.HasPrefix(name, "check-odd-") || strings.HasPrefix(name, "check-mixed-")) {
+		values[3] += 0.25
 	}
 	out := &pb.Tensor{Name: "out", Dtype: "F32", Shape: x.Shape, Data: make([]byte, len(x.Data))}
 	tensor.PutF32(out.Data, values)

@@ -4,7 +4,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,10 +17,7 @@ import (
 	"github.com/distorch/distorch/cmd/internal/output"
 	"github.com/distorch/distorch/cmd/internal/picture"
 	"github.com/distorch/distorch/model/arch"
-	"github.com/distorch/distorch/model/demo"
-	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/sampling"
-	"github.com/distorch/distorch/model/tensor"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 )
 
@@ -34,6 +30,8 @@ type runFlags struct {
 	width, height        int
 	scheduler            string
 	out, saveLatent      string
+	saveSteps            string
+	checkEvery           int
 	references           []string
 	refMethod, input     string
 	loras                []string
@@ -65,7 +63,13 @@ is to be made anew. The conditioning may hold attention_mask [1,tokens,tokens],
 which is added to the scores of attention (--workload 1024x1024,mask=1).
 
 --save-latent writes the tensors latent (the model's space, what the digest is
-of) and latent_tensor (what ComfyUI's LoadLatent reads).`,
+of) and latent_tensor (what ComfyUI's LoadLatent reads). --save-steps does so
+after each step, for ` + "`distorch compare`" + `.
+
+--check-every N loads the model on one device besides, whole, computes every N-th
+step there as well, reports how far the predictions are apart, and removes it
+again. The exit code is 1 when the plan's numerics class promises equal bits and
+they differ, 4 when the model fits on no device alone.`,
 		Args: arguments(1, "DEPLOYMENT"),
 	}
 	var f runFlags
@@ -103,6 +107,8 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.scheduler, "scheduler", string(sampling.Simple), "which noise levels the steps visit, by ComfyUI's names")
 	flags.StringVar(&f.out, "out", "", "PNG file to write; for the demo model, as there is no VAE")
 	flags.StringVar(&f.saveLatent, "save-latent", "", "safetensors file to write the final latent to")
+	flags.StringVar(&f.saveSteps, "save-steps", "", "empty or new folder to write the latent after each step to")
+	flags.IntVar(&f.checkEvery, "check-every", 0, "compute every so many-th step on one device as well, where the model fits, and compare; 0: none")
 	flags.StringArrayVar(&f.references, "reference", nil, "file with a reference latent, for FLUX.1 Kontext; may be given again")
 	flags.StringVar(&f.refMethod, "reference-method", picture.RefMethods()[0], "how references are placed: "+strings.Join(picture.RefMethods(), ", "))
 	flags.StringVar(&f.input, "input", "", "file with the latent, and for Fill the mask, that a Control or Fill model takes")
@@ -122,6 +128,8 @@ func (f *runFlags) check() error {
 		return errors.New("--prompt and --conditioning are both given; use one")
 	case f.steps < 1 || f.steps > 10_000:
 		return fmt.Errorf("--steps %d: want 1 to 10000", f.steps)
+	case f.checkEvery < 0:
+		return fmt.Errorf("--check-every %d: want 1 for every step, or more", f.checkEvery)
 	case f.repeat < 1:
 		return fmt.Errorf("--repeat %d: want 1 or more", f.repeat)
 	case !(f.cfg >= 0 && f.cfg <= maxWeight):
@@ -140,8 +148,8 @@ func (f *runFlags) check() error {
 }
 
 // sample makes the picture that the flags ask for.
-func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFlags, format output.Format) error {
-	request, err := f.request(cmd, o, deployment)
+func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFlags, format output.Format) (err error) {
+	request, status, err := f.request(cmd, o, deployment)
 	if err != nil {
 		return err
 	}
@@ -156,6 +164,17 @@ func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFl
 	}
 	progress := output.NewProgress(a.stderr)
 	defer progress.Done()
+	if request.State, err = f.stepFiles(request); err != nil {
+		return err
+	}
+	var one *oneDevice
+	if f.checkEvery > 0 {
+		if one, err = alone(cmd.Context(), o, status, request, progress); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, one.end()) }()
+		request.Check = &picture.Checking{Every: f.checkEvery, Deployment: one.spec.Name}
+	}
 	planned := false
 	var printing error
 	request.Planned = func(p *pb.Plan) {
@@ -170,6 +189,7 @@ func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFl
 	}
 	views := []*runView{}
 	var last *picture.Result
+	var broken error
 	for range f.repeat {
 		result, err := picture.Sample(cmd.Context(), o.Endpoint, request)
 		progress.Done()
@@ -179,8 +199,12 @@ func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFl
 		if last != nil && last.Digest != result.Digest {
 			return fmt.Errorf("deployment %s: the same request gave two pictures: digest %s, then %s", deployment, last.Digest, result.Digest)
 		}
-		last = result
+		last, request.State = result, nil
 		v := newRunView(request, result, names)
+		if one != nil {
+			v.Check = newCheckView(f.checkEvery, one, result)
+			broken = errors.Join(broken, v.Check.broken(deployment))
+		}
 		views = append(views, v)
 		if format == output.Table {
 			if err := v.write(a.stdout); err != nil {
@@ -192,23 +216,33 @@ func (a *app) sample(cmd *cobra.Command, o *operator, deployment string, f runFl
 		return err
 	}
 	if format != output.Table {
-		return output.Write(a.stdout, format, views)
+		if err := output.Write(a.stdout, format, views); err != nil {
+			return err
+		}
 	}
-	return nil
+	return broken
 }
 
 // request finds the deployment and its model and reads the text.
-func (f *runFlags) request(cmd *cobra.Command, o *operator, deployment string) (picture.Request, error) {
+func (f *runFlags) request(cmd *cobra.Command, o *operator, deployment string) (picture.Request, *pb.DeploymentStatus, error) {
 	var none picture.Request
-	status, err := ask(cmd.Context(), o, "", o.Control.Status, &pb.StatusRequest{Name: deployment})
+	answer, err := ask(cmd.Context(), o, "", o.Control.Status, &pb.StatusRequest{Name: deployment})
 	if err != nil {
-		return none, err
+		return none, nil, err
 	}
-	if len(status.Deployments) != 1 {
-		return none, notFound(fmt.Errorf("no deployment %q here (`distorch deployments` lists them)", deployment))
+	if len(answer.Deployments) != 1 {
+		return none, nil, notFound(fmt.Errorf("no deployment %q here (`distorch deployments` lists them)", deployment))
 	}
-	spec := status.Deployments[0].GetSpec()
-	model, err := findModel(cmd, o, status.Deployments[0])
+	d := answer.Deployments[0]
+	r, err := f.of(cmd, o, d)
+	return r, d, err
+}
+
+// of is the request to a deployment.
+func (f *runFlags) of(cmd *cobra.Command, o *operator, d *pb.DeploymentStatus) (picture.Request, error) {
+	var none picture.Request
+	spec := d.GetSpec()
+	model, err := findModel(cmd, o, d)
 	if err != nil {
 		return none, err
 	}
@@ -218,7 +252,7 @@ func (f *runFlags) request(cmd *cobra.Command, o *operator, deployment string) (
 	}
 	r := picture.Request{
 		LoRAs:      strengths,
-		Deployment: deployment, Model: model, Width: f.width, Height: f.height, Seed: f.seed, Steps: f.steps,
+		Deployment: spec.GetName(), Model: model, Width: f.width, Height: f.height, Seed: f.seed, Steps: f.steps,
 		CFG: f.cfg, Guidance: f.guidance, Scheduler: sampling.Scheduler(f.scheduler), Shift: f.shift,
 	}
 	if r.Width == 0 {
@@ -326,82 +360,4 @@ func findModel(cmd *cobra.Command, o *operator, d *pb.DeploymentStatus) (picture
 		}
 	}
 	return picture.Model{}, notFound(fmt.Errorf("deployment %s: its model %s is not known to the cluster any more", spec.GetName(), spec.GetModelName()))
-}
-
-// runFiles are the files that a run will write. A nil one is not wanted.
-type runFiles struct{ picture, latent *outFile }
-
-// headerRoom is more than what a PNG or a latent file has beside its values.
-const headerRoom = 64 << 10
-
-// reserve takes the files' room before any step is made.
-func (f *runFlags) reserve(r picture.Request) (files runFiles, err error) {
-	shape := r.Model.LatentShape(r.Width, r.Height)
-	elements, err := shape.Elements()
-	if err != nil {
-		return files, err
-	}
-	if f.out != "" {
-		dots := int(shape[2]) * int(shape[3]) * 4 * demo.Zoom * demo.Zoom
-		if files.picture, err = reserve(f.out, 4*dots+headerRoom, 0o666); err != nil {
-			return files, err
-		}
-	}
-	if f.saveLatent != "" {
-		if files.latent, err = reserve(f.saveLatent, 8*int(elements)+headerRoom, 0o666); err != nil {
-			files.abort()
-			return files, err
-		}
-	}
-	return files, nil
-}
-
-func (f *runFiles) abort() {
-	f.picture.abort()
-	f.latent.abort()
-}
-
-func (f *runFiles) commit(r picture.Request, result *picture.Result) error {
-	if f.picture != nil {
-		raw, err := encodePicture(result)
-		if err == nil {
-			err = f.picture.commit(raw)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if f.latent == nil {
-		return nil
-	}
-	raw, err := encodeLatent(r, result)
-	if err != nil {
-		return err
-	}
-	return f.latent.commit(raw)
-}
-
-func encodePicture(r *picture.Result) ([]byte, error) {
-	img, err := demo.Decode(r.Latent, int(r.Shape[2]), int(r.Shape[3]))
-	if err != nil {
-		return nil, err
-	}
-	var b bytes.Buffer
-	err = demo.EncodePNG(&b, demo.Enlarge(img, demo.Zoom))
-	return b.Bytes(), err
-}
-
-func encodeLatent(r picture.Request, result *picture.Result) ([]byte, error) {
-	outside := append([]float32{}, result.Latent...)
-	sampling.FluxLatents().Out(outside)
-	var b bytes.Buffer
-	err := safetensors.Encode(&b, []safetensors.Data{
-		safetensors.FromFloat32s("latent", result.Shape, result.Latent),
-		safetensors.FromFloat32s("latent_tensor", result.Shape, outside),
-		safetensors.FromFloat32s("latent_format_version_0", tensor.Shape{0}, nil),
-	}, map[string]string{
-		"model": r.Model.Name, "seed": fmt.Sprint(r.Seed), "steps": fmt.Sprint(r.Steps), "cfg": fmt.Sprint(r.CFG),
-		"guidance": fmt.Sprint(r.Guidance), "scheduler": string(r.Scheduler), "digest": result.Digest, "numerics": result.Plan.GetNumerics(),
-	})
-	return b.Bytes(), err
 }

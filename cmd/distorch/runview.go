@@ -33,6 +33,7 @@ type runView struct {
 	Digest     string      `json:"digest"`
 	// LoRAs are the strengths that the run gave.
 	LoRAs []strengthView `json:"loras,omitempty"`
+	Check *checkView     `json:"check,omitempty"`
 }
 
 // timeView is where the time of one forward went, on average.
@@ -104,6 +105,7 @@ func (v *runView) write(w io.Writer) error {
 	for _, l := range v.LoRAs {
 		p.line("%s", l)
 	}
+	v.Check.write(p)
 	p.line("numerics: %s", v.Numerics)
 	p.line("digest %s", v.Digest)
 	return p.err

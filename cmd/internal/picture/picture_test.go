@@ -6,6 +6,8 @@ package picture
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -36,10 +38,20 @@ type endpoint struct {
 	inFlight int
 	both     chan struct{}
 	names    []string // of the conditioning's tensors
+	branches int      // that were asked for
+	began    map[string][]string
+	off      map[string]float32 // added to a value of each answer, by run
 }
 
-func (e *endpoint) BeginRun(context.Context, *pb.BeginRunRequest, ...grpc.CallOption) (*pb.BeginRunResponse, error) {
-	return &pb.BeginRunResponse{Run: "r", Plan: &pb.Plan{Forecast: &pb.Forecast{StepSeconds: 2, PairSeconds: 3}}}, nil
+func (e *endpoint) BeginRun(_ context.Context, r *pb.BeginRunRequest, _ ...grpc.CallOption) (*pb.BeginRunResponse, error) {
+	if r.Deployment == "gone" {
+		return nil, status.Error(codes.NotFound, "no deployment gone")
+	}
+	if e.began == nil {
+		e.began = map[string][]string{}
+	}
+	e.began[r.Deployment] = append(e.began[r.Deployment], fmt.Sprint(r.Dims))
+	return &pb.BeginRunResponse{Run: r.Deployment, Plan: &pb.Plan{Forecast: &pb.Forecast{StepSeconds: 2, PairSeconds: 3}}}, nil
 }
 
 func (e *endpoint) PutConditioning(_ context.Context, r *pb.PutConditioningRequest, _ ...grpc.CallOption) (*pb.PutConditioningResponse, error) {
@@ -83,6 +95,12 @@ func (e *endpoint) Forward(ctx context.Context, r *pb.ForwardRequest, _ ...grpc.
 	}
 	for i := range x {
 		x[i] /= float32(2 + 2*r.Branch)
+	}
+	e.mu.Lock()
+	e.branches = max(e.branches, int(r.Branch)+1)
+	e.mu.Unlock()
+	if off := e.off[r.Run]; off != 0 {
+		x[1] = off + x[1]
 	}
 	out := f32("out", r.Tensors[0].Shape, x)
 	return &pb.ForwardResponse{Out: out, Total: durationpb.New(5 * time.Millisecond), Stages: []*pb.StageTiming{
@@ -137,6 +155,94 @@ func TestSample(t *testing.T) {
 	}
 	if guided.Digest == one.Digest || two.puts != 2 || guided.Forwards != 8 || r.Forecast(guided.Plan) != 3 {
 		t.Errorf("digest %s, %d conditionings, %d forwards", guided.Digest, two.puts, guided.Forwards)
+	}
+}
+
+// TestCheck: every second step goes to the other deployment too, whose time is
+// not the picture's and whose run is ended.
+func TestCheck(t *testing.T) {
+	for _, cfg := range []float64{1, 3} {
+		r := request(t)
+		r.CFG, r.Steps = cfg, 5
+		plain, err := Sample(t.Context(), &endpoint{together: 1, both: make(chan struct{})}, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := &endpoint{together: 1, both: make(chan struct{}), off: map[string]float32{"one": 0.5}}
+		r.Check = &Checking{Every: 2, Deployment: "one"}
+		got, err := Sample(t.Context(), e, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun := len(e.began["d"])
+		if got.Digest != plain.Digest || got.Forwards != plain.Forwards || len(got.Steps) != 5 || len(e.ended) != 2 {
+			t.Errorf("cfg %g: digest %s, was %s; %d forwards, %d steps, ended %v", cfg, got.Digest, plain.Digest, got.Forwards, len(got.Steps), e.ended)
+		}
+		if diff := cmp.Diff(e.began["d"], e.began["one"]); diff != "" || begun != 1 {
+			t.Errorf("cfg %g: runs begun with other sizes:\n%s", cfg, diff)
+		}
+		var steps []int
+		for _, c := range got.Checks {
+			steps = append(steps, c.Step)
+			if c.EqualBits || math.Abs(float64(c.MaxError)-0.5) > 1e-6 || c.Values != int64(96*e.branches) || c.Differing != int64(e.branches) {
+				t.Errorf("cfg %g: %+v", cfg, c)
+			}
+		}
+		if diff := cmp.Diff([]int{2, 4}, steps); diff != "" {
+			t.Errorf("checked steps (-want +got):\n%s", diff)
+		}
+	}
+}
+
+func TestCheckFails(t *testing.T) {
+	r := request(t)
+	r.Check = &Checking{Every: 1, Deployment: "gone"}
+	e := &endpoint{together: 1, both: make(chan struct{})}
+	if _, err := Sample(t.Context(), e, r); err == nil || !strings.Contains(err.Error(), "check: ") || len(e.ended) != 1 {
+		t.Errorf("ended %v, %v", e.ended, err)
+	}
+}
+
+// TestState: each step's latent is shown, and a failure to keep it ends the run.
+func TestState(t *testing.T) {
+	r := request(t)
+	var last string
+	var steps []int
+	r.State = func(step int, latent []float32) error {
+		steps, last = append(steps, step), Digest(latent)
+		return nil
+	}
+	got, err := Sample(t.Context(), &endpoint{together: 1, both: make(chan struct{})}, r)
+	if err != nil || last != got.Digest || !cmp.Equal(steps, []int{1, 2, 3, 4}) {
+		t.Errorf("steps %v, last %s, want %v, %v", steps, last, got, err)
+	}
+	full := errors.New("the disk is full")
+	for _, at := range []int{2, 4} {
+		e := &endpoint{together: 1, both: make(chan struct{})}
+		r.State = func(step int, _ []float32) error {
+			if step >= at {
+				return full
+			}
+			return nil
+		}
+		if _, err := Sample(t.Context(), e, r); !errors.Is(err, full) || len(e.ended) != 1 {
+			t.Errorf("failed after step %d: ended %v, %v", at, e.ended, err)
+		}
+	}
+}
+
+func TestSingleClass(t *testing.T) {
+	for want, classes := range map[string][]string{"a": {"a", "a"}, "": {"a", "b"}, "x": {"x"}} {
+		p := &pb.Plan{}
+		for _, c := range classes {
+			p.Stages = append(p.Stages, &pb.Stage{NumericsClass: c})
+		}
+		if got := SingleClass(p); got != want {
+			t.Errorf("%v: %q", classes, got)
+		}
+	}
+	if SingleClass(&pb.Plan{Stages: []*pb.Stage{{}, {NumericsClass: "a"}}}) != "" {
+		t.Error("a stage of no class counts")
 	}
 }
 

@@ -43,6 +43,10 @@ type Request struct {
 	// each step when it is done, from 1.
 	Planned func(*pb.Plan)
 	Stepped func(step, steps int, took time.Duration)
+	// State, if not nil, sees the latent after each step, from 1, in the model's
+	// space; it must not keep it. An error ends the picture.
+	State func(step int, latent []float32) error
+	Check *Checking // nil: no step is computed a second time
 }
 
 // Dims are the request in the words of a workload.
@@ -113,6 +117,7 @@ type Result struct {
 	Time     Time
 	PerNode  map[string]Time  // by node name; hops are between nodes and not counted here
 	Stages   []*pb.StageStats // what the stages counted, in order
+	Checks   []Check
 }
 
 // Median is the median time of a step.
@@ -147,44 +152,60 @@ func Sample(ctx context.Context, endpoint pb.EndpointClient, r Request) (_ *Resu
 	if err != nil {
 		return nil, err
 	}
-	begun, err := endpoint.BeginRun(ctx, &pb.BeginRunRequest{Deployment: r.Deployment, Dims: r.Dims(), LoraStrengths: r.strengths(0)})
+	s, plan, err := begin(ctx, endpoint, r, levels)
 	if err != nil {
 		return nil, err
 	}
-	s := &session{endpoint: endpoint, request: r, run: begun.Run, levels: levels, stages: map[string]Time{}}
-	result := &Result{Run: begun.Run, Plan: begun.Plan, Shape: r.Model.LatentShape(r.Width, r.Height)}
+	result := &Result{Run: s.run, Plan: plan, Shape: r.Model.LatentShape(r.Width, r.Height)}
 	defer func() {
-		// Also, and above all, when ctx has ended.
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-		defer cancel()
-		ended, endErr := endpoint.EndRun(end, &pb.EndRunRequest{Run: begun.Run})
-		if endErr == nil {
-			result.Stages = ended.Stages
-		} else if err == nil {
-			err = fmt.Errorf("end run: %w", endErr)
+		stages, endErr := s.end(ctx)
+		if result.Stages = stages; err == nil {
+			err = endErr
 		}
 	}()
 	if r.Planned != nil {
-		r.Planned(begun.Plan)
+		r.Planned(plan)
 	}
-	if err := s.begin(ctx); err != nil {
+	if err := s.condition(ctx); err != nil {
 		return result, err
 	}
+	predict, end, err := s.checked(ctx, result)
+	if err != nil {
+		return result, err
+	}
+	defer func() {
+		if endErr := end(); err == nil {
+			err = endErr
+		}
+	}()
 	elements, err := result.Shape.Elements()
 	if err != nil {
 		return result, err
 	}
 	x := sampling.Start(sampling.Randn(r.Seed, int(elements)), nil, sigmas[0])
 	began := time.Now()
-	config := sampling.Config{Sigmas: sigmas, CFG: r.CFG, OnStep: func(step int, _, _ []float32) {
-		took := time.Since(began)
-		began = began.Add(took)
+	var failed error
+	config := sampling.Config{Sigmas: sigmas, CFG: r.CFG, OnStep: func(step int, x, _ []float32) {
+		took := time.Since(began) - s.checking
+		if s.checking = 0; r.State != nil && failed == nil {
+			failed = r.State(step+1, x)
+		}
+		began = time.Now()
 		result.Steps = append(result.Steps, took)
 		if r.Stepped != nil {
 			r.Stepped(step+1, len(sigmas)-1, took)
 		}
 	}}
-	if err := sampling.Euler(ctx, x, config, s.predict); err != nil {
+	err = sampling.Euler(ctx, x, config, func(ctx context.Context, step int, sigma float32, x []float32) ([]float32, []float32, error) {
+		if failed != nil {
+			return nil, nil, failed
+		}
+		return predict(ctx, step, sigma, x)
+	})
+	if failed != nil {
+		err = failed
+	}
+	if err != nil {
 		return result, err
 	}
 	sampling.Finish(x, sigmas[len(sigmas)-1])
@@ -216,6 +237,7 @@ type session struct {
 	forwards int
 	time     Time
 	stages   map[string]Time
+	checking time.Duration // of the step under way, by another deployment
 }
 
 // branch is one text of the run.
@@ -224,7 +246,28 @@ type branch struct {
 	digest  string
 }
 
-func (s *session) begin(ctx context.Context) error {
+// begin begins a run of the request's deployment. The session must be ended.
+func begin(ctx context.Context, endpoint pb.EndpointClient, r Request, levels *sampling.Levels) (*session, *pb.Plan, error) {
+	begun, err := endpoint.BeginRun(ctx, &pb.BeginRunRequest{Deployment: r.Deployment, Dims: r.Dims(), LoraStrengths: r.strengths(0)})
+	if err != nil {
+		return nil, nil, err
+	}
+	return &session{endpoint: endpoint, request: r, run: begun.Run, levels: levels, stages: map[string]Time{}}, begun.Plan, nil
+}
+
+// end ends the run, also, and above all, when ctx has ended.
+func (s *session) end(ctx context.Context) ([]*pb.StageStats, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	ended, err := s.endpoint.EndRun(ctx, &pb.EndRunRequest{Run: s.run})
+	if err != nil {
+		return nil, fmt.Errorf("end run: %w", err)
+	}
+	return ended.Stages, nil
+}
+
+// condition sends what all steps have in common.
+func (s *session) condition(ctx context.Context) error {
 	texts := []Text{s.request.Text}
 	if s.request.NeedsNegative() {
 		texts = append(texts, *s.request.Negative)
