@@ -37,7 +37,7 @@ GENERATED := grep -rlE '^// Code generated .* DO NOT EDIT' proto agent --include
 
 CROSS := windows/amd64 darwin/arm64 linux/arm64
 
-.PHONY: help build quickstart test test-torch fuzz test-golden lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
+.PHONY: help build quickstart test test-torch test-pack fuzz test-golden lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -57,11 +57,14 @@ test: $(CACHE)/venv/.done ## vet and all tests; closes with the slowest packages
 	$(GO) vet ./...
 	DISTORCH_TEST_PYTHON=$(CACHE)/venv/bin/python \
 		$(GO) run ./internal/testsum -plain $(PLAIN) -args '-shuffle=on -timeout=20m $(TESTFLAGS)' $(if $(PKG),$(PKG),./...)
-	$(if $(PKG),,$(MAKE) --no-print-directory test-torch)
+	$(if $(PKG),,$(MAKE) --no-print-directory test-torch test-pack)
 
 test-torch: $(CACHE)/venv/.done ## stages, pipelines, clusters and golden cases on PyTorch's CPU
 	DISTORCH_TEST_ENGINE=torch DISTORCH_TEST_PYTHON=$(CACHE)/venv/bin/python \
 		$(GO) run ./internal/testsum -plain agent,verify,cmd -args '-timeout=20m $(TESTFLAGS)' $(TORCH_TESTED)
+
+test-pack: $(BIN)/distorch $(CACHE)/venv/.pillow ## the ComfyUI node pack on a double of ComfyUI, with a real cluster behind it
+	DISTORCH_BIN=$(CURDIR)/$(BIN)/distorch $(CACHE)/venv/bin/python comfyui/tests/run.py
 
 FUZZTIME ?= 10s
 fuzz: ## each fuzz target for FUZZTIME (10s)
@@ -100,6 +103,10 @@ bench-venv: $(CACHE)/venv/.done ## PyTorch from PyPI for tests and `make bench` 
 $(CACHE)/venv/.done:
 	python3 -m venv $(CACHE)/venv
 	$(CACHE)/venv/bin/pip install --disable-pip-version-check --quiet torch numpy
+	@touch $@
+
+$(CACHE)/venv/.pillow: $(CACHE)/venv/.done
+	$(CACHE)/venv/bin/pip install --disable-pip-version-check --quiet pillow
 	@touch $@
 
 proto: ## generate the Go code of proto/

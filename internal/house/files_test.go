@@ -72,7 +72,7 @@ func TestGoFiles(t *testing.T) {
 // ComfyUI and carry its licence.
 func TestLicence(t *testing.T) {
 	sources(t, func(name string, _ fs.FileInfo) {
-		mark := map[string]string{".go": "// ", ".s": "// ", ".proto": "// ", ".py": "# ", ".sh": "# "}[path.Ext(name)]
+		mark := map[string]string{".go": "// ", ".s": "// ", ".proto": "// ", ".py": "# ", ".sh": "# ", ".js": "// "}[path.Ext(name)]
 		if mark == "" || strings.Contains(name, "testdata/") {
 			return
 		}
