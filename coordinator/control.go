@@ -13,6 +13,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/distorch/distorch/coordinator/reconcile"
+	"github.com/distorch/distorch/model/lora"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
 	"github.com/distorch/distorch/transport/identity"
@@ -21,8 +23,20 @@ import (
 // maxTokenTTL is what the store keeps a token for.
 const maxTokenTTL = 30 * 24 * time.Hour
 
-// operator refuses everyone but an operator.
+// operator refuses everyone but an operator, and the endpoint for a client that
+// it has admitted.
 func operator(ctx context.Context) error {
+	if _, ok := Client(ctx); ok {
+		return nil
+	}
+	return operatorAlone(ctx)
+}
+
+// operatorAlone refuses clients too.
+func operatorAlone(ctx context.Context) error {
+	if name, ok := Client(ctx); ok {
+		return fmt.Errorf("client %s: %w: this call takes an operator's certificate", name, errForbidden)
+	}
 	p, err := identity.PeerFromContext(ctx)
 	if err != nil {
 		return err
@@ -53,10 +67,15 @@ func (c *Coordinator) Version(ctx context.Context, _ *pb.VersionRequest) (*pb.Ve
 	}, nil
 }
 
-// CreateToken makes a join token, for 24 h unless the request says otherwise.
+// CreateToken makes a join token, for 24 h unless the request says otherwise,
+// or the token of a client of the HTTPS endpoint, for a year.
 func (c *Coordinator) CreateToken(ctx context.Context, req *pb.CreateTokenRequest) (*pb.CreateTokenResponse, error) {
-	if err := operator(ctx); err != nil {
+	if err := operatorAlone(ctx); err != nil {
 		return nil, toStatus(err)
+	}
+	if req.GetClient() != "" {
+		made, err := c.createClient(ctx, req)
+		return made, toStatus(err)
 	}
 	ttl := identity.DefaultTokenTTL
 	if req.GetTtl() != nil {
@@ -203,6 +222,9 @@ func nodeNames(st *store.State) []string {
 // RemoveNode takes a node's name and records away; its certificate is of no
 // use afterwards.
 func (c *Coordinator) RemoveNode(ctx context.Context, req *pb.RemoveNodeRequest) (*pb.RemoveNodeResponse, error) {
+	if err := operatorAlone(ctx); err != nil {
+		return nil, toStatus(err)
+	}
 	st, err := c.read(ctx)
 	if err != nil {
 		return nil, err
@@ -231,6 +253,11 @@ func (c *Coordinator) ListModels(ctx context.Context, req *pb.ListModelsRequest)
 	for of := range st.Holders {
 		holders[of.Of] = append(holders[of.Of], nodeName(st, of.Node))
 	}
+	made := map[string]*reconcile.Model{}
+	all := c.graphs.models(st.Models)
+	for i := range all {
+		made[all[i].ID] = &all[i]
+	}
 	out := &pb.ListModelsResponse{}
 	for _, id := range slices.Sorted(maps.Keys(st.Models)) {
 		r, ok := proto.Clone(st.Models[id].Value).(*pb.ModelRecord)
@@ -241,7 +268,14 @@ func (c *Coordinator) ListModels(ctx context.Context, req *pb.ListModelsRequest)
 			r.Graph, r.Weights, r.PackedWeights, r.PackedPatches = nil, nil, nil, nil
 		}
 		slices.Sort(holders[id])
-		out.Models = append(out.Models, &pb.ModelStatus{Record: r, Holders: holders[id]})
+		m := &pb.ModelStatus{Record: r, Holders: holders[id]}
+		switch is := made[id]; {
+		case is.Graph != nil:
+			m.Blocks = uint32(is.Graph.Blocks())
+		case r.GetArchitecture() != lora.Architecture || is.LoRA == nil:
+			m.Problem = is.Problem
+		}
+		out.Models = append(out.Models, m)
 	}
 	slices.SortStableFunc(out.Models, func(a, b *pb.ModelStatus) int { return cmp.Compare(a.Record.Name, b.Record.Name) })
 	return out, nil

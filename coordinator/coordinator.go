@@ -111,6 +111,13 @@ func (c *Coordinator) take(st *store.State) error {
 	return nil
 }
 
+// Changed is closed when any record of the cluster has changed.
+func (c *Coordinator) Changed() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.newer
+}
+
 // poke makes the leader look at the state again.
 func (c *Coordinator) poke() {
 	select {

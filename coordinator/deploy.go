@@ -79,6 +79,14 @@ func (c *Coordinator) Deploy(ctx context.Context, req *pb.DeployRequest) (*pb.De
 		return nil, toStatus(fmt.Errorf("draw a deployment id: %w", err))
 	}
 	before := st.Specs[name]
+	client, _ := Client(ctx)
+	spec.Client = client
+	switch {
+	case req.GetIfChanged() && sameSpec(before.Value, req.GetSpec(), spec):
+		return &pb.DeployResponse{Spec: before.Value}, nil
+	case client != "" && before.Value != nil && before.Value.GetClient() == "":
+		return nil, toStatus(notTheClients(client, name))
+	}
 	spec.Generation, spec.Id = before.Value.GetGeneration()+1, hex.EncodeToString(id[:])
 	_, err = store.Update(ctx, c.cfg.Store, store.SpecKey(name), spec, before.Revision)
 	if errors.Is(err, store.ErrConflict) {
@@ -102,11 +110,40 @@ func (c *Coordinator) Undeploy(ctx context.Context, req *pb.UndeployRequest) (*p
 	if !ok {
 		return nil, toStatus(unknownDeployment(st, name))
 	}
+	if client, ok := Client(ctx); ok && e.Value.GetClient() == "" {
+		return nil, toStatus(notTheClients(client, name))
+	}
 	if err := store.Delete(ctx, c.cfg.Store, store.SpecKey(name), e.Revision); err != nil {
 		return nil, toStatus(fmt.Errorf("undeploy %s: %w", name, err))
 	}
 	c.log.Info("deployment removed", "deployment", name)
 	return &pb.UndeployResponse{}, nil
+}
+
+func notTheClients(client, name string) error {
+	return fmt.Errorf("client %s: %w: deployment %s was made by an operator; use another name, or ask an operator to change it", client, errForbidden, name)
+}
+
+// sameSpec says whether a spec, as asked for and as completed, wants what the
+// stored one does. What was left open stays as it was chosen.
+func sameSpec(before, asked, spec *pb.DeploymentSpec) bool {
+	if before == nil {
+		return false
+	}
+	want := proto.CloneOf(spec)
+	want.Generation, want.Id, want.Client = before.GetGeneration(), before.GetId(), before.GetClient()
+	for _, l := range before.GetLoras() { // come and go with forwards
+		if l.GetBrought() {
+			want.Loras = append(want.Loras, l)
+		}
+	}
+	if asked.GetDtype() == "" {
+		want.Dtype = before.GetDtype()
+	}
+	if asked.GetWorkload().GetInFlight() == 0 {
+		want.Workload.InFlight = before.GetWorkload().GetInFlight()
+	}
+	return proto.Equal(before, want)
 }
 
 // propose checks a spec, completes it and places it. The error is for specs
@@ -256,7 +293,7 @@ func resolve(st *store.State, kind, ref string) (string, error) {
 	return "", &UnknownError{Kind: kind, Name: ref, Nearest: nearest(file, names), Advice: "start an agent whose models.dirs has the file"}
 }
 
-const kindModel, kindLoRA = "model", "LoRA"
+const kindModel, kindLoRA, kindToken = "model", "LoRA", "client's token"
 
 // isKind refuses a LoRA where a model is asked for, and the other way round.
 func isKind(r *pb.ModelRecord, kind string) error {

@@ -20,7 +20,7 @@ import (
 
 // UnknownError is a name that the cluster does not have.
 type UnknownError struct {
-	Kind    string // deployment, model, node, LoRA
+	Kind    string // deployment, model, node, LoRA, token
 	Name    string
 	Nearest string // the known name most like it; empty if there is none
 	Advice  string // when nothing is known
@@ -38,8 +38,11 @@ func (e *UnknownError) Error() string {
 
 // list is the command that lists the names of a kind.
 func (e *UnknownError) list() string {
-	if e.Kind == kindLoRA {
+	switch e.Kind {
+	case kindLoRA:
 		return "models" // has both
+	case kindToken:
+		return "token list"
 	}
 	return e.Kind + "s"
 }

@@ -19,6 +19,7 @@ import (
 //	deployments/<name>/plan    the leader, by WritePlan
 //	observed/<name>/<node>     that agent, under its lease
 //	tokens/<id>, names/<name>  a coordinator; agents cannot read them
+//	clients/<name>             a coordinator; agents cannot read them
 const (
 	kindNodes       = "nodes"
 	kindLinks       = "links"
@@ -29,6 +30,7 @@ const (
 	kindTokens      = "tokens"
 	kindTokensLive  = "tokens-live"
 	kindNames       = "names"
+	kindClients     = "clients"
 
 	partSpec = "spec"
 	partPlan = "plan"
@@ -112,6 +114,16 @@ func AllObserved() Prefix[*distorchv1.Observed] {
 // ObservedOf is what the nodes have loaded of one deployment.
 func ObservedOf(deployment string) Prefix[*distorchv1.Observed] {
 	return newPrefix[*distorchv1.Observed]("", kindObserved, deployment)
+}
+
+// ClientKey is a client of the HTTPS endpoint; write it with Update.
+func ClientKey(name string) Key[*distorchv1.ClientRecord] {
+	return newKey[*distorchv1.ClientRecord](kindClients, name)
+}
+
+// Clients are all clients of the HTTPS endpoint, expired ones too.
+func Clients() Prefix[*distorchv1.ClientRecord] {
+	return newPrefix[*distorchv1.ClientRecord]("", kindClients)
 }
 
 func tokenKey(id string) Key[*distorchv1.TokenRecord] {

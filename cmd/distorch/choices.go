@@ -35,6 +35,8 @@ func choices(flag string) []string {
 		return []string{string(allocation.Distorch2)}
 	case "dtype":
 		return []string{"f32", "bf16"}
+	case "scopes":
+		return []string{"run", "deploy", "lend"}
 	case "engine":
 		return []string{"native", "torch"}
 	case "isa", "cpu-isa":

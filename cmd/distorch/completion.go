@@ -87,6 +87,8 @@ func (a *app) completeArguments(cmd *cobra.Command) {
 	case len(cmd.ValidArgs) > 0:
 	case cmd.Name() == "remove", cmd.Name() == "doctor", cmd.Name() == "lend":
 		cmd.ValidArgsFunction = onlyFirst(a.asked(nodesOf))
+	case cmd.Name() == "revoke":
+		cmd.ValidArgsFunction = onlyFirst(a.asked(tokensOf))
 	case cmd.Name() == "inspect":
 		cmd.ValidArgsFunction = onlyFirst(cobra.FixedCompletions([]string{"safetensors", "gguf"}, cobra.ShellCompDirectiveFilterFileExt))
 	case cmd.Name() == "verify":
@@ -115,7 +117,7 @@ func (a *app) flagCompletion(f *pflag.Flag) cobra.CompletionFunc {
 		return withFiles(publishedWith(a.asked(modelsOf)))
 	case "data-dir", "keep", "models":
 		return cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs)
-	case "listen", "advertise", "etcd", "etcd-listen", "agent-listen", "coordinator", "name", "join", "prompt", "workload",
+	case "listen", "advertise", "etcd", "etcd-listen", "agent-listen", "coordinator", "name", "client", "join", "prompt", "workload",
 		"devices", "blocks", "compute", "virtual-vram", "reserve", "what-if":
 		return cobra.NoFileCompletions
 	}

@@ -112,7 +112,24 @@ func (f *fakeServer) CreateToken(_ context.Context, r *pb.CreateTokenRequest) (*
 	if r.Ttl.AsDuration() < time.Second {
 		return nil, status.Errorf(codes.InvalidArgument, "token lifetime %v: use 1s to 720h", r.Ttl.AsDuration())
 	}
+	if r.Client != "" {
+		return &pb.CreateTokenResponse{Token: fmt.Sprintf("distorch1.%s.%v.%s", r.Client, r.Scopes, r.Ttl.AsDuration())}, nil
+	}
 	return &pb.CreateTokenResponse{Token: "distorch-join-1.secret." + r.Ttl.AsDuration().String()}, nil
+}
+
+func (f *fakeServer) ListTokens(context.Context, *pb.ListTokensRequest) (*pb.ListTokensResponse, error) {
+	return &pb.ListTokensResponse{Clients: []*pb.ClientRecord{
+		{Name: "comfy", Scopes: []string{"run", "deploy", "lend"}, CreatedUnix: 1_800_000_000, ExpiresUnix: 4_000_000_000},
+		{Name: "old", Scopes: []string{"run"}, CreatedUnix: 1_600_000_000, ExpiresUnix: 1_600_000_001},
+	}}, nil
+}
+
+func (f *fakeServer) RevokeToken(_ context.Context, r *pb.RevokeTokenRequest) (*pb.RevokeTokenResponse, error) {
+	if r.Client != "comfy" {
+		return nil, status.Errorf(codes.NotFound, "no client's token %q here", r.Client)
+	}
+	return &pb.RevokeTokenResponse{}, nil
 }
 
 func fakeNode(name string, address string) *pb.NodeStatus {

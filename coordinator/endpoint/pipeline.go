@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/transport"
@@ -307,11 +308,14 @@ func (p *pipeline) end(f *forward, delivered bool) {
 }
 
 // forward runs one forward: inputs to the first stage, output from the last.
-func (p *pipeline) forward(ctx context.Context, id *pb.ForwardID, run [16]byte, inputs [][]byte, out []byte) ([]*pb.StageTiming, error) {
+// Queued is how long it waited for a slot.
+func (p *pipeline) forward(ctx context.Context, id *pb.ForwardID, run [16]byte, inputs [][]byte, out []byte) (_ []*pb.StageTiming, queued time.Duration, _ error) {
+	asked := time.Now()
 	f, err := p.begin(ctx, id, uint64(len(out)))
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
+	queued = time.Since(asked)
 	delivered := false
 	defer func() { p.end(f, delivered) }()
 
@@ -322,27 +326,27 @@ func (p *pipeline) forward(ctx context.Context, id *pb.ForwardID, run [16]byte, 
 	first := p.plan.Stages[0]
 	if err := p.host.WriteImm(ctx, first.Address, transport.NodeID(first.Node), p.drivers[0].keys[id.Slot], 0, inputs, imm); err != nil {
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return nil, queued, context.Cause(ctx)
 		}
 		if failed := p.err(); failed != nil {
-			return nil, failed
+			return nil, queued, failed
 		}
-		return nil, p.fault(0, pb.StageFault_PEER_UNREACHABLE, "the inputs could not be sent: "+err.Error())
+		return nil, queued, p.fault(0, pb.StageFault_PEER_UNREACHABLE, "the inputs could not be sent: "+err.Error())
 	}
 	for _, ready := range []chan struct{}{f.arrived, f.all} {
 		select {
 		case <-ready:
 		case e := <-f.faults:
-			return nil, p.named(e)
+			return nil, queued, p.named(e)
 		case <-p.done:
-			return nil, p.err()
+			return nil, queued, p.err()
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return nil, queued, context.Cause(ctx)
 		}
 	}
 	copy(out, p.outputs[id.Slot].buf)
 	delivered = true
-	return f.timing, nil
+	return f.timing, queued, nil
 }
 
 // named turns a stage's fault into an error that names the culprit: the peer

@@ -30,27 +30,45 @@ const (
 )
 
 // toStatus is the one place where errors of this package become gRPC codes.
+// Callers within the process find a *Fault in its errors.
 func toStatus(err error) error {
-	var f *Fault
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.As(err, &f) && f.Kind == pb.StageFault_CONDITIONING_MISSING:
-		return status.Error(codes.FailedPrecondition, err.Error())
-	case errors.As(err, &f), errors.Is(err, errStopped), errors.Is(err, errClosed):
-		return status.Error(codes.Unavailable, err.Error())
-	case errors.Is(err, errEnded):
-		return status.Error(codes.Aborted, err.Error())
-	case errors.Is(err, context.Canceled):
-		return status.Error(codes.Canceled, err.Error())
-	case errors.Is(err, context.DeadlineExceeded):
-		return status.Error(codes.DeadlineExceeded, err.Error())
 	}
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
-	return status.Error(codes.Internal, err.Error())
+	return &statusError{codeOf(err), err}
 }
+
+func codeOf(err error) codes.Code {
+	var f *Fault
+	switch {
+	case errors.As(err, &f) && f.Kind == pb.StageFault_CONDITIONING_MISSING:
+		return codes.FailedPrecondition
+	case errors.As(err, &f), errors.Is(err, errStopped), errors.Is(err, errClosed):
+		return codes.Unavailable
+	case errors.Is(err, errEnded):
+		return codes.Aborted
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return codes.DeadlineExceeded
+	}
+	return codes.Internal
+}
+
+// statusError is an error with its code.
+type statusError struct {
+	code codes.Code
+	err  error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Unwrap() error { return e.err }
+
+// GRPCStatus is what a remote caller gets.
+func (e *statusError) GRPCStatus() *status.Status { return status.New(e.code, e.err.Error()) }
 
 func (s *Server) allow(ctx context.Context) error {
 	if s.cfg.Allow == nil {
@@ -312,11 +330,12 @@ func (s *Server) Forward(ctx context.Context, req *pb.ForwardRequest) (*pb.Forwa
 	defer stop()
 	out := make([]byte, r.lengths.output)
 	id := &pb.ForwardID{Run: r.id, Step: req.Step, Branch: req.Branch}
-	timing, err := r.pipeline.forward(fctx, id, r.raw, inputs, out)
+	timing, queued, err := r.pipeline.forward(fctx, id, r.raw, inputs, out)
 	if err != nil {
 		return nil, toStatus(err)
 	}
 	return &pb.ForwardResponse{
+		Queued: durationpb.New(queued),
 		Out:    &pb.Tensor{Name: "out", Dtype: "F32", Shape: r.lengths.outputShape, Data: out[:r.lengths.outputBytes]},
 		Stages: timing, Total: durationpb.New(time.Since(began)),
 	}, nil

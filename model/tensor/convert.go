@@ -246,3 +246,45 @@ func PutBF16(dst []byte, src []uint16) {
 		binary.LittleEndian.PutUint16(dst[2*i:], x)
 	}
 }
+
+// F16FromF32 rounds x to IEEE half precision, nearest even: to infinity from
+// 65520 on, to denormals below 2^-14. A NaN stays one.
+func F16FromF32(x float32) uint16 {
+	u := math.Float32bits(x)
+	sign, u := uint16(u>>16)&0x8000, u&0x7fffffff
+	switch {
+	case u > 0x7f800000:
+		return sign | 0x7e00
+	case u >= 0x477ff000:
+		return sign | 0x7c00
+	case u >= 0x38800000: // normal
+		u += 0xfff + u>>13&1
+		return sign | uint16((u-0x38000000)>>13)
+	}
+	// Adding 0.5 leaves the denormal's bits at the end of the sum, rounded as
+	// float32 sums are.
+	return sign | uint16(math.Float32bits(math.Float32frombits(u)+0.5)-0x3f000000)
+}
+
+// PutFloats writes src as little-endian values of a float dtype of 16 or 32 bits
+// into dst.
+func PutFloats(dst []byte, src []float32, d DType) error {
+	if err := checkLengths(len(src), dst, d); err != nil {
+		return err
+	}
+	switch d {
+	case F32:
+		PutF32(dst, src)
+	case BF16:
+		for i, v := range src {
+			binary.LittleEndian.PutUint16(dst[2*i:], BF16FromF32(v))
+		}
+	case F16:
+		for i, v := range src {
+			binary.LittleEndian.PutUint16(dst[2*i:], F16FromF32(v))
+		}
+	default:
+		return fmt.Errorf("float32 to %v: only F32, BF16 and F16", d)
+	}
+	return nil
+}

@@ -25,7 +25,7 @@ const (
 // MuxConfig configures a Mux. The zero value of each limit means its default.
 type MuxConfig struct {
 	Listener net.Listener // TCP; the Mux owns it
-	TLS      *tls.Config  // of ServerTLS or ServerTLSWithJoin
+	TLS      *tls.Config  // of ServerTLS, ServerTLSWithJoin or ServerTLSWithWeb
 	Logger   *slog.Logger
 
 	HandshakeTimeout time.Duration // 5 s
@@ -187,13 +187,17 @@ func (m *Mux) admit(ctx context.Context, conn *tls.Conn) error {
 		return fmt.Errorf("handshake: %w", err)
 	}
 	state := conn.ConnectionState()
+	protocol := state.NegotiatedProtocol
+	if protocol == "" {
+		protocol = ALPNWeb
+	}
 	m.mu.Lock()
-	sub := m.subs[state.NegotiatedProtocol]
+	sub := m.subs[protocol]
 	m.mu.Unlock()
 	if sub == nil {
 		return fmt.Errorf("protocol %q is not served here", state.NegotiatedProtocol)
 	}
-	if state.NegotiatedProtocol != ALPNJoin {
+	if protocol != ALPNJoin && protocol != ALPNWeb {
 		p, err := PeerFrom(state)
 		if err != nil {
 			return err

@@ -21,8 +21,11 @@ const (
 	ALPNControl = "h2"
 	ALPNBulk    = "distorch-bulk/1"
 	ALPNGossip  = "distorch-gossip/1"
-	// ALPNJoin is the only one that a client without a certificate may speak.
+	// ALPNJoin and ALPNWeb are the only ones that a client without a certificate
+	// may speak.
 	ALPNJoin = "distorch-join/1"
+	// ALPNWeb is also what clients mean that name no protocol at all.
+	ALPNWeb = "http/1.1"
 )
 
 // Expect is whom a connection is meant for. The other end's certificate must
@@ -62,13 +65,7 @@ func (c *Credentials) ServerTLS(protocols []string, roles ...Role) *tls.Config {
 // when they offer ALPNJoin and nothing else.
 func (c *Credentials) ServerTLSWithJoin(protocols []string, roles ...Role) *tls.Config {
 	cfg := c.ServerTLS(protocols, roles...)
-	join := &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		Certificates:           cfg.Certificates,
-		ClientAuth:             tls.NoClientCert,
-		NextProtos:             []string{ALPNJoin},
-		SessionTicketsDisabled: true,
-	}
+	join := anonymous(cfg, ALPNJoin)
 	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == ALPNJoin {
 			return join, nil
@@ -76,6 +73,32 @@ func (c *Credentials) ServerTLSWithJoin(protocols []string, roles ...Role) *tls.
 		return nil, nil
 	}
 	return cfg
+}
+
+// ServerTLSWithWeb is ServerTLSWithJoin that also admits clients without a
+// certificate to ALPNWeb: those that offer it, beside whatever else, and those
+// that offer no protocol.
+func (c *Credentials) ServerTLSWithWeb(protocols []string, roles ...Role) *tls.Config {
+	cfg := c.ServerTLSWithJoin(protocols, roles...)
+	others, web := cfg.GetConfigForClient, anonymous(cfg, ALPNWeb)
+	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if len(hello.SupportedProtos) == 0 || slices.Contains(hello.SupportedProtos, ALPNWeb) {
+			return web, nil
+		}
+		return others(hello)
+	}
+	return cfg
+}
+
+// anonymous is for one protocol that asks no client for a certificate.
+func anonymous(cfg *tls.Config, protocol string) *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		Certificates:           cfg.Certificates,
+		ClientAuth:             tls.NoClientCert,
+		NextProtos:             []string{protocol},
+		SessionTicketsDisabled: true,
+	}
 }
 
 // ClientTLS is for dialling one protocol of a peer.

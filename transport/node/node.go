@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package node is a process's one TCP port: mutual TLS, split by protocol into
-// gRPC (with bulk transfers), gossip and, on a coordinator, joining.
+// gRPC (with bulk transfers), gossip and, on a coordinator, joining and HTTPS.
 //
 // The agent and the coordinator's commands import it. It must not import
 // either of them, the store or the generated protobuf packages.
@@ -53,6 +53,9 @@ type Config struct {
 	GossipKey   []byte
 	// Join answers ALPNJoin; nil on anything but a coordinator.
 	Join *identity.JoinServer
+	// Web opens ALPNWeb to clients without a certificate: take its connections
+	// from Web. Only with Join.
+	Web bool
 	// Seeds lists members that gossip should know; may be nil.
 	Seeds func(ctx context.Context) ([]gossip.Seed, error)
 	// Events is told of members that come and go; may be nil.
@@ -72,6 +75,7 @@ type Node struct {
 	control     net.Listener
 	gossipLn    net.Listener
 	joinLn      net.Listener
+	webLn       net.Listener
 	server      *grpc.Server
 	host        *transport.Host
 	gossip      *gossip.Gossip
@@ -129,7 +133,10 @@ func (n *Node) open(ln net.Listener) error {
 	c := n.cfg.Credentials
 	protocols := []string{identity.ALPNControl, identity.ALPNGossip}
 	tls := c.ServerTLS(protocols)
-	if n.cfg.Join != nil {
+	switch {
+	case n.cfg.Join != nil && n.cfg.Web:
+		tls = c.ServerTLSWithWeb(protocols)
+	case n.cfg.Join != nil:
 		tls = c.ServerTLSWithJoin(protocols)
 	}
 	var err error
@@ -143,7 +150,12 @@ func (n *Node) open(ln net.Listener) error {
 		return err
 	}
 	if n.cfg.Join != nil {
-		n.joinLn, err = n.mux.Listen(identity.ALPNJoin)
+		if n.joinLn, err = n.mux.Listen(identity.ALPNJoin); err != nil {
+			return err
+		}
+	}
+	if n.cfg.Join != nil && n.cfg.Web {
+		n.webLn, err = n.mux.Listen(identity.ALPNWeb)
 	}
 	return err
 }
@@ -202,6 +214,10 @@ func (n *Node) Host() *transport.Host { return n.host }
 
 // Gossip is the process as a member.
 func (n *Node) Gossip() *gossip.Gossip { return n.gossip }
+
+// Web has the connections of HTTPS clients, their handshake done; nil unless
+// Config.Web asks for it. Run closes it.
+func (n *Node) Web() net.Listener { return n.webLn }
 
 // ID is the node id of the credentials.
 func (n *Node) ID() string { return n.cfg.Credentials.Self().ID }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/distorch/distorch/coordinator"
 	"github.com/distorch/distorch/coordinator/endpoint"
 	"github.com/distorch/distorch/coordinator/patches"
+	"github.com/distorch/distorch/coordinator/web"
 	"github.com/distorch/distorch/model/graph"
 	pb "github.com/distorch/distorch/proto/distorch/v1"
 	"github.com/distorch/distorch/store"
@@ -60,7 +62,7 @@ func (c Coordinator) identities(now time.Time) (*identity.CA, *identity.Credenti
 	if err != nil {
 		return nil, nil, err
 	}
-	creds, err := c.Dir.Ensure(ca, identity.SlotCoordinator, identity.Subject{Role: identity.RoleCoordinator, Name: coordinatorName}, now)
+	creds, err := c.Dir.Ensure(ca, identity.SlotCoordinator, identity.Subject{Role: identity.RoleCoordinator, Name: coordinatorName, Hosts: c.webHosts()}, now)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -75,6 +77,18 @@ func (c Coordinator) identities(now time.Time) (*identity.CA, *identity.Credenti
 	}
 	_, err = c.Dir.Ensure(ca, identity.SlotEtcd, identity.Subject{Role: identity.RoleEtcd, Name: etcdName, Hosts: hosts}, now)
 	return ca, creds, err
+}
+
+// webHosts are what clients of the HTTPS endpoint may call this machine.
+func (c Coordinator) webHosts() []string {
+	hosts := []string{identity.WebHost, "localhost", "127.0.0.1", "::1"}
+	for _, addr := range append([]string{c.Config.Coordinator.Listen}, c.Config.Coordinator.Advertise...) {
+		h, _, err := net.SplitHostPort(addr)
+		if ip := net.ParseIP(h); err == nil && h != "" && (ip == nil || !ip.IsUnspecified()) && !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts
 }
 
 // Run blocks until ctx ends; parts end in the reverse order of their start.
@@ -150,6 +164,13 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return room(c.Dir, err)
 	}
+	clients := web.NewDirectory()
+	ws, err := web.New(web.Config{
+		Control: co, Forwards: ep, Clients: clients, BlobDir: filepath.Join(c.Dir.Path(), "blobs"), LoRAs: brought, Log: c.Log,
+	})
+	if err != nil {
+		return room(c.Dir, err)
+	}
 	pb.RegisterControlServer(n.Server(), co)
 	pb.RegisterPatchesServer(n.Server(), brought)
 	pb.RegisterEndpointServer(n.Server(), ep)
@@ -161,6 +182,8 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 	if c.Brought != nil {
 		c.Brought(brought)
 	}
+	g.Go(func() error { return clients.Run(gctx, st) })
+	g.Go(func() error { return ws.Run(gctx, n.Web()) })
 	if c.Ready != nil {
 		g.Go(func() error { c.Ready(gctx, n.Address()); return nil })
 	}
@@ -177,6 +200,9 @@ func room(dir identity.Dir, err error) error {
 
 // mayRun admits to the endpoint those who make pictures.
 func mayRun(ctx context.Context) error {
+	if _, ok := coordinator.Client(ctx); ok {
+		return nil
+	}
 	p, err := identity.PeerFromContext(ctx)
 	if err != nil {
 		return status.Error(codes.Unauthenticated, err.Error())
@@ -245,7 +271,7 @@ func (c Coordinator) node(ctx context.Context, ca *identity.CA, creds *identity.
 		advertise = a[0]
 	}
 	n, err = node.New(ctx, node.Config{
-		Credentials: creds, Listen: c.Config.Coordinator.Listen, Advertise: advertise, GossipKey: key, Join: join,
+		Credentials: creds, Listen: c.Config.Coordinator.Listen, Advertise: advertise, GossipKey: key, Join: join, Web: true,
 		Seeds:            func(ctx context.Context) ([]gossip.Seed, error) { return seeds(ctx, st) },
 		HandshakeTimeout: c.Config.Transport.HandshakeTimeout, RedialFor: c.Config.Transport.RedialFor, Log: c.Log,
 	})

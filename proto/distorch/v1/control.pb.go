@@ -193,7 +193,7 @@ func (x Finding_Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finding_Severity.Descriptor instead.
 func (Finding_Severity) EnumDescriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35, 0}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40, 0}
 }
 
 // Workload is the largest request that a deployment is placed for.
@@ -1775,6 +1775,7 @@ type DeploymentSpec struct {
 	ReserveBytes     uint64                 `protobuf:"varint,15,opt,name=reserve_bytes,json=reserveBytes,proto3" json:"reserve_bytes,omitempty"`               // kept free on every device, where its own reserve is smaller
 	Storage          string                 `protobuf:"bytes,16,opt,name=storage,proto3" json:"storage,omitempty"`                                              // of blocks that rest: as the file has it, or fp8
 	Loras            []*LoRA                `protobuf:"bytes,30,rep,name=loras,proto3" json:"loras,omitempty"`
+	Client           string                 `protobuf:"bytes,40,opt,name=client,proto3" json:"client,omitempty"` // name of the endpoint's client that made it; empty: an operator
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1926,6 +1927,13 @@ func (x *DeploymentSpec) GetLoras() []*LoRA {
 		return x.Loras
 	}
 	return nil
+}
+
+func (x *DeploymentSpec) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
 }
 
 type StageForecast struct {
@@ -3106,16 +3114,98 @@ func (x *TokenRecord) GetUsedBy() string {
 	return ""
 }
 
+// ClientRecord is /clients/<name>: who may call the HTTPS endpoint. The secret
+// is kept by the client alone.
+type ClientRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"` // SHA-256
+	Scopes        []string               `protobuf:"bytes,3,rep,name=scopes,proto3" json:"scopes,omitempty"`                           // run, deploy, lend
+	CreatedUnix   int64                  `protobuf:"varint,4,opt,name=created_unix,json=createdUnix,proto3" json:"created_unix,omitempty"`
+	ExpiresUnix   int64                  `protobuf:"varint,5,opt,name=expires_unix,json=expiresUnix,proto3" json:"expires_unix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientRecord) Reset() {
+	*x = ClientRecord{}
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientRecord) ProtoMessage() {}
+
+func (x *ClientRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientRecord.ProtoReflect.Descriptor instead.
+func (*ClientRecord) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ClientRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ClientRecord) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *ClientRecord) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *ClientRecord) GetCreatedUnix() int64 {
+	if x != nil {
+		return x.CreatedUnix
+	}
+	return 0
+}
+
+func (x *ClientRecord) GetExpiresUnix() int64 {
+	if x != nil {
+		return x.ExpiresUnix
+	}
+	return 0
+}
+
+// CreateTokenRequest asks for a join token or, with a client's name, for that
+// client's token.
 type CreateTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ttl           *durationpb.Duration   `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Client        string                 `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"`
+	Scopes        []string               `protobuf:"bytes,3,rep,name=scopes,proto3" json:"scopes,omitempty"` // of the client; none: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3217,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[28]
+	mi := &file_distorch_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3230,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
@@ -3150,6 +3240,21 @@ func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
 	return nil
 }
 
+func (x *CreateTokenRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+// CreateTokenResponse has a join token, or a client's connection line.
 type CreateTokenResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -3159,7 +3264,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +3276,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[29]
+	mi := &file_distorch_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +3289,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3192,6 +3297,166 @@ func (x *CreateTokenResponse) GetToken() string {
 		return x.Token
 	}
 	return ""
+}
+
+type ListTokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensRequest) Reset() {
+	*x = ListTokensRequest{}
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensRequest) ProtoMessage() {}
+
+func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListTokensRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
+}
+
+type ListTokensResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Clients       []*ClientRecord        `protobuf:"bytes,1,rep,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensResponse) Reset() {
+	*x = ListTokensResponse{}
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensResponse) ProtoMessage() {}
+
+func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListTokensResponse) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ListTokensResponse) GetClients() []*ClientRecord {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+type RevokeTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Client        string                 `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenRequest) Reset() {
+	*x = RevokeTokenRequest{}
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenRequest) ProtoMessage() {}
+
+func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
+func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RevokeTokenRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+type RevokeTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenResponse) Reset() {
+	*x = RevokeTokenResponse{}
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenResponse) ProtoMessage() {}
+
+func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
+func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 type ListNodesRequest struct {
@@ -3202,7 +3467,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +3479,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[30]
+	mi := &file_distorch_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +3492,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 type NodeStatus struct {
@@ -3241,7 +3506,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3253,7 +3518,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[31]
+	mi := &file_distorch_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3266,7 +3531,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NodeStatus) GetRecord() *NodeRecord {
@@ -3299,7 +3564,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3311,7 +3576,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[32]
+	mi := &file_distorch_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3324,7 +3589,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeStatus {
@@ -3346,7 +3611,7 @@ type MeasureLinkRequest struct {
 
 func (x *MeasureLinkRequest) Reset() {
 	*x = MeasureLinkRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3358,7 +3623,7 @@ func (x *MeasureLinkRequest) String() string {
 func (*MeasureLinkRequest) ProtoMessage() {}
 
 func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[33]
+	mi := &file_distorch_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3371,7 +3636,7 @@ func (x *MeasureLinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeasureLinkRequest.ProtoReflect.Descriptor instead.
 func (*MeasureLinkRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *MeasureLinkRequest) GetNode() string {
@@ -3401,7 +3666,7 @@ type DiagnoseRequest struct {
 
 func (x *DiagnoseRequest) Reset() {
 	*x = DiagnoseRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3413,7 +3678,7 @@ func (x *DiagnoseRequest) String() string {
 func (*DiagnoseRequest) ProtoMessage() {}
 
 func (x *DiagnoseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[34]
+	mi := &file_distorch_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3426,7 +3691,7 @@ func (x *DiagnoseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnoseRequest.ProtoReflect.Descriptor instead.
 func (*DiagnoseRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DiagnoseRequest) GetNode() string {
@@ -3458,7 +3723,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3735,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[35]
+	mi := &file_distorch_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3748,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Finding) GetSeverity() Finding_Severity {
@@ -3543,7 +3808,7 @@ type PeerReach struct {
 
 func (x *PeerReach) Reset() {
 	*x = PeerReach{}
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3555,7 +3820,7 @@ func (x *PeerReach) String() string {
 func (*PeerReach) ProtoMessage() {}
 
 func (x *PeerReach) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[36]
+	mi := &file_distorch_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3568,7 +3833,7 @@ func (x *PeerReach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerReach.ProtoReflect.Descriptor instead.
 func (*PeerReach) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PeerReach) GetNode() string {
@@ -3626,7 +3891,7 @@ type DiagnoseResponse struct {
 
 func (x *DiagnoseResponse) Reset() {
 	*x = DiagnoseResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3638,7 +3903,7 @@ func (x *DiagnoseResponse) String() string {
 func (*DiagnoseResponse) ProtoMessage() {}
 
 func (x *DiagnoseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[37]
+	mi := &file_distorch_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3651,7 +3916,7 @@ func (x *DiagnoseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnoseResponse.ProtoReflect.Descriptor instead.
 func (*DiagnoseResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DiagnoseResponse) GetNode() string {
@@ -3704,7 +3969,7 @@ type LendRequest struct {
 
 func (x *LendRequest) Reset() {
 	*x = LendRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3716,7 +3981,7 @@ func (x *LendRequest) String() string {
 func (*LendRequest) ProtoMessage() {}
 
 func (x *LendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[38]
+	mi := &file_distorch_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3729,7 +3994,7 @@ func (x *LendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LendRequest.ProtoReflect.Descriptor instead.
 func (*LendRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LendRequest) GetNode() string {
@@ -3784,7 +4049,7 @@ type LentStage struct {
 
 func (x *LentStage) Reset() {
 	*x = LentStage{}
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3796,7 +4061,7 @@ func (x *LentStage) String() string {
 func (*LentStage) ProtoMessage() {}
 
 func (x *LentStage) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[39]
+	mi := &file_distorch_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3809,7 +4074,7 @@ func (x *LentStage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LentStage.ProtoReflect.Descriptor instead.
 func (*LentStage) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LentStage) GetDeployment() string {
@@ -3883,7 +4148,7 @@ type LendResponse struct {
 
 func (x *LendResponse) Reset() {
 	*x = LendResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3895,7 +4160,7 @@ func (x *LendResponse) String() string {
 func (*LendResponse) ProtoMessage() {}
 
 func (x *LendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[40]
+	mi := &file_distorch_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3908,7 +4173,7 @@ func (x *LendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LendResponse.ProtoReflect.Descriptor instead.
 func (*LendResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LendResponse) GetNode() string {
@@ -3969,7 +4234,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3981,7 +4246,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[41]
+	mi := &file_distorch_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3994,7 +4259,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -4012,7 +4277,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4289,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[42]
+	mi := &file_distorch_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4302,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 type ListModelsRequest struct {
@@ -4049,7 +4314,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4061,7 +4326,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[43]
+	mi := &file_distorch_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4074,7 +4339,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListModelsRequest) GetGraphOf() string {
@@ -4088,13 +4353,15 @@ type ModelStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Record        *ModelRecord           `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"` // graph and weights left out, unless asked for
 	Holders       []string               `protobuf:"bytes,2,rep,name=holders,proto3" json:"holders,omitempty"`
+	Blocks        uint32                 `protobuf:"varint,3,opt,name=blocks,proto3" json:"blocks,omitempty"`  // 0: a LoRA, or a model with a problem
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"` // why no deployment can have it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ModelStatus) Reset() {
 	*x = ModelStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +4373,7 @@ func (x *ModelStatus) String() string {
 func (*ModelStatus) ProtoMessage() {}
 
 func (x *ModelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[44]
+	mi := &file_distorch_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +4386,7 @@ func (x *ModelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelStatus.ProtoReflect.Descriptor instead.
 func (*ModelStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ModelStatus) GetRecord() *ModelRecord {
@@ -4136,6 +4403,20 @@ func (x *ModelStatus) GetHolders() []string {
 	return nil
 }
 
+func (x *ModelStatus) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *ModelStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type ListModelsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Models        []*ModelStatus         `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
@@ -4145,7 +4426,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[45]
+	mi := &file_distorch_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4157,7 +4438,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[45]
+	mi := &file_distorch_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4170,7 +4451,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListModelsResponse) GetModels() []*ModelStatus {
@@ -4189,7 +4470,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[46]
+	mi := &file_distorch_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4201,7 +4482,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[46]
+	mi := &file_distorch_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4214,7 +4495,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PlanRequest) GetSpec() *DeploymentSpec {
@@ -4235,7 +4516,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[47]
+	mi := &file_distorch_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4247,7 +4528,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[47]
+	mi := &file_distorch_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4260,7 +4541,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PlanResponse) GetPlan() *Plan {
@@ -4287,13 +4568,14 @@ func (x *PlanResponse) GetReport() []byte {
 type DeployRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Spec          *DeploymentSpec        `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	IfChanged     bool                   `protobuf:"varint,2,opt,name=if_changed,json=ifChanged,proto3" json:"if_changed,omitempty"` // a spec that says what the deployment's says already changes nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[48]
+	mi := &file_distorch_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4305,7 +4587,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[48]
+	mi := &file_distorch_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4318,7 +4600,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DeployRequest) GetSpec() *DeploymentSpec {
@@ -4326,6 +4608,13 @@ func (x *DeployRequest) GetSpec() *DeploymentSpec {
 		return x.Spec
 	}
 	return nil
+}
+
+func (x *DeployRequest) GetIfChanged() bool {
+	if x != nil {
+		return x.IfChanged
+	}
+	return false
 }
 
 type DeployResponse struct {
@@ -4337,7 +4626,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[49]
+	mi := &file_distorch_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4349,7 +4638,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[49]
+	mi := &file_distorch_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4362,7 +4651,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DeployResponse) GetSpec() *DeploymentSpec {
@@ -4387,7 +4676,7 @@ type DeploymentStatus struct {
 
 func (x *DeploymentStatus) Reset() {
 	*x = DeploymentStatus{}
-	mi := &file_distorch_v1_control_proto_msgTypes[50]
+	mi := &file_distorch_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4688,7 @@ func (x *DeploymentStatus) String() string {
 func (*DeploymentStatus) ProtoMessage() {}
 
 func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[50]
+	mi := &file_distorch_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4701,7 @@ func (x *DeploymentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeploymentStatus.ProtoReflect.Descriptor instead.
 func (*DeploymentStatus) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DeploymentStatus) GetSpec() *DeploymentSpec {
@@ -4475,7 +4764,7 @@ type TierStats struct {
 
 func (x *TierStats) Reset() {
 	*x = TierStats{}
-	mi := &file_distorch_v1_control_proto_msgTypes[51]
+	mi := &file_distorch_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4487,7 +4776,7 @@ func (x *TierStats) String() string {
 func (*TierStats) ProtoMessage() {}
 
 func (x *TierStats) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[51]
+	mi := &file_distorch_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4500,7 +4789,7 @@ func (x *TierStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TierStats.ProtoReflect.Descriptor instead.
 func (*TierStats) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *TierStats) GetKind() BlockTier_Kind {
@@ -4604,7 +4893,7 @@ type StageStats struct {
 
 func (x *StageStats) Reset() {
 	*x = StageStats{}
-	mi := &file_distorch_v1_control_proto_msgTypes[52]
+	mi := &file_distorch_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4616,7 +4905,7 @@ func (x *StageStats) String() string {
 func (*StageStats) ProtoMessage() {}
 
 func (x *StageStats) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[52]
+	mi := &file_distorch_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4629,7 +4918,7 @@ func (x *StageStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageStats.ProtoReflect.Descriptor instead.
 func (*StageStats) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *StageStats) GetNode() string {
@@ -4823,7 +5112,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[53]
+	mi := &file_distorch_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4835,7 +5124,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[53]
+	mi := &file_distorch_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4848,7 +5137,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StatusRequest) GetName() string {
@@ -4868,7 +5157,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[54]
+	mi := &file_distorch_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4880,7 +5169,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[54]
+	mi := &file_distorch_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4893,7 +5182,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *StatusResponse) GetDeployments() []*DeploymentStatus {
@@ -4919,7 +5208,7 @@ type UndeployRequest struct {
 
 func (x *UndeployRequest) Reset() {
 	*x = UndeployRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[55]
+	mi := &file_distorch_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4931,7 +5220,7 @@ func (x *UndeployRequest) String() string {
 func (*UndeployRequest) ProtoMessage() {}
 
 func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[55]
+	mi := &file_distorch_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4944,7 +5233,7 @@ func (x *UndeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployRequest.ProtoReflect.Descriptor instead.
 func (*UndeployRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *UndeployRequest) GetName() string {
@@ -4962,7 +5251,7 @@ type UndeployResponse struct {
 
 func (x *UndeployResponse) Reset() {
 	*x = UndeployResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[56]
+	mi := &file_distorch_v1_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4974,7 +5263,7 @@ func (x *UndeployResponse) String() string {
 func (*UndeployResponse) ProtoMessage() {}
 
 func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[56]
+	mi := &file_distorch_v1_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4987,7 +5276,7 @@ func (x *UndeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndeployResponse.ProtoReflect.Descriptor instead.
 func (*UndeployResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{61}
 }
 
 type VersionRequest struct {
@@ -4998,7 +5287,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_distorch_v1_control_proto_msgTypes[57]
+	mi := &file_distorch_v1_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5010,7 +5299,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[57]
+	mi := &file_distorch_v1_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5023,7 +5312,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{62}
 }
 
 type VersionResponse struct {
@@ -5038,7 +5327,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_distorch_v1_control_proto_msgTypes[58]
+	mi := &file_distorch_v1_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5050,7 +5339,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_distorch_v1_control_proto_msgTypes[58]
+	mi := &file_distorch_v1_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5063,7 +5352,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_distorch_v1_control_proto_rawDescGZIP(), []int{58}
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -5260,7 +5549,7 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\abrought\x18\b \x01(\bR\abrought\x1aB\n" +
 	"\x14HyperParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\x04\n" +
 	"\x0eDeploymentSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -5284,7 +5573,8 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x03fit\x18\x0e \x01(\tR\x03fit\x12#\n" +
 	"\rreserve_bytes\x18\x0f \x01(\x04R\freserveBytes\x12\x18\n" +
 	"\astorage\x18\x10 \x01(\tR\astorage\x12'\n" +
-	"\x05loras\x18\x1e \x03(\v2\x11.distorch.v1.LoRAR\x05loras\"\xf8\x02\n" +
+	"\x05loras\x18\x1e \x03(\v2\x11.distorch.v1.LoRAR\x05loras\x12\x16\n" +
+	"\x06client\x18( \x01(\tR\x06client\"\xf8\x02\n" +
 	"\rStageForecast\x12'\n" +
 	"\x0fcompute_seconds\x18\x01 \x01(\x01R\x0ecomputeSeconds\x12%\n" +
 	"\x0eexpand_seconds\x18\x02 \x01(\x01R\rexpandSeconds\x12\x1f\n" +
@@ -5435,11 +5725,26 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"issuedUnix\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
 	"\x04used\x18\x05 \x01(\bR\x04used\x12\x17\n" +
-	"\aused_by\x18\x06 \x01(\tR\x06usedBy\"A\n" +
+	"\aused_by\x18\x06 \x01(\tR\x06usedBy\"\xa1\x01\n" +
+	"\fClientRecord\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x12\x16\n" +
+	"\x06scopes\x18\x03 \x03(\tR\x06scopes\x12!\n" +
+	"\fcreated_unix\x18\x04 \x01(\x03R\vcreatedUnix\x12!\n" +
+	"\fexpires_unix\x18\x05 \x01(\x03R\vexpiresUnix\"q\n" +
 	"\x12CreateTokenRequest\x12+\n" +
-	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"+\n" +
+	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
+	"\x06client\x18\x02 \x01(\tR\x06client\x12\x16\n" +
+	"\x06scopes\x18\x03 \x03(\tR\x06scopes\"+\n" +
 	"\x13CreateTokenResponse\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token\"\x12\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\"\x13\n" +
+	"\x11ListTokensRequest\"I\n" +
+	"\x12ListTokensResponse\x123\n" +
+	"\aclients\x18\x01 \x03(\v2\x19.distorch.v1.ClientRecordR\aclients\",\n" +
+	"\x12RevokeTokenRequest\x12\x16\n" +
+	"\x06client\x18\x01 \x01(\tR\x06client\"\x15\n" +
+	"\x13RevokeTokenResponse\"\x12\n" +
 	"\x10ListNodesRequest\"\x82\x01\n" +
 	"\n" +
 	"NodeStatus\x12/\n" +
@@ -5515,10 +5820,12 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
 	"\x12RemoveNodeResponse\".\n" +
 	"\x11ListModelsRequest\x12\x19\n" +
-	"\bgraph_of\x18\x01 \x01(\tR\agraphOf\"Y\n" +
+	"\bgraph_of\x18\x01 \x01(\tR\agraphOf\"\x8b\x01\n" +
 	"\vModelStatus\x120\n" +
 	"\x06record\x18\x01 \x01(\v2\x18.distorch.v1.ModelRecordR\x06record\x12\x18\n" +
-	"\aholders\x18\x02 \x03(\tR\aholders\"F\n" +
+	"\aholders\x18\x02 \x03(\tR\aholders\x12\x16\n" +
+	"\x06blocks\x18\x03 \x01(\rR\x06blocks\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"F\n" +
 	"\x12ListModelsResponse\x120\n" +
 	"\x06models\x18\x01 \x03(\v2\x18.distorch.v1.ModelStatusR\x06models\">\n" +
 	"\vPlanRequest\x12/\n" +
@@ -5526,9 +5833,11 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\fPlanResponse\x12%\n" +
 	"\x04plan\x18\x01 \x01(\v2\x11.distorch.v1.PlanR\x04plan\x12 \n" +
 	"\vexplanation\x18\x02 \x01(\tR\vexplanation\x12\x16\n" +
-	"\x06report\x18\x03 \x01(\fR\x06report\"@\n" +
+	"\x06report\x18\x03 \x01(\fR\x06report\"_\n" +
 	"\rDeployRequest\x12/\n" +
-	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\"A\n" +
+	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\x12\x1d\n" +
+	"\n" +
+	"if_changed\x18\x02 \x01(\bR\tifChanged\"A\n" +
 	"\x0eDeployResponse\x12/\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1b.distorch.v1.DeploymentSpecR\x04spec\"\xfe\x01\n" +
 	"\x10DeploymentStatus\x12/\n" +
@@ -5595,10 +5904,13 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\fprotocol_min\x18\x02 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x03 \x01(\rR\vprotocolMax\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster2\xe4\x06\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster2\x85\b\n" +
 	"\aControl\x12D\n" +
 	"\aVersion\x12\x1b.distorch.v1.VersionRequest\x1a\x1c.distorch.v1.VersionResponse\x12P\n" +
-	"\vCreateToken\x12\x1f.distorch.v1.CreateTokenRequest\x1a .distorch.v1.CreateTokenResponse\x12J\n" +
+	"\vCreateToken\x12\x1f.distorch.v1.CreateTokenRequest\x1a .distorch.v1.CreateTokenResponse\x12M\n" +
+	"\n" +
+	"ListTokens\x12\x1e.distorch.v1.ListTokensRequest\x1a\x1f.distorch.v1.ListTokensResponse\x12P\n" +
+	"\vRevokeToken\x12\x1f.distorch.v1.RevokeTokenRequest\x1a .distorch.v1.RevokeTokenResponse\x12J\n" +
 	"\tListNodes\x12\x1d.distorch.v1.ListNodesRequest\x1a\x1e.distorch.v1.ListNodesResponse\x12E\n" +
 	"\vMeasureLink\x12\x1f.distorch.v1.MeasureLinkRequest\x1a\x15.distorch.v1.PeerLink\x12G\n" +
 	"\bDiagnose\x12\x1c.distorch.v1.DiagnoseRequest\x1a\x1d.distorch.v1.DiagnoseResponse\x12;\n" +
@@ -5625,7 +5937,7 @@ func file_distorch_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_distorch_v1_control_proto_goTypes = []any{
 	(BlockTier_Kind)(0),         // 0: distorch.v1.BlockTier.Kind
 	(Observed_State)(0),         // 1: distorch.v1.Observed.State
@@ -5658,61 +5970,66 @@ var file_distorch_v1_control_proto_goTypes = []any{
 	(*Plan)(nil),                // 28: distorch.v1.Plan
 	(*Observed)(nil),            // 29: distorch.v1.Observed
 	(*TokenRecord)(nil),         // 30: distorch.v1.TokenRecord
-	(*CreateTokenRequest)(nil),  // 31: distorch.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil), // 32: distorch.v1.CreateTokenResponse
-	(*ListNodesRequest)(nil),    // 33: distorch.v1.ListNodesRequest
-	(*NodeStatus)(nil),          // 34: distorch.v1.NodeStatus
-	(*ListNodesResponse)(nil),   // 35: distorch.v1.ListNodesResponse
-	(*MeasureLinkRequest)(nil),  // 36: distorch.v1.MeasureLinkRequest
-	(*DiagnoseRequest)(nil),     // 37: distorch.v1.DiagnoseRequest
-	(*Finding)(nil),             // 38: distorch.v1.Finding
-	(*PeerReach)(nil),           // 39: distorch.v1.PeerReach
-	(*DiagnoseResponse)(nil),    // 40: distorch.v1.DiagnoseResponse
-	(*LendRequest)(nil),         // 41: distorch.v1.LendRequest
-	(*LentStage)(nil),           // 42: distorch.v1.LentStage
-	(*LendResponse)(nil),        // 43: distorch.v1.LendResponse
-	(*RemoveNodeRequest)(nil),   // 44: distorch.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),  // 45: distorch.v1.RemoveNodeResponse
-	(*ListModelsRequest)(nil),   // 46: distorch.v1.ListModelsRequest
-	(*ModelStatus)(nil),         // 47: distorch.v1.ModelStatus
-	(*ListModelsResponse)(nil),  // 48: distorch.v1.ListModelsResponse
-	(*PlanRequest)(nil),         // 49: distorch.v1.PlanRequest
-	(*PlanResponse)(nil),        // 50: distorch.v1.PlanResponse
-	(*DeployRequest)(nil),       // 51: distorch.v1.DeployRequest
-	(*DeployResponse)(nil),      // 52: distorch.v1.DeployResponse
-	(*DeploymentStatus)(nil),    // 53: distorch.v1.DeploymentStatus
-	(*TierStats)(nil),           // 54: distorch.v1.TierStats
-	(*StageStats)(nil),          // 55: distorch.v1.StageStats
-	(*StatusRequest)(nil),       // 56: distorch.v1.StatusRequest
-	(*StatusResponse)(nil),      // 57: distorch.v1.StatusResponse
-	(*UndeployRequest)(nil),     // 58: distorch.v1.UndeployRequest
-	(*UndeployResponse)(nil),    // 59: distorch.v1.UndeployResponse
-	(*VersionRequest)(nil),      // 60: distorch.v1.VersionRequest
-	(*VersionResponse)(nil),     // 61: distorch.v1.VersionResponse
-	nil,                         // 62: distorch.v1.Workload.DimsEntry
-	nil,                         // 63: distorch.v1.NodeRecord.LabelsEntry
-	nil,                         // 64: distorch.v1.ModelRecord.HyperParametersEntry
-	nil,                         // 65: distorch.v1.LoRA.HyperParametersEntry
-	(*durationpb.Duration)(nil), // 66: google.protobuf.Duration
-	(*Model)(nil),               // 67: distorch.v1.Model
+	(*ClientRecord)(nil),        // 31: distorch.v1.ClientRecord
+	(*CreateTokenRequest)(nil),  // 32: distorch.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil), // 33: distorch.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),   // 34: distorch.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),  // 35: distorch.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),  // 36: distorch.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil), // 37: distorch.v1.RevokeTokenResponse
+	(*ListNodesRequest)(nil),    // 38: distorch.v1.ListNodesRequest
+	(*NodeStatus)(nil),          // 39: distorch.v1.NodeStatus
+	(*ListNodesResponse)(nil),   // 40: distorch.v1.ListNodesResponse
+	(*MeasureLinkRequest)(nil),  // 41: distorch.v1.MeasureLinkRequest
+	(*DiagnoseRequest)(nil),     // 42: distorch.v1.DiagnoseRequest
+	(*Finding)(nil),             // 43: distorch.v1.Finding
+	(*PeerReach)(nil),           // 44: distorch.v1.PeerReach
+	(*DiagnoseResponse)(nil),    // 45: distorch.v1.DiagnoseResponse
+	(*LendRequest)(nil),         // 46: distorch.v1.LendRequest
+	(*LentStage)(nil),           // 47: distorch.v1.LentStage
+	(*LendResponse)(nil),        // 48: distorch.v1.LendResponse
+	(*RemoveNodeRequest)(nil),   // 49: distorch.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),  // 50: distorch.v1.RemoveNodeResponse
+	(*ListModelsRequest)(nil),   // 51: distorch.v1.ListModelsRequest
+	(*ModelStatus)(nil),         // 52: distorch.v1.ModelStatus
+	(*ListModelsResponse)(nil),  // 53: distorch.v1.ListModelsResponse
+	(*PlanRequest)(nil),         // 54: distorch.v1.PlanRequest
+	(*PlanResponse)(nil),        // 55: distorch.v1.PlanResponse
+	(*DeployRequest)(nil),       // 56: distorch.v1.DeployRequest
+	(*DeployResponse)(nil),      // 57: distorch.v1.DeployResponse
+	(*DeploymentStatus)(nil),    // 58: distorch.v1.DeploymentStatus
+	(*TierStats)(nil),           // 59: distorch.v1.TierStats
+	(*StageStats)(nil),          // 60: distorch.v1.StageStats
+	(*StatusRequest)(nil),       // 61: distorch.v1.StatusRequest
+	(*StatusResponse)(nil),      // 62: distorch.v1.StatusResponse
+	(*UndeployRequest)(nil),     // 63: distorch.v1.UndeployRequest
+	(*UndeployResponse)(nil),    // 64: distorch.v1.UndeployResponse
+	(*VersionRequest)(nil),      // 65: distorch.v1.VersionRequest
+	(*VersionResponse)(nil),     // 66: distorch.v1.VersionResponse
+	nil,                         // 67: distorch.v1.Workload.DimsEntry
+	nil,                         // 68: distorch.v1.NodeRecord.LabelsEntry
+	nil,                         // 69: distorch.v1.ModelRecord.HyperParametersEntry
+	nil,                         // 70: distorch.v1.LoRA.HyperParametersEntry
+	(*durationpb.Duration)(nil), // 71: google.protobuf.Duration
+	(*Model)(nil),               // 72: distorch.v1.Model
 }
 var file_distorch_v1_control_proto_depIdxs = []int32{
-	62, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
+	67, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
 	5,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
 	4,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
 	6,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
 	8,  // 4: distorch.v1.Device.peers:type_name -> distorch.v1.DevicePeer
 	7,  // 5: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
-	63, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
+	68, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
 	10, // 7: distorch.v1.NodeRecord.lost:type_name -> distorch.v1.LostDevice
 	11, // 8: distorch.v1.NodeRecord.seen_devices:type_name -> distorch.v1.SeenDevice
-	66, // 9: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
-	66, // 10: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
+	71, // 9: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
+	71, // 10: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
 	12, // 11: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
-	67, // 12: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
+	72, // 12: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
 	14, // 13: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
-	64, // 14: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
-	65, // 15: distorch.v1.LoRA.hyper_parameters:type_name -> distorch.v1.LoRA.HyperParametersEntry
+	69, // 14: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
+	70, // 15: distorch.v1.LoRA.hyper_parameters:type_name -> distorch.v1.LoRA.HyperParametersEntry
 	3,  // 16: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
 	17, // 17: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
 	18, // 18: distorch.v1.DeploymentSpec.loras:type_name -> distorch.v1.LoRA
@@ -5728,66 +6045,71 @@ var file_distorch_v1_control_proto_depIdxs = []int32{
 	27, // 28: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
 	18, // 29: distorch.v1.Plan.loras:type_name -> distorch.v1.LoRA
 	1,  // 30: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
-	66, // 31: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
-	66, // 32: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	9,  // 33: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
-	13, // 34: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
-	34, // 35: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
-	2,  // 36: distorch.v1.Finding.severity:type_name -> distorch.v1.Finding.Severity
-	66, // 37: distorch.v1.PeerReach.round_trip:type_name -> google.protobuf.Duration
-	38, // 38: distorch.v1.DiagnoseResponse.findings:type_name -> distorch.v1.Finding
-	39, // 39: distorch.v1.DiagnoseResponse.peers:type_name -> distorch.v1.PeerReach
-	66, // 40: distorch.v1.LendRequest.duration:type_name -> google.protobuf.Duration
-	66, // 41: distorch.v1.LendResponse.took:type_name -> google.protobuf.Duration
-	66, // 42: distorch.v1.LendResponse.left:type_name -> google.protobuf.Duration
-	42, // 43: distorch.v1.LendResponse.stages:type_name -> distorch.v1.LentStage
-	15, // 44: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
-	47, // 45: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
-	19, // 46: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	28, // 47: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
-	19, // 48: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
-	19, // 49: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
-	19, // 50: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
-	28, // 51: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
-	29, // 52: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
-	55, // 53: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
-	0,  // 54: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
-	66, // 55: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
-	66, // 56: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
-	66, // 57: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
-	6,  // 58: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
-	54, // 59: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
-	66, // 60: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
-	53, // 61: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
-	60, // 62: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
-	31, // 63: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
-	33, // 64: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
-	36, // 65: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	37, // 66: distorch.v1.Control.Diagnose:input_type -> distorch.v1.DiagnoseRequest
-	41, // 67: distorch.v1.Control.Lend:input_type -> distorch.v1.LendRequest
-	44, // 68: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
-	46, // 69: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
-	49, // 70: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
-	51, // 71: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
-	56, // 72: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
-	58, // 73: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
-	61, // 74: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
-	32, // 75: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
-	35, // 76: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
-	12, // 77: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
-	40, // 78: distorch.v1.Control.Diagnose:output_type -> distorch.v1.DiagnoseResponse
-	43, // 79: distorch.v1.Control.Lend:output_type -> distorch.v1.LendResponse
-	45, // 80: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
-	48, // 81: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
-	50, // 82: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
-	52, // 83: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
-	57, // 84: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
-	59, // 85: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
-	74, // [74:86] is the sub-list for method output_type
-	62, // [62:74] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	71, // 31: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
+	71, // 32: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	31, // 33: distorch.v1.ListTokensResponse.clients:type_name -> distorch.v1.ClientRecord
+	9,  // 34: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
+	13, // 35: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
+	39, // 36: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
+	2,  // 37: distorch.v1.Finding.severity:type_name -> distorch.v1.Finding.Severity
+	71, // 38: distorch.v1.PeerReach.round_trip:type_name -> google.protobuf.Duration
+	43, // 39: distorch.v1.DiagnoseResponse.findings:type_name -> distorch.v1.Finding
+	44, // 40: distorch.v1.DiagnoseResponse.peers:type_name -> distorch.v1.PeerReach
+	71, // 41: distorch.v1.LendRequest.duration:type_name -> google.protobuf.Duration
+	71, // 42: distorch.v1.LendResponse.took:type_name -> google.protobuf.Duration
+	71, // 43: distorch.v1.LendResponse.left:type_name -> google.protobuf.Duration
+	47, // 44: distorch.v1.LendResponse.stages:type_name -> distorch.v1.LentStage
+	15, // 45: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
+	52, // 46: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
+	19, // 47: distorch.v1.PlanRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	28, // 48: distorch.v1.PlanResponse.plan:type_name -> distorch.v1.Plan
+	19, // 49: distorch.v1.DeployRequest.spec:type_name -> distorch.v1.DeploymentSpec
+	19, // 50: distorch.v1.DeployResponse.spec:type_name -> distorch.v1.DeploymentSpec
+	19, // 51: distorch.v1.DeploymentStatus.spec:type_name -> distorch.v1.DeploymentSpec
+	28, // 52: distorch.v1.DeploymentStatus.plan:type_name -> distorch.v1.Plan
+	29, // 53: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
+	60, // 54: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
+	0,  // 55: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
+	71, // 56: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
+	71, // 57: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
+	71, // 58: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
+	6,  // 59: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
+	59, // 60: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
+	71, // 61: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
+	58, // 62: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
+	65, // 63: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
+	32, // 64: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
+	34, // 65: distorch.v1.Control.ListTokens:input_type -> distorch.v1.ListTokensRequest
+	36, // 66: distorch.v1.Control.RevokeToken:input_type -> distorch.v1.RevokeTokenRequest
+	38, // 67: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
+	41, // 68: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	42, // 69: distorch.v1.Control.Diagnose:input_type -> distorch.v1.DiagnoseRequest
+	46, // 70: distorch.v1.Control.Lend:input_type -> distorch.v1.LendRequest
+	49, // 71: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
+	51, // 72: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
+	54, // 73: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
+	56, // 74: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
+	61, // 75: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
+	63, // 76: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
+	66, // 77: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
+	33, // 78: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
+	35, // 79: distorch.v1.Control.ListTokens:output_type -> distorch.v1.ListTokensResponse
+	37, // 80: distorch.v1.Control.RevokeToken:output_type -> distorch.v1.RevokeTokenResponse
+	40, // 81: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
+	12, // 82: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
+	45, // 83: distorch.v1.Control.Diagnose:output_type -> distorch.v1.DiagnoseResponse
+	48, // 84: distorch.v1.Control.Lend:output_type -> distorch.v1.LendResponse
+	50, // 85: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
+	53, // 86: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
+	55, // 87: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
+	57, // 88: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
+	62, // 89: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
+	64, // 90: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
+	77, // [77:91] is the sub-list for method output_type
+	63, // [63:77] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_control_proto_init() }
@@ -5802,7 +6124,7 @@ func file_distorch_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_control_proto_rawDesc), len(file_distorch_v1_control_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   63,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

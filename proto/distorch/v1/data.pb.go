@@ -545,6 +545,7 @@ type ForwardResponse struct {
 	Out           *Tensor                `protobuf:"bytes,1,opt,name=out,proto3" json:"out,omitempty"`
 	Stages        []*StageTiming         `protobuf:"bytes,2,rep,name=stages,proto3" json:"stages,omitempty"`
 	Total         *durationpb.Duration   `protobuf:"bytes,3,opt,name=total,proto3" json:"total,omitempty"`
+	Queued        *durationpb.Duration   `protobuf:"bytes,4,opt,name=queued,proto3" json:"queued,omitempty"` // of total: until one of the plan's in_flight slots was free
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -596,6 +597,13 @@ func (x *ForwardResponse) GetStages() []*StageTiming {
 func (x *ForwardResponse) GetTotal() *durationpb.Duration {
 	if x != nil {
 		return x.Total
+	}
+	return nil
+}
+
+func (x *ForwardResponse) GetQueued() *durationpb.Duration {
+	if x != nil {
+		return x.Queued
 	}
 	return nil
 }
@@ -2339,11 +2347,12 @@ const file_distorch_v1_data_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x123\n" +
 	"\acompute\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\acompute\x123\n" +
 	"\awaiting\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\awaiting\x12\x16\n" +
-	"\x06blocks\x18\x04 \x01(\x04R\x06blocks\"\x9b\x01\n" +
+	"\x06blocks\x18\x04 \x01(\x04R\x06blocks\"\xce\x01\n" +
 	"\x0fForwardResponse\x12%\n" +
 	"\x03out\x18\x01 \x01(\v2\x13.distorch.v1.TensorR\x03out\x120\n" +
 	"\x06stages\x18\x02 \x03(\v2\x18.distorch.v1.StageTimingR\x06stages\x12/\n" +
-	"\x05total\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05total\"!\n" +
+	"\x05total\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05total\x121\n" +
+	"\x06queued\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06queued\"!\n" +
 	"\rEndRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"A\n" +
 	"\x0eEndRunResponse\x12/\n" +
@@ -2565,72 +2574,73 @@ var file_distorch_v1_data_proto_depIdxs = []int32{
 	1,  // 9: distorch.v1.ForwardResponse.out:type_name -> distorch.v1.Tensor
 	7,  // 10: distorch.v1.ForwardResponse.stages:type_name -> distorch.v1.StageTiming
 	38, // 11: distorch.v1.ForwardResponse.total:type_name -> google.protobuf.Duration
-	39, // 12: distorch.v1.EndRunResponse.stages:type_name -> distorch.v1.StageStats
-	12, // 13: distorch.v1.AttachRequest.hello:type_name -> distorch.v1.Hello
-	11, // 14: distorch.v1.AttachRequest.outputs:type_name -> distorch.v1.RemoteKey
-	12, // 15: distorch.v1.AttachResponse.hello:type_name -> distorch.v1.Hello
-	11, // 16: distorch.v1.AttachResponse.slots:type_name -> distorch.v1.RemoteKey
-	34, // 17: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
-	13, // 18: distorch.v1.StageCommand.attach:type_name -> distorch.v1.AttachRequest
-	16, // 19: distorch.v1.StageCommand.begin_run:type_name -> distorch.v1.BeginStageRun
-	4,  // 20: distorch.v1.StageCommand.conditioning:type_name -> distorch.v1.PutConditioningRequest
-	15, // 21: distorch.v1.StageCommand.cancel:type_name -> distorch.v1.ForwardID
-	15, // 22: distorch.v1.StageDone.forward:type_name -> distorch.v1.ForwardID
-	38, // 23: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
-	38, // 24: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
-	15, // 25: distorch.v1.StageFault.forward:type_name -> distorch.v1.ForwardID
-	0,  // 26: distorch.v1.StageFault.kind:type_name -> distorch.v1.StageFault.Kind
-	14, // 27: distorch.v1.StageEvent.attached:type_name -> distorch.v1.AttachResponse
-	38, // 28: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
-	17, // 29: distorch.v1.StageEvent.run_ready:type_name -> distorch.v1.RunReady
-	18, // 30: distorch.v1.StageEvent.conditioning_ready:type_name -> distorch.v1.ConditioningReady
-	20, // 31: distorch.v1.StageEvent.done:type_name -> distorch.v1.StageDone
-	21, // 32: distorch.v1.StageEvent.fault:type_name -> distorch.v1.StageFault
-	39, // 33: distorch.v1.StageEvent.stats:type_name -> distorch.v1.StageStats
-	12, // 34: distorch.v1.DonateRequest.hello:type_name -> distorch.v1.Hello
-	12, // 35: distorch.v1.Donation.hello:type_name -> distorch.v1.Hello
-	11, // 36: distorch.v1.Donation.key:type_name -> distorch.v1.RemoteKey
-	38, // 37: distorch.v1.Donation.keep:type_name -> google.protobuf.Duration
-	23, // 38: distorch.v1.DonorCommand.request:type_name -> distorch.v1.DonateRequest
-	38, // 39: distorch.v1.DonorCommand.heartbeat:type_name -> google.protobuf.Duration
-	35, // 40: distorch.v1.DonorCommand.release:type_name -> distorch.v1.DonorCommand.Release
-	24, // 41: distorch.v1.DonorEvent.granted:type_name -> distorch.v1.Donation
-	38, // 42: distorch.v1.DonorEvent.heartbeat:type_name -> google.protobuf.Duration
-	36, // 43: distorch.v1.DonorEvent.released:type_name -> distorch.v1.DonorEvent.Released
-	39, // 44: distorch.v1.StageStatsResponse.stages:type_name -> distorch.v1.StageStats
-	2,  // 45: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
-	4,  // 46: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
-	6,  // 47: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
-	9,  // 48: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
-	27, // 49: distorch.v1.StageService.Stats:input_type -> distorch.v1.StageStatsRequest
-	19, // 50: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
-	13, // 51: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
-	40, // 52: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	25, // 53: distorch.v1.StageService.Donate:input_type -> distorch.v1.DonorCommand
-	41, // 54: distorch.v1.StageService.Lend:input_type -> distorch.v1.LendRequest
-	42, // 55: distorch.v1.NodeService.Diagnose:input_type -> distorch.v1.DiagnoseRequest
-	29, // 56: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
-	29, // 57: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
-	29, // 58: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
-	3,  // 59: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
-	5,  // 60: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
-	8,  // 61: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
-	10, // 62: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
-	28, // 63: distorch.v1.StageService.Stats:output_type -> distorch.v1.StageStatsResponse
-	22, // 64: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
-	14, // 65: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
-	43, // 66: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
-	26, // 67: distorch.v1.StageService.Donate:output_type -> distorch.v1.DonorEvent
-	44, // 68: distorch.v1.StageService.Lend:output_type -> distorch.v1.LendResponse
-	45, // 69: distorch.v1.NodeService.Diagnose:output_type -> distorch.v1.DiagnoseResponse
-	30, // 70: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
-	30, // 71: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
-	30, // 72: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
-	59, // [59:73] is the sub-list for method output_type
-	45, // [45:59] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	38, // 12: distorch.v1.ForwardResponse.queued:type_name -> google.protobuf.Duration
+	39, // 13: distorch.v1.EndRunResponse.stages:type_name -> distorch.v1.StageStats
+	12, // 14: distorch.v1.AttachRequest.hello:type_name -> distorch.v1.Hello
+	11, // 15: distorch.v1.AttachRequest.outputs:type_name -> distorch.v1.RemoteKey
+	12, // 16: distorch.v1.AttachResponse.hello:type_name -> distorch.v1.Hello
+	11, // 17: distorch.v1.AttachResponse.slots:type_name -> distorch.v1.RemoteKey
+	34, // 18: distorch.v1.BeginStageRun.dims:type_name -> distorch.v1.BeginStageRun.DimsEntry
+	13, // 19: distorch.v1.StageCommand.attach:type_name -> distorch.v1.AttachRequest
+	16, // 20: distorch.v1.StageCommand.begin_run:type_name -> distorch.v1.BeginStageRun
+	4,  // 21: distorch.v1.StageCommand.conditioning:type_name -> distorch.v1.PutConditioningRequest
+	15, // 22: distorch.v1.StageCommand.cancel:type_name -> distorch.v1.ForwardID
+	15, // 23: distorch.v1.StageDone.forward:type_name -> distorch.v1.ForwardID
+	38, // 24: distorch.v1.StageDone.compute:type_name -> google.protobuf.Duration
+	38, // 25: distorch.v1.StageDone.waiting:type_name -> google.protobuf.Duration
+	15, // 26: distorch.v1.StageFault.forward:type_name -> distorch.v1.ForwardID
+	0,  // 27: distorch.v1.StageFault.kind:type_name -> distorch.v1.StageFault.Kind
+	14, // 28: distorch.v1.StageEvent.attached:type_name -> distorch.v1.AttachResponse
+	38, // 29: distorch.v1.StageEvent.heartbeat:type_name -> google.protobuf.Duration
+	17, // 30: distorch.v1.StageEvent.run_ready:type_name -> distorch.v1.RunReady
+	18, // 31: distorch.v1.StageEvent.conditioning_ready:type_name -> distorch.v1.ConditioningReady
+	20, // 32: distorch.v1.StageEvent.done:type_name -> distorch.v1.StageDone
+	21, // 33: distorch.v1.StageEvent.fault:type_name -> distorch.v1.StageFault
+	39, // 34: distorch.v1.StageEvent.stats:type_name -> distorch.v1.StageStats
+	12, // 35: distorch.v1.DonateRequest.hello:type_name -> distorch.v1.Hello
+	12, // 36: distorch.v1.Donation.hello:type_name -> distorch.v1.Hello
+	11, // 37: distorch.v1.Donation.key:type_name -> distorch.v1.RemoteKey
+	38, // 38: distorch.v1.Donation.keep:type_name -> google.protobuf.Duration
+	23, // 39: distorch.v1.DonorCommand.request:type_name -> distorch.v1.DonateRequest
+	38, // 40: distorch.v1.DonorCommand.heartbeat:type_name -> google.protobuf.Duration
+	35, // 41: distorch.v1.DonorCommand.release:type_name -> distorch.v1.DonorCommand.Release
+	24, // 42: distorch.v1.DonorEvent.granted:type_name -> distorch.v1.Donation
+	38, // 43: distorch.v1.DonorEvent.heartbeat:type_name -> google.protobuf.Duration
+	36, // 44: distorch.v1.DonorEvent.released:type_name -> distorch.v1.DonorEvent.Released
+	39, // 45: distorch.v1.StageStatsResponse.stages:type_name -> distorch.v1.StageStats
+	2,  // 46: distorch.v1.Endpoint.BeginRun:input_type -> distorch.v1.BeginRunRequest
+	4,  // 47: distorch.v1.Endpoint.PutConditioning:input_type -> distorch.v1.PutConditioningRequest
+	6,  // 48: distorch.v1.Endpoint.Forward:input_type -> distorch.v1.ForwardRequest
+	9,  // 49: distorch.v1.Endpoint.EndRun:input_type -> distorch.v1.EndRunRequest
+	27, // 50: distorch.v1.StageService.Stats:input_type -> distorch.v1.StageStatsRequest
+	19, // 51: distorch.v1.StageService.Drive:input_type -> distorch.v1.StageCommand
+	13, // 52: distorch.v1.StageService.Attach:input_type -> distorch.v1.AttachRequest
+	40, // 53: distorch.v1.StageService.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	25, // 54: distorch.v1.StageService.Donate:input_type -> distorch.v1.DonorCommand
+	41, // 55: distorch.v1.StageService.Lend:input_type -> distorch.v1.LendRequest
+	42, // 56: distorch.v1.NodeService.Diagnose:input_type -> distorch.v1.DiagnoseRequest
+	29, // 57: distorch.v1.Bulk.Write:input_type -> distorch.v1.ProbeRequest
+	29, // 58: distorch.v1.Bulk.Read:input_type -> distorch.v1.ProbeRequest
+	29, // 59: distorch.v1.Bulk.Probe:input_type -> distorch.v1.ProbeRequest
+	3,  // 60: distorch.v1.Endpoint.BeginRun:output_type -> distorch.v1.BeginRunResponse
+	5,  // 61: distorch.v1.Endpoint.PutConditioning:output_type -> distorch.v1.PutConditioningResponse
+	8,  // 62: distorch.v1.Endpoint.Forward:output_type -> distorch.v1.ForwardResponse
+	10, // 63: distorch.v1.Endpoint.EndRun:output_type -> distorch.v1.EndRunResponse
+	28, // 64: distorch.v1.StageService.Stats:output_type -> distorch.v1.StageStatsResponse
+	22, // 65: distorch.v1.StageService.Drive:output_type -> distorch.v1.StageEvent
+	14, // 66: distorch.v1.StageService.Attach:output_type -> distorch.v1.AttachResponse
+	43, // 67: distorch.v1.StageService.MeasureLink:output_type -> distorch.v1.PeerLink
+	26, // 68: distorch.v1.StageService.Donate:output_type -> distorch.v1.DonorEvent
+	44, // 69: distorch.v1.StageService.Lend:output_type -> distorch.v1.LendResponse
+	45, // 70: distorch.v1.NodeService.Diagnose:output_type -> distorch.v1.DiagnoseResponse
+	30, // 71: distorch.v1.Bulk.Write:output_type -> distorch.v1.ProbeResponse
+	30, // 72: distorch.v1.Bulk.Read:output_type -> distorch.v1.ProbeResponse
+	30, // 73: distorch.v1.Bulk.Probe:output_type -> distorch.v1.ProbeResponse
+	60, // [60:74] is the sub-list for method output_type
+	46, // [46:60] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_data_proto_init() }

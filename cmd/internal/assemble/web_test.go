@@ -1,0 +1,251 @@
+// Copyright The distorch authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package assemble
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/distorch/distorch/model/safetensors"
+	"github.com/distorch/distorch/model/tensor"
+	pb "github.com/distorch/distorch/proto/distorch/v1"
+	"github.com/distorch/distorch/transport/identity"
+)
+
+// webClient is a client of the HTTPS endpoint, as its connection line says.
+type webClient struct {
+	testing.TB
+	connection identity.Connection
+	http       *http.Client
+}
+
+func newWebClient(t testing.TB, conn *grpc.ClientConn, name string, scopes ...string) *webClient {
+	t.Helper()
+	res, err := pb.NewControlClient(conn).CreateToken(t.Context(), &pb.CreateTokenRequest{Client: name, Scopes: scopes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := identity.ParseConnection(res.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(c.CA)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: identity.WebHost}, MaxIdleConnsPerHost: 64}
+	t.Cleanup(transport.CloseIdleConnections)
+	w := &webClient{t, c, &http.Client{Transport: transport, Timeout: time.Minute}}
+	w.await()
+	return w
+}
+
+// await is until the token has reached the endpoint.
+func (c *webClient) await() {
+	c.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range 1000 {
+		if code, _ := c.do("GET", "/v1", nil); code != http.StatusUnauthorized {
+			return
+		}
+		<-tick.C
+	}
+	c.Fatal("the endpoint does not know the token after ten seconds")
+}
+
+func (c *webClient) request(ctx context.Context, method, path string, body []byte) *http.Request {
+	c.Helper()
+	r, err := http.NewRequestWithContext(ctx, method, "https://"+c.connection.Addresses[0]+path, bytes.NewReader(body))
+	if err != nil {
+		c.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+c.connection.Secret)
+	return r
+}
+
+func (c *webClient) do(method, path string, body []byte) (int, []byte) {
+	c.Helper()
+	res, err := c.http.Do(c.request(c.Context(), method, path, body))
+	if err != nil {
+		c.Fatal(err)
+	}
+	defer res.Body.Close()
+	out, err := io.ReadAll(res.Body)
+	if err != nil {
+		c.Fatal(err)
+	}
+	return res.StatusCode, out
+}
+
+// json is a call that must succeed.
+func (c *webClient) json(method, path string, body any) map[string]any {
+	c.Helper()
+	var raw []byte
+	if body != nil {
+		var err error
+		if raw, err = json.Marshal(body); err != nil {
+			c.Fatal(err)
+		}
+	}
+	code, out := c.do(method, path, raw)
+	var v map[string]any
+	if err := json.Unmarshal(out, &v); err != nil || code >= 300 {
+		c.Fatalf("%s %s: %d %.500s", method, path, code, out)
+	}
+	return v
+}
+
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// body is a safetensors file of tensors, in a dtype for those that may have it.
+func safetensorsOf(t testing.TB, d tensor.DType, metadata map[string]string, tensors ...*pb.Tensor) []byte {
+	t.Helper()
+	var all []safetensors.Data
+	for _, p := range tensors {
+		v := make([]float32, len(p.Data)/4)
+		if err := tensor.ToF32(v, p.Data, tensor.F32); err != nil {
+			t.Fatal(err)
+		}
+		as := d
+		if p.Name == "timestep" {
+			as = tensor.F32
+		}
+		raw := make([]byte, len(v)*as.Size())
+		if err := tensor.PutFloats(raw, v, as); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, safetensors.Data{Entry: safetensors.Entry{Name: p.Name, DType: as, Shape: p.Shape}, Bytes: raw})
+	}
+	var b bytes.Buffer
+	if err := safetensors.Encode(&b, all, metadata); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// forward is one forward, its output as float32, and the answer's metadata.
+func (c *webClient) forward(deployment string, d tensor.DType, metadata map[string]string, tensors ...*pb.Tensor) (out []float32, answer map[string]string, err error) {
+	c.Helper()
+	code, raw := c.do("POST", "/v1/deployments/"+deployment+"/forward", safetensorsOf(c, d, metadata, tensors...))
+	if code != http.StatusOK {
+		return nil, nil, fmt.Errorf("%d %s", code, raw)
+	}
+	f, err := safetensors.Parse(bytes.NewReader(raw))
+	if err != nil {
+		return nil, nil, err
+	}
+	e, _ := f.Lookup("out")
+	if e.DType != d {
+		c.Errorf("out is %v, x was %v", e.DType, d)
+	}
+	out, _, err = f.Float32s("out")
+	return out, f.Metadata(), err
+}
+
+func demoSpec() map[string]any {
+	return map[string]any{"model": "demo.safetensors", "workload": map[string]int64{"width": 128, "height": 128, "text_tokens": 5, "batch": 1, "in_flight": 2}}
+}
+
+// TestWeb is a client's way from its connection line to a picture, against the
+// same forward over gRPC.
+func TestWeb(t *testing.T) {
+	co := startCoordinator(t, testConfig(t.TempDir()))
+	conn := operator(t, co)
+	startAgent(t, "a", token(t, conn), t.TempDir())
+	c := newWebClient(t, conn, "comfy")
+
+	about := c.json("GET", "/v1", nil)
+	if about["protocol"] != 1.0 || about["client"].(map[string]any)["name"] != "comfy" {
+		t.Errorf("GET /v1: %v", about)
+	}
+	model := c.json("GET", "/v1/models/demo", nil)
+	if n := len(model["tensors"].([]any)); n < 50 {
+		t.Errorf("the demo has %d tensors", n)
+	}
+	if l := model["latent"].(map[string]any); l["channels"] != 16.0 || l["scale"] != 0.3611 {
+		t.Errorf("latent: %v", l)
+	}
+	if p := model["parameters"].(map[string]any); p["hidden"] != 256.0 {
+		t.Errorf("parameters: %v", p)
+	}
+	first := c.json("PUT", "/v1/deployments/demo", demoSpec())
+	again := c.json("PUT", "/v1/deployments/demo", demoSpec())
+	if first["generation"] != again["generation"] {
+		t.Errorf("the same spec again made generation %v of %v", again["generation"], first["generation"])
+	}
+	if v := c.json("GET", "/v1/deployments/demo?wait=60s", nil); v["state"] != "ready" {
+		t.Fatalf("deployment: %v", v)
+	}
+	want, _, err := picture(t, conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	cond, step := request(t, "large red circle on blue")
+	blob := safetensorsOf(t, tensor.F32, nil, cond...)
+	digest := digestOf(blob)
+	metadata := map[string]string{"run": "r1", "id": "f1", "step": "0", "branch": "0", "conditioning": digest}
+	if _, _, err := c.forward("demo", tensor.F32, metadata, step...); err == nil {
+		t.Error("a forward without its conditioning was answered")
+	}
+	if code, out := c.do("PUT", "/v1/blobs/"+digest, blob); code != http.StatusCreated {
+		t.Fatalf("blob: %d %s", code, out)
+	}
+	if code, _ := c.do("HEAD", "/v1/blobs/"+digest, nil); code != http.StatusOK {
+		t.Errorf("HEAD of the blob: %d", code)
+	}
+	got, answer, err := c.forward("demo", tensor.F32, metadata, step...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(floats(got...)) != string(want) {
+		t.Error("HTTPS gives another output than gRPC")
+	}
+	if answer["numerics"] != "equals one device ("+plainClass(t)+")" || answer["attempt"] != "1" || answer["epoch"] == "" {
+		t.Errorf("answer: %v", answer)
+	}
+	inline, _, err := c.forward("demo", tensor.F32, map[string]string{"run": "r2"}, append(cond, step...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(floats(inline...)) != string(want) {
+		t.Error("conditioning with the forward gives another output than from a blob")
+	}
+	for _, d := range []tensor.DType{tensor.BF16, tensor.F16} {
+		half, _, err := c.forward("demo", d, metadata, step...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if off := distance(half, got); off > 0.02 {
+			t.Errorf("%v: %.3g from F32", d, off)
+		}
+	}
+	c.json("DELETE", "/v1/runs/r1", nil)
+	c.json("DELETE", "/v1/deployments/demo", nil)
+}
+
+// distance is the relative L2 of a against b.
+func distance(a, b []float32) float64 {
+	var off, all float64
+	for i := range a {
+		off += math.Pow(float64(a[i]-b[i]), 2)
+		all += math.Pow(float64(b[i]), 2)
+	}
+	return math.Sqrt(off / all)
+}
