@@ -34,7 +34,7 @@ var arrows = map[string][]string{
 var everywhere = []string{"internal/digestdir", "internal/edits", "internal/svg"}
 
 // inTests may be imported by tests besides.
-var inTests = []string{"bench/clusters", "internal/netns"}
+var inTests = []string{"bench/clusters", "internal/comfyworker", "internal/netns"}
 
 // adapters are the libraries that one folder alone may import.
 var adapters = map[string]string{

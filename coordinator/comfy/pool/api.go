@@ -10,11 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"mime/multipart"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -52,7 +55,7 @@ func ParseURL(text string) (string, error) {
 		return wrong("has a query or a fragment")
 	}
 	if p := u.Port(); p != "" {
-		if n, err := net.LookupPort("tcp", p); err != nil || n == 0 {
+		if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 {
 			return wrong("has no usable port")
 		}
 	}
@@ -152,14 +155,7 @@ func (a api) objectInfo(ctx context.Context) ([]byte, error) {
 type workerQueue struct{ running, pending []string }
 
 func (q workerQueue) has(id string) bool {
-	for _, l := range [][]string{q.running, q.pending} {
-		for _, x := range l {
-			if x == id {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.Contains(q.running, id) || slices.Contains(q.pending, id)
 }
 
 func (a api) queue(ctx context.Context) (workerQueue, error) {
@@ -198,13 +194,15 @@ func (a api) stats(ctx context.Context) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// features is empty for a ComfyUI that does not have the route yet.
-func (a api) features(ctx context.Context) (json.RawMessage, error) {
-	raw, err := a.read(ctx, http.MethodGet, "/features", nil, nil, maxErrorBytes)
+// features says whether a ComfyUI knows flags of features at all.
+func (a api) features(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := a.read(ctx, http.MethodGet, "/features", nil, nil, maxErrorBytes)
 	if s, ok := errors.AsType[*statusError](err); ok && s.status == http.StatusNotFound {
-		return json.RawMessage("{}"), nil
+		return false, nil
 	}
-	return raw, err
+	return err == nil, err
 }
 
 // prompt queues a prompt and returns the id that the worker gave it.
@@ -248,13 +246,11 @@ func (a api) withdraw(ctx context.Context, id string) error {
 		return errors.Join(err, qerr)
 	}
 	// A ComfyUI that does not know prompt_id interrupts whatever runs.
-	for _, running := range q.running {
-		if running == id {
-			_, ierr := a.read(ctx, http.MethodPost, "/interrupt", nil, map[string]string{"prompt_id": id}, maxErrorBytes)
-			return errors.Join(err, ierr)
-		}
+	if !slices.Contains(q.running, id) {
+		return err
 	}
-	return err
+	_, ierr := a.read(ctx, http.MethodPost, "/interrupt", nil, map[string]string{"prompt_id": id}, maxErrorBytes)
+	return errors.Join(err, ierr)
 }
 
 func (a api) view(ctx context.Context, f file, q url.Values) (*http.Response, error) {
@@ -314,9 +310,7 @@ func writeForm(form *multipart.Writer, f file, overwrite bool, fields map[string
 	if overwrite {
 		set["overwrite"] = "true"
 	}
-	for k, v := range fields {
-		set[k] = v
-	}
+	maps.Copy(set, fields)
 	for k, v := range set {
 		if err := form.WriteField(k, v); err != nil {
 			return err

@@ -123,7 +123,7 @@ func choicesOf(spec json.RawMessage) (choices []json.RawMessage, options object)
 		options, _ = asObject(l[1])
 	}
 	if choices, ok := asList(l[0]); ok {
-		return slices.Concat([]json.RawMessage{}, choices), options
+		return append([]json.RawMessage{}, choices...), options
 	}
 	if kind, _ := asText(l[0]); kind == "COMBO" {
 		raw, _ := options.at("options")

@@ -104,7 +104,7 @@ func (r *run) copyOf(ctx context.Context, theirs, ours file) error {
 	}
 	stalled := time.AfterFunc(r.pool.cfg.Silence, func() { cancel(errors.New("no bytes came")) })
 	defer stalled.Stop()
-	_, err = r.pool.shelf.put(ours, &stirring{resp.Body, stalled, r.pool.cfg.Silence})
+	err = r.pool.shelf.put(ours, &stirring{resp.Body, stalled, r.pool.cfg.Silence})
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}

@@ -119,17 +119,6 @@ func (o object) with(name string, value json.RawMessage) object {
 	return out
 }
 
-// without is a copy that lacks a member.
-func (o object) without(name string) object {
-	out := make(object, 0, len(o))
-	for _, m := range o {
-		if m.name != name {
-			out = append(out, m)
-		}
-	}
-	return out
-}
-
 func asText(raw json.RawMessage) (string, bool) {
 	if len(raw) == 0 || bytes.TrimSpace(raw)[0] != '"' {
 		return "", false

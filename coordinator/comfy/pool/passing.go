@@ -12,6 +12,8 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -42,8 +44,8 @@ func (p *Pool) HasFile(f comfy.FileRef) bool {
 	return false
 }
 
-// View implements comfy.Backend. A file that is kept is answered from disk, its
-// body an *os.File; a preview of it is made by a worker. Others are asked for on
+// View implements comfy.Backend. A file that is kept is answered from disk; a
+// preview of it is made by a worker. Others are asked for on
 // the workers: that which made the file, or all.
 func (p *Pool) View(ctx context.Context, v comfy.View) (*http.Response, error) {
 	f := v.File
@@ -60,8 +62,7 @@ func (p *Pool) View(ctx context.Context, v comfy.View) (*http.Response, error) {
 			}
 			out := answer(http.StatusOK, contentType(f.Name), nil)
 			out.Header.Set("Content-Disposition", fmt.Sprintf("filename=%q", f.Name))
-			out.Body, out.ContentLength = r, info.Size()
-			return out, nil
+			return part(out, r, info.Size(), v.Range), nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
@@ -96,6 +97,45 @@ func (p *Pool) View(ctx context.Context, v comfy.View) (*http.Response, error) {
 		drop(resp)
 	}
 	return answer(http.StatusNotFound, "", nil), nil
+}
+
+// part gives a response a file as body, or the one range of it that was asked for.
+func part(out *http.Response, f *os.File, size int64, asked string) *http.Response {
+	out.Body, out.ContentLength = f, size
+	out.Header.Set("Accept-Ranges", "bytes")
+	from, to, ok := strings.Cut(strings.TrimPrefix(asked, "bytes="), "-")
+	if !ok || !strings.HasPrefix(asked, "bytes=") {
+		return out
+	}
+	first, err := strconv.ParseInt(from, 10, 64)
+	last := size - 1
+	switch {
+	case from == "": // the last bytes
+		n, e := strconv.ParseInt(to, 10, 64)
+		first, err = max(0, size-n), e
+	case to != "" && err == nil:
+		var n int64
+		n, err = strconv.ParseInt(to, 10, 64)
+		last = min(last, n)
+	}
+	if err != nil || first < 0 {
+		return out // not one range: all of it
+	}
+	if first > last {
+		out.StatusCode, out.Status = http.StatusRequestedRangeNotSatisfiable, ""
+		out.Header.Set("Content-Range", fmt.Sprintf("bytes */%d", size))
+		_ = f.Close() //nolint:errcheck // it was not read
+		out.Body, out.ContentLength = http.NoBody, 0
+		return out
+	}
+	out.StatusCode, out.Status = http.StatusPartialContent, ""
+	out.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, size))
+	out.ContentLength = last - first + 1
+	out.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(f, first, out.ContentLength), f}
+	return out
 }
 
 func drop(resp *http.Response) {
@@ -192,7 +232,7 @@ func (p *Pool) masked(ctx context.Context, w *worker, u *comfy.Upload, original 
 			return file{}, err
 		}
 	}
-	_, err = p.shelf.put(ours, resp.Body)
+	err = p.shelf.put(ours, resp.Body)
 	if err != nil {
 		p.shelf.release(ours)
 	}

@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -43,8 +44,8 @@ type Config struct {
 	// Workers calls fn with all registrations, first as they are and then after
 	// every change, until ctx ends.
 	Workers func(ctx context.Context, fn func([]Registration)) error
-	// Models are the file names of the cluster's models; nil: no loader is replaced.
-	Models func() []string
+	// Models are the cluster's models; nil: no loader is replaced.
+	Models func() []Model
 	Dir    string // for files; it is made
 	// Storage bounds the bytes of files that are kept, the least recently used
 	// dropped.
@@ -74,7 +75,7 @@ type Pool struct {
 	changed chan struct{}      // closed when a worker comes, goes or gets free
 	info    map[string]json.RawMessage
 	stale   chan struct{} // closed when info is no longer what workers offer
-	models  []string      // as in info
+	models  []Model       // as in info
 	leases  int64         // given out so far: the order of use
 	origins map[file]origin
 }
@@ -95,7 +96,7 @@ func New(cfg Config) (*Pool, error) {
 		return nil, errors.New("comfy pool: workers and a folder are both needed")
 	}
 	if cfg.Models == nil {
-		cfg.Models = func() []string { return nil }
+		cfg.Models = func() []Model { return nil }
 	}
 	if cfg.Storage <= 0 {
 		cfg.Storage = defaultStorage
@@ -179,7 +180,9 @@ func (p *Pool) followModels(ctx context.Context) error {
 	defer t.Stop()
 	for {
 		models := slices.Clone(p.cfg.Models())
-		slices.Sort(models)
+		slices.SortFunc(models, func(a, b Model) int {
+			return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Deployment, b.Deployment))
+		})
 		p.mu.Lock()
 		if !slices.Equal(models, p.models) {
 			p.models = models

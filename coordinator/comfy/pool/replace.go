@@ -10,13 +10,21 @@ import (
 	"strings"
 )
 
-// modelOf is the cluster's model that a loader's file is, or "".
-func (p *Pool) modelOf(value string) string {
+// Model is a model of the cluster.
+type Model struct {
+	File       string // its file's name, as a loader has it
+	Deployment string // where it runs already; empty: nowhere yet
+}
+
+// modelOf is the cluster's model that a loader's file is.
+func (p *Pool) modelOf(value string) (Model, bool) {
 	name := path.Base(strings.ReplaceAll(value, `\`, "/"))
-	if slices.Contains(p.models, name) {
-		return name
+	for _, m := range p.models {
+		if m.File == name {
+			return m, true
+		}
 	}
-	return ""
+	return Model{}, false
 }
 
 // replaceable reports whether the worker has a node that loads the model on the
@@ -26,8 +34,8 @@ func (p *Pool) replaceable(w *worker, class, input, value string) bool {
 	if !ok || named != input {
 		return false
 	}
-	model := p.modelOf(value)
-	return model != "" && p.loaderInputs(w, model) != nil
+	model, ok := p.modelOf(value)
+	return ok && p.loaderInputs(w, model) != nil
 }
 
 // replaced is the prompt with our loader in the place of those whose model the
@@ -44,7 +52,8 @@ func (p *Pool) replaced(w *worker, g graph) (graph, aliases) {
 		if !ok || !p.replaceable(w, n.class, input, n.inputs.text(input)) {
 			continue
 		}
-		ours := node{class: p.cfg.Loader, inputs: p.loaderInputs(w, p.modelOf(n.inputs.text(input)))}
+		model, _ := p.modelOf(n.inputs.text(input))
+		ours := node{class: p.cfg.Loader, inputs: p.loaderInputs(w, model)}
 		slots := g.slots(id)
 		a.classes[id] = n.class
 		switch {
@@ -77,48 +86,44 @@ func (g graph) relink(from, to string) {
 	}
 }
 
+// modelInput is the input of our loader that takes a model's or a deployment's name.
+const modelInput = "model"
+
 // loaderInputs are the inputs of our loader for a model, as the worker's version of
-// it has them: the choice that names the model, and defaults; nil if it cannot load
-// the model.
-func (p *Pool) loaderInputs(w *worker, model string) object {
+// it has them: the model, and defaults. They are nil for a worker whose loader lists
+// neither the model nor its deployment: it is connected to another cluster, or none.
+func (p *Pool) loaderInputs(w *worker, model Model) object {
 	c, ok := w.classes[p.cfg.Loader]
 	if !ok {
 		return nil
 	}
 	info, _ := asObject(c.raw)
 	var out object
-	named := false
+	listed := false
 	eachInput(info, func(group, name string, spec json.RawMessage) json.RawMessage {
 		choices, options := choicesOf(spec)
-		if value, ok := choiceOf(choices, model); ok && !named {
-			named = true
+		switch value, ok := options.at("default"); {
+		case name == modelInput:
+			for _, c := range choices { // deployments come first
+				s, _ := asText(c)
+				bare, isDeployment := strings.CutSuffix(s, " (deployment)")
+				if !listed && (s == model.File || isDeployment && bare == model.Deployment) {
+					listed = true
+					out = append(out, member{name, c})
+				}
+			}
+		case group != "required":
+		case ok:
 			out = append(out, member{name, value})
-			return spec
-		}
-		if group != "required" {
-			return spec
-		}
-		if value, ok := options.at("default"); ok {
-			out = append(out, member{name, value})
-		} else if len(choices) > 0 {
+		case len(choices) > 0:
 			out = append(out, member{name, choices[0]})
 		}
 		return spec
 	})
-	if !named {
+	if !listed {
 		return nil
 	}
 	return out
-}
-
-// choiceOf finds the choice that names a model.
-func choiceOf(choices []json.RawMessage, model string) (json.RawMessage, bool) {
-	for _, c := range choices {
-		if s, ok := asText(c); ok && s == model {
-			return c, true
-		}
-	}
-	return nil, false
 }
 
 // offerModels lists the cluster's models in the loaders that are replaced. The lock
@@ -131,8 +136,8 @@ func (p *Pool) offerModels() {
 		}
 		var add []json.RawMessage
 		for _, m := range p.models {
-			if strings.HasSuffix(strings.ToLower(m), ".gguf") == (class == "UnetLoaderGGUF") {
-				add = append(add, quote(m))
+			if strings.HasSuffix(strings.ToLower(m.File), ".gguf") == (class == "UnetLoaderGGUF") {
+				add = append(add, quote(m.File))
 			}
 		}
 		input, _ := loaders(class)

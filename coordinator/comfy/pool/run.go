@@ -63,8 +63,7 @@ func (r *run) ended(ctx context.Context, err error) error {
 	if errors.Is(err, errDone) {
 		return nil
 	}
-	var failed *comfy.PromptError
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*comfy.PromptError](err); ok {
 		return failed
 	}
 	id := r.promptID()

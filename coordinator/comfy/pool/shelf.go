@@ -250,17 +250,17 @@ func (s *shelf) release(f file) {
 var errTooLarge = errors.New("larger than all files of ComfyUI may be together")
 
 // put writes a file under a name that was claimed or is to be written over.
-func (s *shelf) put(f file, content io.Reader) (*kept, error) {
+func (s *shelf) put(f file, content io.Reader) error {
 	if err := valid(f); err != nil {
-		return nil, err
+		return err
 	}
 	target := s.path(f)
 	if err := os.MkdirAll(filepath.Dir(target), 0o700); err != nil {
-		return nil, err
+		return err
 	}
 	w, err := os.CreateTemp(filepath.Dir(target), "*"+partial)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer os.Remove(w.Name()) //nolint:errcheck // gone when all went well
 	sum := sha256.New()
@@ -269,20 +269,20 @@ func (s *shelf) put(f file, content io.Reader) (*kept, error) {
 		err = fmt.Errorf("%s is %w: %d bytes (comfy.storage)", nameOf(f), errTooLarge, s.limit)
 	}
 	if err = errors.Join(err, w.Close()); err != nil {
-		return nil, err
+		return err
 	}
 	k := &kept{file: f, bytes: n, known: true}
 	sum.Sum(k.sum[:0])
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := os.Rename(w.Name(), target); err != nil {
-		return nil, err
+		return err
 	}
 	delete(s.taken, f)
 	s.enter(k)
 	s.count(f)
 	s.evict(k)
-	return k, nil
+	return nil
 }
 
 // has reports whether a file is here.
@@ -371,6 +371,6 @@ func (s *shelf) keep(f file, overwrite bool, content io.ReadSeeker) (file, error
 			f.Name = fmt.Sprintf("%s (%d)%s", stem, i, ext)
 		}
 	}
-	_, err := s.put(f, content)
+	err := s.put(f, content)
 	return f, err
 }

@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/http"
@@ -25,8 +26,10 @@ type frame struct {
 // socket is the one connection over which a worker says what it does.
 type socket struct{ conn *websocket.Conn }
 
-// dial opens the socket and says that previews may carry the node's id.
-func dial(ctx context.Context, client *http.Client, base, id string) (*socket, error) {
+// dial opens the socket and says that previews may carry the node's id. It waits for
+// the worker's first words: before those it does not know the socket yet, and what it
+// says of a prompt would be lost. With flags it answers what is said here.
+func dial(ctx context.Context, client *http.Client, base, id string, flags bool) (*socket, error) {
 	dctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	conn, resp, err := websocket.Dial(dctx, base+"/ws?clientId="+url.QueryEscape(id), &websocket.DialOptions{HTTPClient: client}) //nolint:bodyclose // closed by the package
@@ -42,7 +45,16 @@ func dial(ctx context.Context, client *http.Client, base, id string) (*socket, e
 		s.close()
 		return nil, err
 	}
-	return s, nil
+	for {
+		f, err := s.read(dctx)
+		if err != nil {
+			s.close()
+			return nil, fmt.Errorf("no first message: %w", err)
+		}
+		if !flags || bytes.HasPrefix(f.body, []byte(`{"type":"feature_flags"`)) || bytes.HasPrefix(f.body, []byte(`{"type": "feature_flags"`)) {
+			return s, nil
+		}
+	}
 }
 
 func (s *socket) read(ctx context.Context) (frame, error) {

@@ -135,7 +135,11 @@ func (w *worker) converse(ctx context.Context) error {
 	if err := w.learn(ctx); err != nil {
 		return err
 	}
-	s, err := dial(ctx, w.pool.http, w.registration.URL, w.client)
+	flags, err := w.api.features(ctx)
+	if err != nil {
+		return err
+	}
+	s, err := dial(ctx, w.pool.http, w.registration.URL, w.client, flags)
 	if err != nil {
 		return fmt.Errorf("open socket: %w", err)
 	}
