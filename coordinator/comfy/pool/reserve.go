@@ -54,7 +54,7 @@ func (p *Pool) offers(w *worker, pr *comfy.Prompt, c comfy.Choice) bool {
 	}
 	in := class.inputs[c.Input]
 	switch {
-	case in.brings:
+	case in.brings || c.File:
 		return w.listed[c.Value] || p.shelf.has(annotated(c.Value)) || !p.listsElsewhere(w, c.Value)
 	case in.options == nil || in.options["s"+c.Value]:
 		return true
