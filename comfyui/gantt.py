@@ -63,10 +63,11 @@ def blocks(s: dict) -> str:
     return f"{first}" if n == 1 else f"{first}-{first + n - 1}"
 
 
-def draw(report: dict) -> torch.Tensor:
-    """IMAGE [1, height, 1200, 3], 0 to 1, of a report as docs/plan-json.md describes it."""
-    pair = "in_flight" in str(report.get("workload", "")) or report.get("objective") == "pair"
-    rows, end = timeline(report, 2 if pair else 1)
+def draw(report: dict, forwards: int = 1) -> torch.Tensor:
+    """IMAGE [1, height, 1200, 3], 0 to 1, of a report as docs/plan-json.md describes it,
+    with so many forwards in flight.
+    """
+    rows, end = timeline(report, forwards)
     height = TOP + ROW * max(1, len(rows)) + BOTTOM
     image = Image.new("RGB", (WIDTH, height), PAPER)
     d = ImageDraw.Draw(image)

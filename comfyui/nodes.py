@@ -18,7 +18,7 @@ log = logging.getLogger("distorch")
 
 CATEGORY = "distorch"
 WORKLOAD = "DISTORCH_WORKLOAD"
-GB = 10**9
+GB = 1 << 30  # as virtual VRAM is given in everywhere
 DTYPES = {"default": None, "bf16": torch.bfloat16, "f32": torch.float32}
 
 CLUSTER = Cluster()
@@ -193,7 +193,8 @@ class Plan:
         else:
             body = {"model": entry["id"], "workload": workload or USUAL, **options}
         answer = CLUSTER.client().send("POST", "/v1/plan", body, 60)
-        text = "\n".join(t for t in ("" if answer.get("feasible") else answer.get("message", ""), answer.get("text", ""), answer.get("numerics", "")) if t)
+        text = "\n".join(t for t in ("" if answer.get("feasible") else answer.get("message", ""), answer.get("text", "").strip()) if t)
         if not answer.get("report"):
             raise ClusterError(text or "the cluster gave no plan", "conflict")
-        return {"ui": {"text": (text,)}, "result": (text, gantt.draw(answer["report"]))}
+        forwards = 2 if (body["workload"] or {}).get("in_flight", 0) > 1 else 1
+        return {"ui": {"text": (text,)}, "result": (text, gantt.draw(answer["report"], forwards))}

@@ -31,7 +31,7 @@ from .errors import Cancelled, ClusterError, Unreachable, shown
 
 log = logging.getLogger("distorch")
 
-DEADLINE_SECONDS = 900.0  # of one forward: a plan may change meanwhile, and weights be loaded
+DEADLINE_SECONDS = 300.0  # of one forward, and ten times its forecast: a plan may change meanwhile, and weights be loaded
 SILENCE_SECONDS = 60.0  # that the cluster may be late in keeping the deadline
 PATIENCE_SECONDS = 20.0  # for a coordinator that starts again
 POLL_SECONDS = 0.01
@@ -223,7 +223,7 @@ class RemoteModel(torch.nn.Module):
         client = self.target.cluster.client()
         forwards = [Forward(self, client, row, loras, run) for row in rows]
         futures = [client.threads.submit(f.run) for f in forwards]
-        stop, end = self.interrupts.stop, time.monotonic() + DEADLINE_SECONDS + SILENCE_SECONDS
+        stop = self.interrupts.stop
         try:
             while True:
                 done, waiting = concurrent.futures.wait(futures, POLL_SECONDS, concurrent.futures.FIRST_EXCEPTION)
@@ -235,8 +235,9 @@ class RemoteModel(torch.nn.Module):
                     comfy.model_management.throw_exception_if_processing_interrupted()
                 elif stop.is_set():
                     raise Cancelled("given up", "canceled")
-                if time.monotonic() > end:
-                    raise forwards[0].named(ClusterError("no answer within the deadline", "deadline"))
+                late = [f for f in forwards if f.end is not None and time.monotonic() > f.end]
+                if late:
+                    raise late[0].named(ClusterError("no answer within the deadline", "deadline"))
         except BaseException:
             for f in forwards:
                 f.call.cancel()
@@ -273,6 +274,7 @@ class Forward:
         self.model, self.client, self.row, self.loras, self.of = model, client, row, loras, run
         self.step, self.branch = run.place(row.cond, row.condition, row.index)
         self.call = Call()
+        self.end = None  # when its answer is overdue, once it was sent
 
     def run(self) -> torch.Tensor:
         try:
@@ -290,7 +292,7 @@ class Forward:
         return ClusterError(f"distorch, deployment {self.model.target.name}, step {self.step + 1}: {e}{out}", e.code, e.details)
 
     def _run(self) -> torch.Tensor:
-        target, repeats, end = self.model.target, 0, time.monotonic() + DEADLINE_SECONDS
+        target, repeats, begin = self.model.target, 0, time.monotonic()
         while True:
             name = target.ready(self.model.need(self.row, self.of.least), self.call)
             digest_, held = self.model.conditioning(self.row) if self.row.conditions else ("", {})
@@ -301,7 +303,7 @@ class Forward:
             try:
                 return self._ask(name, digest_)
             except ClusterError as e:
-                if e.code == "busy" and time.monotonic() < end:
+                if e.code == "busy" and time.monotonic() < begin + DEADLINE_SECONDS:
                     if self.call.cancelled.wait(BUSY_SECONDS):
                         self.call.check()
                     continue
@@ -317,7 +319,9 @@ class Forward:
 
     def _ask(self, name: str, conditioning: str) -> torch.Tensor:
         row, begin = self.row, time.monotonic()
-        metadata = {"run": self.of.id, "id": uuid.uuid4().hex, "step": str(self.step), "branch": str(self.branch), "deadline_ms": str(int(DEADLINE_SECONDS * 1e3))}
+        deadline = DEADLINE_SECONDS + 10 * self.of.forecast
+        self.end = begin + deadline + SILENCE_SECONDS
+        metadata = {"run": self.of.id, "id": uuid.uuid4().hex, "step": str(self.step), "branch": str(self.branch), "deadline_ms": str(int(deadline * 1e3))}
         if conditioning:
             metadata["conditioning"] = conditioning
         if self.loras:
@@ -325,7 +329,7 @@ class Forward:
         if row.dims:
             metadata["dims"] = json.dumps(row.dims)
         body = wire.pack({"x": row.x, "timestep": row.timestep}, metadata)
-        answer = self.client.call("POST", f"/v1/deployments/{name}/forward", body, {"Content-Type": "application/octet-stream"}, DEADLINE_SECONDS + SILENCE_SECONDS, PATIENCE_SECONDS, self.call)
+        answer = self.client.call("POST", f"/v1/deployments/{name}/forward", body, {"Content-Type": "application/octet-stream"}, deadline + SILENCE_SECONDS, PATIENCE_SECONDS, self.call)
         tensors, said = wire.unpack(answer)
         out = tensors.get("out")
         if out is None or out.dim() != row.x.dim() or out.shape[0] != 1 or out.shape[2:] != row.x.shape[2:] or out.dtype != row.x.dtype:

@@ -99,7 +99,7 @@ class Loader(case.Connected):
         self.assertNotIn("studio-tiny", self.server.deployments)
         self.sample(patcher, 3.0, server.condition(9), server.condition(4, 2), steps=2)
         self.assertEqual(self.server.deployments["studio-tiny"], {
-            "model": "m1", "workload": {"height": 64, "width": 64, "batch": 1, "text_tokens": 9, "in_flight": 2}, "dtype": "f32", "virtual_vram": 6_500_000_000})
+            "model": "m1", "workload": {"height": 64, "width": 64, "batch": 1, "text_tokens": 9, "in_flight": 2}, "dtype": "f32", "virtual_vram": 13 << 29})
         puts = lambda: sum(r == ("PUT", "/v1/deployments/studio-tiny") for r in self.server.requests)  # noqa: E731
         self.assertEqual(puts(), 1)
         self.sample(patcher, side=6, steps=1)
