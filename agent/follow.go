@@ -22,9 +22,11 @@ import (
 
 // held is a deployment of which this node has stages, or could not load them.
 type held struct {
-	plan   *pb.Plan
-	stages []hosted
-	failed bool
+	plan    *pb.Plan
+	stages  []hosted
+	indices []int // of the stages, in the plan
+	failed  bool
+	before  *held // while it is being loaded: what this node has of an earlier plan
 }
 
 // hosted is a stage that is served.
@@ -143,18 +145,23 @@ func (f *follower) converge(ctx context.Context) {
 	f.mu.Unlock()
 	f.free(ctx, want)
 	for _, name := range slices.Sorted(maps.Keys(want)) {
-		p := want[name]
-		if f.held[name] != nil || len(mine(p, f.id, f.incarnation)) == 0 {
+		p, before := want[name], f.held[name]
+		if before != nil && same(p, before.plan) || len(mine(p, f.id, f.incarnation)) == 0 {
 			continue
 		}
 		lctx, done := f.begin(ctx, p)
 		if lctx == nil {
 			continue // it changed already
 		}
-		h, began := &held{plan: p}, time.Now()
+		h, began := &held{plan: p, before: before}, time.Now()
+		delete(f.held, name)
 		err := f.load(lctx, h)
 		given := lctx.Err() != nil
 		done()
+		if before != nil {
+			before.close()
+			h.before = nil
+		}
 		if err != nil {
 			h.close()
 		}
@@ -194,6 +201,9 @@ func (f *follower) free(ctx context.Context, want map[string]*pb.Plan) {
 			}
 			continue
 		}
+		if !h.failed && f.follows(p, h.plan) {
+			continue // its load takes over what stays the same
+		}
 		h.close()
 		room = room || !h.failed
 		delete(f.held, name)
@@ -205,6 +215,12 @@ func (f *follower) free(ctx context.Context, want map[string]*pb.Plan) {
 	if room {
 		maps.DeleteFunc(f.held, func(_ string, h *held) bool { return h.failed })
 	}
+}
+
+// follows says whether a plan is a later one of the same deployment that this
+// node has a part in.
+func (f *follower) follows(p, held *pb.Plan) bool {
+	return p != nil && p.DeploymentId == held.DeploymentId && p.Model == held.Model && p.Dtype == held.Dtype && len(mine(p, f.id, f.incarnation)) > 0
 }
 
 // lost says why what is held cannot go on.

@@ -68,7 +68,7 @@ func (d *shelf) note(what, which string) { d.events = append(d.events, what+" "+
 
 // plan is one of this process, or of another one.
 func plan(name string, epoch uint64, mine bool) store.Entry[*pb.Plan] {
-	p := &pb.Plan{Deployment: name, DeploymentId: "id of " + name, Epoch: epoch, Stages: []*pb.Stage{{Node: "a", Incarnation: "i"}}}
+	p := &pb.Plan{Deployment: name, DeploymentId: fmt.Sprintf("%s, deployed the %d. time", name, epoch), Epoch: epoch, Stages: []*pb.Stage{{Node: "a", Incarnation: "i"}}}
 	if !mine {
 		p.Stages[0].Incarnation = "later"
 	}
@@ -131,6 +131,35 @@ func TestFollowerGivesUpALoad(t *testing.T) {
 		if d.room != 2 || d.loads != nil {
 			t.Errorf("room for %d is left, %v is being loaded", d.room, d.loads)
 		}
+	})
+}
+
+// Where the next plan is of the same deployment, what is held stays until its
+// load, which takes over what it can; the rest is freed after it.
+func TestFollowerHandsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newShelf(t)
+		next := func(name string, epoch uint64) store.Entry[*pb.Plan] {
+			e := plan(name, epoch, true)
+			e.Value.DeploymentId = "the same"
+			return e
+		}
+		d.put(next("a", 1))
+		d.is(t, "ready a@1")
+		d.put(next("a", 2))
+		d.is(t, "free a@1", "ready a@2")
+		d.stuck["a"] = true
+		d.put(next("a", 3))
+		d.is(t, "stuck a@3") // a@2 is the load's
+		d.stuck["a"] = false
+		d.put(next("a", 4))
+		d.is(t, "free a@2", "free a@3", "forget a", "ready a@4")
+		other := next("a", 5)
+		other.Value.Model = "another"
+		d.put(other)
+		d.is(t, "free a@4", "ready a@5")
+		d.stop()
+		d.is(t, "free a@5")
 	})
 }
 

@@ -66,20 +66,29 @@ func (a *Agent) load(ctx context.Context, h *held) (err error) {
 	report, stop := a.progress(ctx, p)
 	defer stop()
 	defer a.serve.Occupy()()
-	for _, index := range mine(p, a.ID(), a.node.Incarnation()) {
-		hosted, err := a.loadStage(ctx, p, index, program, weights, report)
+	indices := mine(p, a.ID(), a.node.Incarnation())
+	previous := h.handOver(indices)
+	defer previous.close()
+	for _, index := range indices {
+		hosted, err := a.loadStage(ctx, p, index, program, weights, previous.take(index), report)
 		if err != nil {
 			return fmt.Errorf("stage %d of %s: %w", index, p.Deployment, err)
 		}
-		h.stages = append(h.stages, hosted)
+		h.stages, h.indices = append(h.stages, hosted), append(h.indices, index)
 	}
 	return unchanged(entry) // nor while it was read
 }
 
 // loadStage loads one stage of a plan and begins to serve it.
 func (a *Agent) loadStage(
-	ctx context.Context, p *pb.Plan, index int, program *graph.Program, file stage.Checkpoint, report func(done, total tensor.Bytes),
-) (hosted, error) {
+	ctx context.Context, p *pb.Plan, index int, program *graph.Program, file stage.Checkpoint, previous *stage.Stage, report func(done, total tensor.Bytes),
+) (_ hosted, err error) {
+	loading := false
+	defer func() {
+		if previous != nil && !loading {
+			previous.Close()
+		}
+	}()
 	s := p.Stages[index]
 	u, err := a.unit(s.Device)
 	if err != nil {
@@ -103,12 +112,13 @@ func (a *Agent) loadStage(
 		reserve = 0 // its account is without
 	}
 	reserve = max(reserve, a.serve.Lent(s.Device))
+	loading = true
 	st, err := stage.Load(ctx, stage.Config{
 		Session: session, Checkpoint: file, Program: program,
 		FirstBlock: int(s.FirstBlock), Blocks: int(s.Blocks), Head: s.Head, Tail: s.Tail,
 		Stored: s.Stored, Slots: int(s.Slots), InFlight: int(p.Workload.GetInFlight()),
 		Tiers: tiers, Ring: int(s.Ring), Storage: s.Storage, Fit: fit, Reserve: reserve,
-		Progress: report, Log: a.log,
+		Previous: previous, Progress: report, Log: a.log,
 	})
 	if err != nil {
 		a.lose(s.Device, err)

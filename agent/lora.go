@@ -80,7 +80,11 @@ func (a *Agent) onTop(ctx context.Context, p *pb.Plan, m *graph.Model, file chec
 	if err != nil {
 		return nil, plain, nil, err
 	}
-	return with.Graph, stage.Checkpoint{File: over, Source: over.Source, Open: over.Reopen}, closeAll, nil
+	made := func(weight string) bool {
+		_, ok := with.Made[weight]
+		return ok
+	}
+	return with.Graph, stage.Checkpoint{File: over, Source: over.Source, Open: over.Reopen, Made: made}, closeAll, nil
 }
 
 // loraFile finds the file of a LoRA: in a folder of this node, or, of one that a

@@ -71,6 +71,9 @@ type Weight struct {
 	// Scale multiplies every value in float32 before it is rounded to the
 	// compute dtype; 0 is 1.
 	Scale float32
+	// Kept says that the weight lies in the destination already, as Pack would lay
+	// it out; Pack leaves it so, and Offset means nothing.
+	Kept bool
 }
 
 // Program is a compiled segment. It states what it needs before anything is
@@ -81,6 +84,15 @@ type Program interface {
 	Scratch() tensor.Bytes
 	// PackedBytes is the size of one block's weights in the engine's layout.
 	PackedBytes() tensor.Bytes
+}
+
+// Placer is a Program that says where its packed weights lie, so that those of
+// another program can be taken over.
+type Placer interface {
+	// Placed is where weight i, in the segment's order, lies in a packed block.
+	// Equal shapes of programs of one session with one compute dtype have equal
+	// bytes.
+	Placed(i int) (offset, n tensor.Bytes)
 }
 
 // Binding gives one argument of a Run.

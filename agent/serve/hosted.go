@@ -26,6 +26,7 @@ type Hosted struct {
 	depID    [16]byte
 	plan     *pb.Plan
 	stage    *stage.Stage
+	released *stage.Stage // the same, until it is given up
 	session  engine.Session
 	previous string   // node of the stage before; "" for the first
 	prevInc  [16]byte // and its incarnation
@@ -76,7 +77,7 @@ func (s *Server) Host(plan *pb.Plan, index int, st *stage.Stage, session engine.
 	}
 	h := &Hosted{
 		server: s, key: key{plan.DeploymentId, plan.Epoch, uint32(index)}, depID: depID,
-		plan: plan, stage: st, session: session,
+		plan: plan, stage: st, released: st, session: session,
 	}
 	h.wake = sync.NewCond(&h.mu)
 	if index > 0 {
@@ -131,6 +132,14 @@ func (h *Hosted) deregister() {
 
 // Close ends the drive session and the queue and frees the stage.
 func (h *Hosted) Close() {
+	if st := h.Release(); st != nil {
+		st.Close()
+	}
+}
+
+// Release is Close without freeing the stage, which becomes the caller's; nil
+// the second time.
+func (h *Hosted) Release() *stage.Stage {
 	h.server.mu.Lock()
 	delete(h.server.hosted, h.key)
 	h.server.mu.Unlock()
@@ -145,7 +154,11 @@ func (h *Hosted) Close() {
 	}
 	h.wg.Wait()
 	h.deregister()
-	h.stage.Close()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	st := h.released
+	h.released = nil
+	return st
 }
 
 // errClosing ends the session of a stage that is being freed.

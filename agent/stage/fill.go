@@ -43,7 +43,8 @@ type filler struct {
 	*Stage
 	raw, second engine.Buffer
 	donors      map[engine.DeviceID]engine.Session
-	claims      []kept // by launch
+	claims      []kept            // by launch
+	previous    map[place]*launch // that are not taken over yet
 }
 
 // kept is a launch's place in another node's RAM.
@@ -58,7 +59,7 @@ func (st *Stage) fill(ctx context.Context) (err error) {
 	if err := st.takeStaging(rests); err != nil {
 		return fmt.Errorf("memory to bring blocks to the device: %w", err)
 	}
-	f := &filler{Stage: st, donors: map[engine.DeviceID]engine.Session{}, claims: make([]kept, len(st.launches))}
+	f := &filler{Stage: st, donors: map[engine.DeviceID]engine.Session{}, claims: make([]kept, len(st.launches)), previous: st.earlier()}
 	for _, t := range st.cfg.Tiers {
 		if t.Kind == offload.Donor {
 			f.donors[t.Donor.Device().ID] = t.Donor
@@ -139,18 +140,13 @@ func (f *filler) claim(ctx context.Context) error {
 
 // one brings a launch's weights where they rest.
 func (f *filler) one(ctx context.Context, i int, l *launch) (err error) {
+	if taken, err := f.takeOver(ctx, l); taken || err != nil {
+		return err
+	}
 	if l.rest.Kind == offload.Disk {
 		return f.onDisk(l)
 	}
-	switch n := f.atRest(l, l.rest); l.rest.Kind {
-	case offload.Device:
-		l.resident, err = f.session.Buffer(n)
-	case offload.RAM:
-		l.resident, err = f.session.HostBuffer(n)
-	case offload.Donor:
-		l.resident, err = f.donors[l.rest.Donor].Buffer(n)
-	}
-	if err != nil {
+	if l.resident, err = f.take(l, f.atRest(l, l.rest)); err != nil {
 		return err
 	}
 	raw := f.raw
@@ -205,6 +201,19 @@ func (f *filler) store(ctx context.Context, i int, l *launch, from []byte) error
 	}
 	l.reader = k.claim.Reader(k.index)
 	return nil
+}
+
+// take takes memory where a launch rests; nil for another node's.
+func (f *filler) take(l *launch, n tensor.Bytes) (engine.Buffer, error) {
+	switch l.rest.Kind {
+	case offload.Device:
+		return f.session.Buffer(n)
+	case offload.RAM:
+		return f.session.HostBuffer(n)
+	case offload.Donor:
+		return f.donors[l.rest.Donor].Buffer(n)
+	}
+	return nil, nil
 }
 
 // onDisk leaves a launch's weights in the file.

@@ -63,6 +63,9 @@ func (l *launch) quantise(dst, src []byte) error {
 	values := make([]float32, pieceElements)
 	for i := range l.weights {
 		from, to := &l.fromFile[i], &l.weights[i]
+		if to.Kept {
+			continue
+		}
 		size, err := from.Shape.Bytes(from.DType)
 		if err != nil {
 			return err

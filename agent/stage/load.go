@@ -20,6 +20,7 @@ import (
 // blockFile is where a launch's weights lie in the file and in a buffer.
 type blockFile struct {
 	spans []checkpoint.Span
+	of    [][2]int     // by weight: its spans, from first to last
 	bytes tensor.Bytes // of the buffer
 }
 
@@ -75,14 +76,16 @@ func (st *Stage) place(l *launch) (blockFile, error) {
 		x, y := found[a].parts[0], found[b].parts[0]
 		return cmp.Or(cmp.Compare(x.Part, y.Part), cmp.Compare(x.Offset, y.Offset))
 	})
-	var f blockFile
+	f := blockFile{of: make([][2]int, len(found))}
 	for _, i := range order {
 		at := (f.bytes + graph.Align - 1) / graph.Align * graph.Align
 		l.weights[i].Offset = at
+		first := len(f.spans)
 		for _, t := range found[i].parts {
 			f.spans = append(f.spans, checkpoint.Span{Part: t.Part, Offset: t.Offset, Size: int64(t.Size), At: int64(at)})
 			at += t.Size
 		}
+		f.of[i] = [2]int{first, len(f.spans)}
 		f.bytes = at
 	}
 	return f, nil

@@ -17,19 +17,26 @@ import (
 	"github.com/distorch/distorch/model/tensor"
 )
 
-// withLoRA is the golden model with a golden LoRA on it; the caller of the test
-// closes nothing.
+// goldenFile is a file of the golden FLUX; the caller of the test closes nothing.
+func goldenFile(t *testing.T, path ...string) checkpoint.File {
+	t.Helper()
+	f, err := checkpoint.Open(filepath.Join(append([]string{"..", "..", "model", "arch", "testdata", "golden", "flux"}, path...)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// withLoRA is the golden model with a golden LoRA on it.
 func withLoRA(t *testing.T, b *box, mode lora.Mode) stage.Config {
 	t.Helper()
-	open := func(path ...string) checkpoint.File {
-		f, err := checkpoint.Open(filepath.Join(append([]string{"..", "..", "model", "arch", "testdata", "golden", "flux"}, path...)...))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { f.Close() })
-		return f
-	}
-	base, file := open("dev", "model.safetensors"), open("lora-peft", "lora.safetensors")
+	return loraOn(t, b, goldenFile(t, "dev", "model.safetensors"), "lora-peft", mode)
+}
+
+func loraOn(t *testing.T, b *box, base checkpoint.File, name string, mode lora.Mode) stage.Config {
+	t.Helper()
+	file := goldenFile(t, name, "lora.safetensors")
 	tensors := map[string]arch.Tensor{}
 	for _, x := range base.Tensors() {
 		tensors[x.Name] = arch.Tensor{Shape: x.Shape, DType: x.DType}
@@ -61,7 +68,11 @@ func withLoRA(t *testing.T, b *box, mode lora.Mode) stage.Config {
 		t.Fatal(err)
 	}
 	cfg := b.config()
-	cfg.Program, cfg.Checkpoint = p, stage.Checkpoint{File: o, Source: o.Source, Open: o.Reopen}
+	made := func(weight string) bool {
+		_, ok := m.Made[weight]
+		return ok
+	}
+	cfg.Program, cfg.Checkpoint = p, stage.Checkpoint{File: o, Source: o.Source, Open: o.Reopen, Made: made}
 	return cfg
 }
 

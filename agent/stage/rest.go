@@ -102,5 +102,6 @@ func (st *Stage) room() offload.Room {
 			r.Donors[t.Donor.Device().ID] = free(t.Donor.Account())
 		}
 	}
+	st.held(&r)
 	return r
 }

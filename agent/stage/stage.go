@@ -27,6 +27,9 @@ type Checkpoint struct {
 	// Open opens the file once more, for blocks that rest on disk; nil: by File's
 	// path.
 	Open func() (checkpoint.File, error)
+	// Made says of a weight that it is not the file's own but made of others, as
+	// LoRAs do, so that one of the same name elsewhere may differ; nil: none is.
+	Made func(weight string) bool
 }
 
 // Config of a Stage.
@@ -56,6 +59,11 @@ type Config struct {
 	Fit     offload.Fit
 	// Reserve is left free of the device's account.
 	Reserve tensor.Bytes
+
+	// Previous is a stage of the same model, whose weights this one takes over where
+	// both have them, instead of reading them; no forward of it may be begun any
+	// more. Load closes it, whatever comes of it.
+	Previous *Stage
 
 	// Progress is told the bytes loaded so far; may be nil.
 	Progress func(done, total tensor.Bytes)
@@ -138,6 +146,10 @@ func Load(ctx context.Context, cfg Config) (_ *Stage, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Previous != nil {
+		cfg.Previous.strip()
+		defer cfg.Previous.Close()
+	}
 	st := &Stage{cfg: cfg, session: cfg.Session, programs: map[*graph.Segment]engine.Program{}}
 	defer func() {
 		if err != nil {
@@ -166,6 +178,7 @@ func Load(ctx context.Context, cfg Config) (_ *Stage, err error) {
 	if err := st.allocate(); err != nil {
 		return nil, fmt.Errorf("memory to run blocks %d-%d: %w", cfg.FirstBlock, cfg.FirstBlock+cfg.Blocks-1, err)
 	}
+	st.cfg.Previous = nil
 	return st, st.openRing(0)
 }
 

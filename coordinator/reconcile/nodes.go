@@ -152,6 +152,7 @@ type inputs struct {
 	barred []Barred
 	suffix string // of the numerics class, by what LoRAs do to weights
 	cuts   *cuts
+	keep   *Plan // whose stages to keep; nil: place freely
 
 	counted []placement.Bytes // for each stage by placement, of its device
 }

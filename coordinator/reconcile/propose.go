@@ -81,7 +81,12 @@ func (w *world) propose(spec *Spec, now *Plan) *Proposal {
 	if now != nil && now.of(spec) && len(now.Stages) == 0 && now.InputDigest == out.Plan.InputDigest && slices.Equal(now.Barred, barred) {
 		return nil
 	}
+	in.keep = kept(spec, now)
 	best, problem, err := w.settleMemory(&out.Plan, in)
+	if err != nil && in.keep != nil {
+		in.keep, in.cuts = nil, newCuts()
+		best, problem, err = w.settleMemory(&out.Plan, in)
+	}
 	if err != nil {
 		return refuse(err)
 	}
@@ -182,6 +187,9 @@ func (w *world) onlyOwn(in *inputs) bool {
 // choose places packed weights and, where they are smaller, stored ones, and
 // takes the faster plan. What a person wrote counts the bytes of the file.
 func (w *world) choose(in *inputs) (best *placement.Plan, problem placement.Problem, form int, err error) {
+	if in.keep != nil {
+		return w.keep(in)
+	}
 	only := in.table.storage != "" || in.spec.manual() && in.table.smaller
 	if only {
 		problem = w.problem(in, formStored)

@@ -110,6 +110,9 @@ func (s *session) Pack(ep engine.Program, dst engine.Buffer, dstOffset tensor.By
 		s.expand.mu.Lock()
 		defer s.expand.mu.Unlock()
 		for i := range p.weights {
+			if weights[i].Kept {
+				continue
+			}
 			if err := s.packOne(p, &p.weights[i], to, src, &weights[i]); err != nil {
 				return fmt.Errorf("segment %s: weight %s: %w", p.segment.Name, weights[i].Name, err)
 			}

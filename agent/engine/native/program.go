@@ -80,6 +80,11 @@ func (p *program) Scratch() tensor.Bytes { return alignUp(p.segment.Arena) + p.k
 // PackedBytes is one block's weights as Run takes them.
 func (p *program) PackedBytes() tensor.Bytes { return p.packed }
 
+// Placed is where a weight lies in a packed block.
+func (p *program) Placed(i int) (offset, n tensor.Bytes) {
+	return p.weights[i].offset, p.weights[i].bytes
+}
+
 // layOut gives every weight its place: matrices of linears in panels, all
 // others row-major in the compute dtype.
 func (p *program) layOut() error {

@@ -149,6 +149,9 @@ func (s *session) Pack(p engine.Program, dst engine.Buffer, dstOffset tensor.Byt
 // stored is the bytes that the weights have in their source.
 func stored(weights []engine.Weight) (n tensor.Bytes) {
 	for i := range weights {
+		if weights[i].Kept {
+			continue
+		}
 		if b, err := weights[i].Shape.Bytes(weights[i].DType); err == nil { // Pack names the error
 			n += b
 		}

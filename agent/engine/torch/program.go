@@ -31,9 +31,21 @@ func (p *program) Segment() *graph.Segment { return p.segment }
 // runs: results of operations that cannot be told where to write.
 func (p *program) Scratch() tensor.Bytes { return alignUp(p.segment.Arena) + p.temp }
 
+// packAlign is where worker/program.py lets weights begin.
+const packAlign = 256
+
 // PackedBytes is one block's weights: row-major in the compute dtype, each at a
 // multiple of 256 bytes.
 func (p *program) PackedBytes() tensor.Bytes { return p.packed }
+
+// Placed is where a weight lies in a packed block.
+func (p *program) Placed(i int) (offset, n tensor.Bytes) {
+	for k := range i + 1 {
+		offset = (offset + n + packAlign - 1) / packAlign * packAlign
+		n, _ = p.segment.Weights[k].Shape.Bytes(p.segment.Compute) // the worker has compiled it
+	}
+	return offset, n
+}
 
 func alignUp(n tensor.Bytes) tensor.Bytes { return (n + graph.Align - 1) &^ (graph.Align - 1) }
 
@@ -261,6 +273,10 @@ func (p *program) pack(dst engine.Buffer, dstOffset tensor.Bytes, src engine.Buf
 	stored := [][3]any{}
 	for i := range weights {
 		in := &weights[i]
+		if in.Kept {
+			stored = append(stored, [3]any{})
+			continue
+		}
 		size, err := p.stored(i, in)
 		if err == nil {
 			from, err = s.window(src, in.Offset, size, "stored weight")

@@ -475,6 +475,8 @@ class Worker:
         to, src = self.buffers[d].part(at, p.packed), self.buffers[cmd["f"]]
         plain = []  # [to, from, bytes]: neighbours are copied together
         for (shape, offset), (dtype, start, scale) in zip(p.weights, cmd["w"]):
+            if dtype is None:  # it is there
+                continue
             n = program.math.prod(shape)
             raw = src.part(start, stored.size(dtype, n))
             size = n * p.compute.itemsize
