@@ -4,8 +4,10 @@
 package enginetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -48,6 +50,7 @@ func Sessions(t *testing.T, open func(t *testing.T, limit tensor.Bytes) engine.S
 	t.Run("account", func(t *testing.T) { account(t, open(t, 10<<20)) })
 	t.Run("wrong work", func(t *testing.T) { wrongWork(t, open(t, 0), open(t, 0)) })
 	t.Run("order", func(t *testing.T) { order(t, open(t, 0)) })
+	t.Run("kept weights", func(t *testing.T) { kept(t, open(t, 0)) })
 	t.Run("cancelled wait and close", func(t *testing.T) { cancelled(t, open(t, 0)) })
 }
 
@@ -163,6 +166,74 @@ func order(t *testing.T, s engine.Session) {
 	}
 	if got := take(t, s, b)[hops*1000]; got != 42 {
 		t.Errorf("the byte arrived as %d", got)
+	}
+}
+
+// linears is a segment of so many linears of d columns and rows, with biases.
+func linears(t *testing.T, n int, d int64) *graph.Segment {
+	var s sketch
+	y := s.in("x", graph.Compute, 1, 3, d)
+	for i := range n {
+		y = s.node(graph.OpLinear, graph.Attrs{}, s.value(fmt.Sprint("y", i), graph.Compute, 1, 3, d), y)
+		s.weighted(s.weight(fmt.Sprint("matrix", i), d, d), s.weight(fmt.Sprint("bias", i), d))
+	}
+	s.Outputs = append(s.Outputs, y)
+	return s.segment(t, tensor.BF16)
+}
+
+// kept takes the packed weights of one program over into those of a larger one,
+// which packs the others beside them.
+func kept(t *testing.T, s engine.Session) {
+	first, both := compile(t, s, linears(t, 1, 33)), compile(t, s, linears(t, 2, 33))
+	from, ok := first.(engine.Placer)
+	to, ok2 := both.(engine.Placer)
+	if !ok || !ok2 {
+		t.Fatal("the programs do not say where their weights lie")
+	}
+	var src []byte
+	var weights []engine.Weight
+	for i, w := range both.Segment().Weights {
+		n, err := w.Shape.Elements()
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := make([]float32, n)
+		for k := range v {
+			v[k] = float32(i*1000+k) / 512
+		}
+		weights = append(weights, engine.Weight{Name: w.Name, DType: tensor.F32, Shape: w.Shape, Offset: tensor.Bytes(len(src))})
+		src = append(src, encode(v, tensor.F32)...)
+	}
+	buffer := func(n tensor.Bytes, raw []byte) engine.Buffer {
+		b, err := s.Buffer(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(b.Free)
+		put(t, s, b, raw)
+		return b
+	}
+	stored := buffer(tensor.Bytes(len(src)), src)
+	small, want, got := buffer(first.PackedBytes(), nil), buffer(both.PackedBytes(), nil), buffer(both.PackedBytes(), bytes.Repeat([]byte{0xee}, int(both.PackedBytes())))
+	e := s.Pack(both, want, 0, stored, weights, s.Pack(first, small, 0, stored, weights[:2]))
+	for i := range 2 {
+		at, n := from.Placed(i)
+		there, m := to.Placed(i)
+		if n != m {
+			t.Fatalf("weight %d takes %d bytes in one program and %d in another", i, n, m)
+		}
+		e = s.Fetch(got, there, small, at, n, e)
+		weights[i].Kept, weights[i].Offset = true, 1<<40
+	}
+	if err := s.Wait(t.Context(), s.Pack(both, got, 0, stored, weights, e)); err != nil {
+		t.Fatal(err)
+	}
+	a, b := take(t, s, want), take(t, s, got)
+	for i := range weights {
+		at, n := to.Placed(i)
+		if at+n > both.PackedBytes() || !bytes.Equal(a[at:at+n], b[at:at+n]) {
+			t.Errorf("weight %d differs from a packed one", i)
+		}
 	}
 }
 
