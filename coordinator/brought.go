@@ -5,6 +5,7 @@ package coordinator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -77,6 +78,24 @@ func (c *Coordinator) Bring(ctx context.Context, deployment string, digests []st
 	}
 	c.log.Info("clients' LoRAs changed", "deployment", deployment, "generation", spec.Generation, "loras", len(digests))
 	return at, nil
+}
+
+// Announce writes the record of a client's LoRA where there is none.
+func (c *Coordinator) Announce(ctx context.Context, r *pb.ModelRecord) error {
+	_, err := store.Create(ctx, c.cfg.Store, store.ModelKey(r.GetId()), r)
+	if errors.Is(err, store.ErrExists) {
+		return nil
+	}
+	return toStatus(err)
+}
+
+// Forget removes the record of a client's LoRA, if it is still of the revision.
+func (c *Coordinator) Forget(ctx context.Context, id string, revision int64) error {
+	err := store.Delete(ctx, c.cfg.Store, store.ModelKey(id), revision)
+	if errors.Is(err, store.ErrConflict) {
+		return nil
+	}
+	return toStatus(err)
 }
 
 // byOperator is a spec as an operator sends it: none of its LoRAs are a client's.

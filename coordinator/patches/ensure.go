@@ -255,10 +255,7 @@ func (c *change) keep(ctx context.Context, digest string) error {
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "LoRA %s: %v", digest, err)
 	}
-	if _, err := store.Create(ctx, c.cfg.Store, store.ModelKey(digest), r); err != nil && !errors.Is(err, store.ErrExists) {
-		return status.Errorf(codes.Unavailable, "LoRA %s: %v", digest, err)
-	}
-	return nil
+	return c.cfg.Deployments.Announce(ctx, r)
 }
 
 // named is how many digits of a digest are its name to people.

@@ -33,14 +33,17 @@ type Deployments interface {
 	// revision, and gives the revision at which it has them. Errors are gRPC's:
 	// Aborted for another revision.
 	Bring(ctx context.Context, deployment string, digests []string, revision int64) (int64, error)
+	// Announce writes the record of a LoRA where there is none.
+	Announce(ctx context.Context, r *pb.ModelRecord) error
+	// Forget removes a LoRA's record, if it is still of the revision.
+	Forget(ctx context.Context, id string, revision int64) error
 }
 
 // Config of Patches. Log may be nil.
 type Config struct {
 	Deployments Deployments
-	Store       *store.Store // for records of LoRAs
-	Dir         string       // where files are kept while a deployment has them
-	Now         func() time.Time
+	Dir         string           // where files are kept while a deployment has them
+	Now         func() time.Time // nil: the system's
 	Log         *slog.Logger
 }
 
@@ -75,8 +78,8 @@ const maxGives = 16
 
 // New opens the folder.
 func New(cfg Config) (*Patches, error) {
-	if cfg.Deployments == nil || cfg.Store == nil || cfg.Dir == "" {
-		return nil, errors.New("patches: deployments, store and a folder are all needed")
+	if cfg.Deployments == nil || cfg.Dir == "" {
+		return nil, errors.New("patches: deployments and a folder are both needed")
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -109,7 +112,7 @@ func (p *Patches) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if err := p.sweep(ctx); err != nil && ctx.Err() == nil {
-			p.log.Warn("LoRAs of clients not tidied", "error", err)
+			p.log.Warn("clients' LoRAs not tidied", "error", err)
 		}
 	}
 }
@@ -143,9 +146,7 @@ func (p *Patches) sweep(ctx context.Context) error {
 		if len(e.Value.GetPackedPatches()) == 0 || named[id] || held[id] || wanted[id] {
 			continue
 		}
-		if err := store.Delete(ctx, p.cfg.Store, store.ModelKey(id), e.Revision); err != nil && !errors.Is(err, store.ErrConflict) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, p.cfg.Deployments.Forget(ctx, id, e.Revision))
 	}
 	return errors.Join(errs...)
 }

@@ -160,7 +160,7 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	brought, err := patches.New(patches.Config{Deployments: co, Store: st, Dir: filepath.Join(c.Dir.Path(), "patches", "kept"), Log: c.Log})
+	brought, err := patches.New(patches.Config{Deployments: co, Dir: filepath.Join(c.Dir.Path(), "patches", "kept"), Log: c.Log})
 	if err != nil {
 		return room(c.Dir, err)
 	}
