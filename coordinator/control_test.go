@@ -91,6 +91,18 @@ func TestOperatorsOnly(t *testing.T) {
 		"Deploy":      func(ctx context.Context) error { _, err := co.Deploy(ctx, &pb.DeployRequest{}); return err },
 		"Status":      func(ctx context.Context) error { _, err := co.Status(ctx, &pb.StatusRequest{}); return err },
 		"Undeploy":    func(ctx context.Context) error { _, err := co.Undeploy(ctx, &pb.UndeployRequest{}); return err },
+		"AddComfyWorker": func(ctx context.Context) error {
+			_, err := co.AddComfyWorker(ctx, &pb.AddComfyWorkerRequest{})
+			return err
+		},
+		"ListComfyWorkers": func(ctx context.Context) error {
+			_, err := co.ListComfyWorkers(ctx, &pb.ListComfyWorkersRequest{})
+			return err
+		},
+		"RemoveComfyWorker": func(ctx context.Context) error {
+			_, err := co.RemoveComfyWorker(ctx, &pb.RemoveComfyWorkerRequest{})
+			return err
+		},
 	} {
 		if err := call(t.Context()); status.Code(err) != codes.Unauthenticated {
 			t.Errorf("%s by nobody: %v", name, err)

@@ -42,6 +42,8 @@ type Config struct {
 	// Lend asks the agent at an address to leave memory of a device to others; nil
 	// where agents cannot be asked.
 	Lend func(ctx context.Context, address, node string, req *pb.LendRequest) (*pb.LendResponse, error)
+	// Comfy looks at ComfyUI workers; nil where none can be added.
+	Comfy ComfyWorkers
 }
 
 // Coordinator implements distorchv1.ControlServer and endpoint.Plans.

@@ -47,6 +47,8 @@ func (e *UnknownError) list() string {
 	return e.Kind + "s"
 }
 
+const kindComfyWorker = "ComfyUI worker"
+
 // InvalidError is a request that can never be met.
 type InvalidError struct{ Err error }
 

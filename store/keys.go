@@ -19,6 +19,7 @@ import (
 //	deployments/<name>/plan    the leader, by WritePlan
 //	observed/<name>/<node>     that agent, under its lease
 //	tokens/<id>, names/<name>  a coordinator; agents cannot read them
+//	comfy/workers/<name>       a coordinator; agents cannot read them
 //	clients/<name>             a coordinator; agents cannot read them
 const (
 	kindNodes       = "nodes"
@@ -30,10 +31,13 @@ const (
 	kindTokens      = "tokens"
 	kindTokensLive  = "tokens-live"
 	kindNames       = "names"
+	kindComfy       = "comfy"
 	kindClients     = "clients"
 
 	partSpec = "spec"
 	partPlan = "plan"
+
+	partWorkers = "workers"
 )
 
 // NodeKey is an agent's record of itself.
@@ -124,6 +128,16 @@ func ClientKey(name string) Key[*distorchv1.ClientRecord] {
 // Clients are all clients of the HTTPS endpoint, expired ones too.
 func Clients() Prefix[*distorchv1.ClientRecord] {
 	return newPrefix[*distorchv1.ClientRecord]("", kindClients)
+}
+
+// ComfyWorkerKey is a registered ComfyUI worker; write it with Create.
+func ComfyWorkerKey(name string) Key[*distorchv1.ComfyWorkerRecord] {
+	return newKey[*distorchv1.ComfyWorkerRecord](kindComfy, partWorkers, name)
+}
+
+// ComfyWorkers are all registered ComfyUI workers.
+func ComfyWorkers() Prefix[*distorchv1.ComfyWorkerRecord] {
+	return newPrefix[*distorchv1.ComfyWorkerRecord]("", kindComfy, partWorkers)
 }
 
 func tokenKey(id string) Key[*distorchv1.TokenRecord] {

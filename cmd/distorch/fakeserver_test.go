@@ -451,3 +451,34 @@ func (f *fakeServer) open() (begun, open int) {
 	defer f.mu.Unlock()
 	return f.begun, f.begun - f.ended
 }
+
+func (f *fakeServer) AddComfyWorker(_ context.Context, r *pb.AddComfyWorkerRequest) (*pb.AddComfyWorkerResponse, error) {
+	if r.Url == "http://nobody:8188" && !r.Unchecked {
+		return nil, status.Error(codes.InvalidArgument, "no ComfyUI answers at http://nobody:8188")
+	}
+	name, version := "den-8188", "0.3.64"
+	if r.Name != "" {
+		name = r.Name
+	}
+	if r.Unchecked {
+		version = ""
+	}
+	return &pb.AddComfyWorkerResponse{Worker: &pb.ComfyWorker{Record: &pb.ComfyWorkerRecord{Name: name, Url: r.Url}, Live: !r.Unchecked, Version: version}}, nil
+}
+
+func (f *fakeServer) ListComfyWorkers(context.Context, *pb.ListComfyWorkersRequest) (*pb.ListComfyWorkersResponse, error) {
+	return &pb.ListComfyWorkersResponse{Listen: "127.0.0.1:8188", Workers: []*pb.ComfyWorker{
+		{
+			Record: &pb.ComfyWorkerRecord{Name: "den", Url: "http://den:8188", AddedUnix: 1790000000}, Live: true, Busy: true, Version: "0.3.64", Classes: 612,
+			Prompts: 7, Lost: 1, Replaces: true, Devices: []string{"cuda:0 NVIDIA GeForce RTX 3090"},
+		},
+		{Record: &pb.ComfyWorkerRecord{Name: "loft", Url: "http://loft:8188"}, Problem: "connection refused"},
+	}}, nil
+}
+
+func (f *fakeServer) RemoveComfyWorker(_ context.Context, r *pb.RemoveComfyWorkerRequest) (*pb.RemoveComfyWorkerResponse, error) {
+	if r.Name != "den" {
+		return nil, status.Errorf(codes.NotFound, "no ComfyUI worker %q here; did you mean \"den\"? (`distorch comfy list` lists them)", r.Name)
+	}
+	return &pb.RemoveComfyWorkerResponse{}, nil
+}

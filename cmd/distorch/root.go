@@ -45,7 +45,7 @@ func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newUp(a), newCoordinator(a), newAgent(a),
 		newToken(a), newNodes(a), newModels(a), newPlan(a), newDevices(a), newAllocation(a), newDeploy(a), newRun(a), newStatus(a), newDeployments(a), newUndeploy(a),
-		newCalibrate(a), newForecast(a), newVerify(), newCompare(a), newDoctor(a), newLend(a), newQuickstart(a), newConfig(a), newCompletion(a), newVersion(a),
+		newCalibrate(a), newForecast(a), newVerify(), newCompare(a), newDoctor(a), newLend(a), newComfy(a), newQuickstart(a), newConfig(a), newCompletion(a), newVersion(a),
 	}
 }
 

@@ -31,6 +31,7 @@ func (c *upCommand) coordinatorFlags(flags *pflag.FlagSet) {
 	config.Flag(flags, "advertise", "coordinator.advertise", "host:port at which others reach it (default: the listening address)")
 	config.Flag(flags, "etcd", "coordinator.etcd.endpoints", "URLs of an etcd cluster to use instead of the embedded one")
 	config.Flag(flags, "etcd-listen", "coordinator.etcd.client_listen", "address of the embedded etcd")
+	config.Flag(flags, "comfy-listen", "comfy.listen", "address of ComfyUI's own API, such as 127.0.0.1:8188 (default: off)")
 	flags.StringVar(&c.readyFile, "ready-file", "", "write {\"address\",\"data_dir\"} to this file once everything answers")
 }
 

@@ -115,8 +115,13 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 	if err := c.Dir.SaveCluster(identity.Cluster{ID: ca.Cluster(), Etcd: urls, Coordinators: c.addresses(n)}); err != nil {
 		return room(c.Dir, err)
 	}
+	ui, err := c.comfy(ctx, st)
+	if err != nil {
+		return err
+	}
+	defer ui.close()
 	co, err := coordinator.New(coordinator.Config{
-		Store: st, Credentials: creds, Addresses: c.addresses(n), Version: c.Version, Log: c.Log,
+		Comfy: ui, Store: st, Credentials: creds, Addresses: c.addresses(n), Version: c.Version, Log: c.Log,
 		LeaseTTL: c.Config.Coordinator.LeaseTTL, ProtocolMin: node.ProtocolMin, ProtocolMax: node.ProtocolMax,
 		Link: func(ctx context.Context, address, id, peer string) (*pb.PeerLink, error) {
 			conn, err := n.Host().Dial(address, transport.NodeID(id))
@@ -171,12 +176,14 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return room(c.Dir, err)
 	}
+	ui.serve(co)
 	pb.RegisterControlServer(n.Server(), co)
 	pb.RegisterPatchesServer(n.Server(), brought)
 	pb.RegisterEndpointServer(n.Server(), ep)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.Run(gctx) })
 	g.Go(func() error { return co.Run(gctx) })
+	g.Go(func() error { return ui.run(gctx) })
 	g.Go(func() error { return ep.Run(gctx) })
 	g.Go(func() error { return brought.Run(gctx) })
 	if c.Brought != nil {

@@ -26,6 +26,7 @@ type Config struct {
 	DataDir     string      `mapstructure:"data_dir"` // identity, etcd's data and caches
 	Log         Log         `mapstructure:"log"`
 	Coordinator Coordinator `mapstructure:"coordinator"`
+	Comfy       Comfy       `mapstructure:"comfy"`
 	Agent       Agent       `mapstructure:"agent"`
 	Models      Models      `mapstructure:"models"`
 	Transport   Transport   `mapstructure:"transport"`
@@ -46,6 +47,14 @@ type Coordinator struct {
 	Advertise []string      `mapstructure:"advertise"` // addresses put into tokens; empty: the listening ones
 	LeaseTTL  time.Duration `mapstructure:"lease_ttl"` // how long a silent node stays registered
 	Etcd      Etcd          `mapstructure:"etcd"`
+}
+
+// Comfy configures ComfyUI's own API on the coordinator.
+type Comfy struct {
+	Listen  string   `mapstructure:"listen"`  // empty: off
+	Allow   []string `mapstructure:"allow"`   // networks besides loopback whose clients are answered
+	Origins []string `mapstructure:"origins"` // of other web pages that may use it; *: any
+	Storage Bytes    `mapstructure:"storage"` // of files that are kept
 }
 
 // Etcd says which etcd keeps the state. Without endpoints the coordinator
@@ -110,6 +119,7 @@ func Default() Config {
 			LeaseTTL: 20 * time.Second,
 			Etcd:     Etcd{ClientListen: "127.0.0.1:7802"},
 		},
+		Comfy: Comfy{Storage: 20_000_000_000},
 		Agent: Agent{Listen: "127.0.0.1:7800", Engine: "auto", Torch: Torch{Attention: "auto"}},
 		Transport: Transport{
 			HandshakeTimeout: 10 * time.Second,

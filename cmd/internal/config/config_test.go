@@ -176,6 +176,7 @@ func TestRefusals(t *testing.T) {
 		{name: "two misspelt keys", file: "c.toml", text: "dat_dir = 1\n[log]\nlvl = 2\n", want: []string{`"data_dir"`, `"log.level"`}},
 		{name: "section as value", file: "c.yaml", text: "agent: 6GB\n", want: []string{`"agent" is a section`}},
 		{name: "unreadable value", file: "c.json", text: `{"agent":{"threads":"many"}}`, want: []string{"threads"}},
+		{name: "network", env: map[string]string{"DISTORCH_COMFY_ALLOW": "10.0.0.0/8,home"}, want: []string{"comfy.allow", `"home"`}},
 		{name: "unreadable amount", file: "c.yaml", text: "agent: {memory: 6 parsecs}\n", want: []string{"6 parsecs", "512MiB"}},
 		{name: "broken file", file: "c.yaml", text: "agent: [", want: []string{"c.yaml"}},
 		{name: "huge file", file: "c.yaml", text: strings.Repeat("#", maxFileBytes+1), want: []string{"at most"}},
@@ -186,7 +187,9 @@ coordinator: {listen: nowhere, lease_ttl: 1s, etcd: {endpoints: ["http://a:1"], 
 agent: {name: "a b", listen: "example:1", advertise: ":1", threads: -1, cpu_isa: sse2, engine: cuda, labels: [x], memory: 1GB, reserve: 1GB}
 transport: {silence_limit: 1ms}
 client: {coordinator: "127.0.0.1:0"}
+comfy: {listen: "0.0.0.0:8188", origins: [x], storage: 1MB}
 `, want: []string{
+			"comfy.listen", "ComfyUI's API knows no passwords", "comfy.origins", "comfy.storage",
 			"log.level", "debug, info, warn, error", "log.format", "coordinator.listen", "coordinator.lease_ttl", "coordinator.etcd.endpoints", "https://",
 			"coordinator.etcd.cert_file", "agent.name", "agent.listen", "agent.advertise", "agent.threads", "agent.cpu_isa", "avx512bf16, avx512, avx2, generic", "agent.engine",
 			"agent.labels", "agent.reserve", "transport.silence_limit", "client.coordinator",

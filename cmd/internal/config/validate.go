@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -56,6 +57,7 @@ func (c *Config) Validate() error {
 	check("coordinator.etcd.client_listen", listenAddress(co.Etcd.ClientListen))
 	check("coordinator.etcd.cert_file", together(co.Etcd.CertFile, co.Etcd.KeyFile, "coordinator.etcd.key_file"))
 
+	c.Comfy.check(check)
 	a := &c.Agent
 	check("agent.name", nodeName(a.Name))
 	check("agent.listen", listenAddress(a.Listen))
@@ -91,6 +93,44 @@ func (c *Config) Validate() error {
 	check("client.coordinator", dialAddress(c.Client.Coordinator))
 	check("client.timeout", between(c.Client.Timeout, time.Millisecond, time.Hour))
 	return errors.Join(errs...)
+}
+
+// Networks are those besides loopback whose clients the API answers.
+func (c *Comfy) Networks() (out []netip.Prefix, err error) {
+	for _, a := range c.Allow {
+		p, err := netip.ParsePrefix(a)
+		if err != nil {
+			ip, iperr := netip.ParseAddr(a)
+			if iperr != nil {
+				return nil, fmt.Errorf("%q: want a network such as 192.168.1.0/24, or an address", a)
+			}
+			p = netip.PrefixFrom(ip, ip.BitLen())
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}
+
+func (c *Comfy) check(check func(key string, err error)) {
+	_, err := c.Networks()
+	check("comfy.allow", err)
+	for _, o := range c.Origins {
+		if u, err := url.Parse(o); o != "*" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.Path != "") {
+			check("comfy.origins", fmt.Errorf("%q: want https://host:port, or *", o))
+		}
+	}
+	if c.Storage < 100_000_000 {
+		check("comfy.storage", fmt.Errorf("%s: want 100MB or more", c.Storage))
+	}
+	if c.Listen == "" {
+		return
+	}
+	err = listenAddress(c.Listen)
+	check("comfy.listen", err)
+	host, _, _ := net.SplitHostPort(c.Listen) //nolint:errcheck // told above
+	if ip, parsed := netip.ParseAddr(host); err == nil && host != "localhost" && (parsed != nil || !ip.IsLoopback()) && len(c.Allow) == 0 {
+		check("comfy.listen", fmt.Errorf("%q: others reach this address, and ComfyUI's API knows no passwords; name the networks to trust in comfy.allow, or listen on 127.0.0.1", c.Listen))
+	}
 }
 
 // LabelMap is the agent's labels by key.

@@ -5383,6 +5383,465 @@ func (x *VersionResponse) GetCluster() string {
 	return ""
 }
 
+// ComfyWorkerRecord is /comfy/workers/<name>: a ComfyUI that runs whole prompts.
+type ComfyWorkerRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"` // http://host:8188, perhaps with a path
+	AddedUnix     int64                  `protobuf:"varint,3,opt,name=added_unix,json=addedUnix,proto3" json:"added_unix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ComfyWorkerRecord) Reset() {
+	*x = ComfyWorkerRecord{}
+	mi := &file_distorch_v1_control_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ComfyWorkerRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ComfyWorkerRecord) ProtoMessage() {}
+
+func (x *ComfyWorkerRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ComfyWorkerRecord.ProtoReflect.Descriptor instead.
+func (*ComfyWorkerRecord) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *ComfyWorkerRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ComfyWorkerRecord) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *ComfyWorkerRecord) GetAddedUnix() int64 {
+	if x != nil {
+		return x.AddedUnix
+	}
+	return 0
+}
+
+// ComfyWorker is a registered worker and, where the coordinator that answers has
+// ComfyUI's API on, what it knows of it.
+type ComfyWorker struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Record        *ComfyWorkerRecord     `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	Live          bool                   `protobuf:"varint,2,opt,name=live,proto3" json:"live,omitempty"`
+	Problem       string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`     // why it is not live
+	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`     // of ComfyUI
+	Classes       uint32                 `protobuf:"varint,5,opt,name=classes,proto3" json:"classes,omitempty"`    // node classes that it has
+	Busy          bool                   `protobuf:"varint,6,opt,name=busy,proto3" json:"busy,omitempty"`          // runs a prompt of ours
+	Queued        uint32                 `protobuf:"varint,7,opt,name=queued,proto3" json:"queued,omitempty"`      // prompts of others in its own queue
+	Prompts       uint64                 `protobuf:"varint,8,opt,name=prompts,proto3" json:"prompts,omitempty"`    // given to it since the coordinator started
+	Lost          uint64                 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`          // of these, lost with it
+	Replaces      bool                   `protobuf:"varint,10,opt,name=replaces,proto3" json:"replaces,omitempty"` // has the node that runs models of the cluster
+	Devices       []string               `protobuf:"bytes,11,rep,name=devices,proto3" json:"devices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ComfyWorker) Reset() {
+	*x = ComfyWorker{}
+	mi := &file_distorch_v1_control_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ComfyWorker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ComfyWorker) ProtoMessage() {}
+
+func (x *ComfyWorker) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ComfyWorker.ProtoReflect.Descriptor instead.
+func (*ComfyWorker) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ComfyWorker) GetRecord() *ComfyWorkerRecord {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *ComfyWorker) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *ComfyWorker) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *ComfyWorker) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ComfyWorker) GetClasses() uint32 {
+	if x != nil {
+		return x.Classes
+	}
+	return 0
+}
+
+func (x *ComfyWorker) GetBusy() bool {
+	if x != nil {
+		return x.Busy
+	}
+	return false
+}
+
+func (x *ComfyWorker) GetQueued() uint32 {
+	if x != nil {
+		return x.Queued
+	}
+	return 0
+}
+
+func (x *ComfyWorker) GetPrompts() uint64 {
+	if x != nil {
+		return x.Prompts
+	}
+	return 0
+}
+
+func (x *ComfyWorker) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *ComfyWorker) GetReplaces() bool {
+	if x != nil {
+		return x.Replaces
+	}
+	return false
+}
+
+func (x *ComfyWorker) GetDevices() []string {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+type AddComfyWorkerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // empty: made of the URL
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	Unchecked     bool                   `protobuf:"varint,3,opt,name=unchecked,proto3" json:"unchecked,omitempty"` // it need not answer now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddComfyWorkerRequest) Reset() {
+	*x = AddComfyWorkerRequest{}
+	mi := &file_distorch_v1_control_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddComfyWorkerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddComfyWorkerRequest) ProtoMessage() {}
+
+func (x *AddComfyWorkerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddComfyWorkerRequest.ProtoReflect.Descriptor instead.
+func (*AddComfyWorkerRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *AddComfyWorkerRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddComfyWorkerRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *AddComfyWorkerRequest) GetUnchecked() bool {
+	if x != nil {
+		return x.Unchecked
+	}
+	return false
+}
+
+type AddComfyWorkerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        *ComfyWorker           `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddComfyWorkerResponse) Reset() {
+	*x = AddComfyWorkerResponse{}
+	mi := &file_distorch_v1_control_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddComfyWorkerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddComfyWorkerResponse) ProtoMessage() {}
+
+func (x *AddComfyWorkerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddComfyWorkerResponse.ProtoReflect.Descriptor instead.
+func (*AddComfyWorkerResponse) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *AddComfyWorkerResponse) GetWorker() *ComfyWorker {
+	if x != nil {
+		return x.Worker
+	}
+	return nil
+}
+
+type ListComfyWorkersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListComfyWorkersRequest) Reset() {
+	*x = ListComfyWorkersRequest{}
+	mi := &file_distorch_v1_control_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListComfyWorkersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListComfyWorkersRequest) ProtoMessage() {}
+
+func (x *ListComfyWorkersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListComfyWorkersRequest.ProtoReflect.Descriptor instead.
+func (*ListComfyWorkersRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{68}
+}
+
+type ListComfyWorkersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Workers       []*ComfyWorker         `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
+	Listen        string                 `protobuf:"bytes,2,opt,name=listen,proto3" json:"listen,omitempty"` // where this coordinator serves ComfyUI's API; empty: nowhere
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListComfyWorkersResponse) Reset() {
+	*x = ListComfyWorkersResponse{}
+	mi := &file_distorch_v1_control_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListComfyWorkersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListComfyWorkersResponse) ProtoMessage() {}
+
+func (x *ListComfyWorkersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListComfyWorkersResponse.ProtoReflect.Descriptor instead.
+func (*ListComfyWorkersResponse) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ListComfyWorkersResponse) GetWorkers() []*ComfyWorker {
+	if x != nil {
+		return x.Workers
+	}
+	return nil
+}
+
+func (x *ListComfyWorkersResponse) GetListen() string {
+	if x != nil {
+		return x.Listen
+	}
+	return ""
+}
+
+type RemoveComfyWorkerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveComfyWorkerRequest) Reset() {
+	*x = RemoveComfyWorkerRequest{}
+	mi := &file_distorch_v1_control_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveComfyWorkerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveComfyWorkerRequest) ProtoMessage() {}
+
+func (x *RemoveComfyWorkerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveComfyWorkerRequest.ProtoReflect.Descriptor instead.
+func (*RemoveComfyWorkerRequest) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *RemoveComfyWorkerRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveComfyWorkerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveComfyWorkerResponse) Reset() {
+	*x = RemoveComfyWorkerResponse{}
+	mi := &file_distorch_v1_control_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveComfyWorkerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveComfyWorkerResponse) ProtoMessage() {}
+
+func (x *RemoveComfyWorkerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_distorch_v1_control_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveComfyWorkerResponse.ProtoReflect.Descriptor instead.
+func (*RemoveComfyWorkerResponse) Descriptor() ([]byte, []int) {
+	return file_distorch_v1_control_proto_rawDescGZIP(), []int{71}
+}
+
 var File_distorch_v1_control_proto protoreflect.FileDescriptor
 
 const file_distorch_v1_control_proto_rawDesc = "" +
@@ -5904,7 +6363,39 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\fprotocol_min\x18\x02 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x03 \x01(\rR\vprotocolMax\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster2\x85\b\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster\"X\n" +
+	"\x11ComfyWorkerRecord\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x1d\n" +
+	"\n" +
+	"added_unix\x18\x03 \x01(\x03R\taddedUnix\"\xb7\x02\n" +
+	"\vComfyWorker\x126\n" +
+	"\x06record\x18\x01 \x01(\v2\x1e.distorch.v1.ComfyWorkerRecordR\x06record\x12\x12\n" +
+	"\x04live\x18\x02 \x01(\bR\x04live\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x18\n" +
+	"\aclasses\x18\x05 \x01(\rR\aclasses\x12\x12\n" +
+	"\x04busy\x18\x06 \x01(\bR\x04busy\x12\x16\n" +
+	"\x06queued\x18\a \x01(\rR\x06queued\x12\x18\n" +
+	"\aprompts\x18\b \x01(\x04R\aprompts\x12\x12\n" +
+	"\x04lost\x18\t \x01(\x04R\x04lost\x12\x1a\n" +
+	"\breplaces\x18\n" +
+	" \x01(\bR\breplaces\x12\x18\n" +
+	"\adevices\x18\v \x03(\tR\adevices\"[\n" +
+	"\x15AddComfyWorkerRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x1c\n" +
+	"\tunchecked\x18\x03 \x01(\bR\tunchecked\"J\n" +
+	"\x16AddComfyWorkerResponse\x120\n" +
+	"\x06worker\x18\x01 \x01(\v2\x18.distorch.v1.ComfyWorkerR\x06worker\"\x19\n" +
+	"\x17ListComfyWorkersRequest\"f\n" +
+	"\x18ListComfyWorkersResponse\x122\n" +
+	"\aworkers\x18\x01 \x03(\v2\x18.distorch.v1.ComfyWorkerR\aworkers\x12\x16\n" +
+	"\x06listen\x18\x02 \x01(\tR\x06listen\".\n" +
+	"\x18RemoveComfyWorkerRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x1b\n" +
+	"\x19RemoveComfyWorkerResponse2\xa5\n" +
+	"\n" +
 	"\aControl\x12D\n" +
 	"\aVersion\x12\x1b.distorch.v1.VersionRequest\x1a\x1c.distorch.v1.VersionResponse\x12P\n" +
 	"\vCreateToken\x12\x1f.distorch.v1.CreateTokenRequest\x1a .distorch.v1.CreateTokenResponse\x12M\n" +
@@ -5922,7 +6413,10 @@ const file_distorch_v1_control_proto_rawDesc = "" +
 	"\x04Plan\x12\x18.distorch.v1.PlanRequest\x1a\x19.distorch.v1.PlanResponse\x12A\n" +
 	"\x06Deploy\x12\x1a.distorch.v1.DeployRequest\x1a\x1b.distorch.v1.DeployResponse\x12A\n" +
 	"\x06Status\x12\x1a.distorch.v1.StatusRequest\x1a\x1b.distorch.v1.StatusResponse\x12G\n" +
-	"\bUndeploy\x12\x1c.distorch.v1.UndeployRequest\x1a\x1d.distorch.v1.UndeployResponseB;Z9github.com/distorch/distorch/proto/distorch/v1;distorchv1b\x06proto3"
+	"\bUndeploy\x12\x1c.distorch.v1.UndeployRequest\x1a\x1d.distorch.v1.UndeployResponse\x12Y\n" +
+	"\x0eAddComfyWorker\x12\".distorch.v1.AddComfyWorkerRequest\x1a#.distorch.v1.AddComfyWorkerResponse\x12_\n" +
+	"\x10ListComfyWorkers\x12$.distorch.v1.ListComfyWorkersRequest\x1a%.distorch.v1.ListComfyWorkersResponse\x12b\n" +
+	"\x11RemoveComfyWorker\x12%.distorch.v1.RemoveComfyWorkerRequest\x1a&.distorch.v1.RemoveComfyWorkerResponseB;Z9github.com/distorch/distorch/proto/distorch/v1;distorchv1b\x06proto3"
 
 var (
 	file_distorch_v1_control_proto_rawDescOnce sync.Once
@@ -5937,99 +6431,107 @@ func file_distorch_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_distorch_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_distorch_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_distorch_v1_control_proto_goTypes = []any{
-	(BlockTier_Kind)(0),         // 0: distorch.v1.BlockTier.Kind
-	(Observed_State)(0),         // 1: distorch.v1.Observed.State
-	(Finding_Severity)(0),       // 2: distorch.v1.Finding.Severity
-	(*Workload)(nil),            // 3: distorch.v1.Workload
-	(*Rates)(nil),               // 4: distorch.v1.Rates
-	(*RateUncertainty)(nil),     // 5: distorch.v1.RateUncertainty
-	(*Feedback)(nil),            // 6: distorch.v1.Feedback
-	(*Device)(nil),              // 7: distorch.v1.Device
-	(*DevicePeer)(nil),          // 8: distorch.v1.DevicePeer
-	(*NodeRecord)(nil),          // 9: distorch.v1.NodeRecord
-	(*LostDevice)(nil),          // 10: distorch.v1.LostDevice
-	(*SeenDevice)(nil),          // 11: distorch.v1.SeenDevice
-	(*PeerLink)(nil),            // 12: distorch.v1.PeerLink
-	(*LinkRecord)(nil),          // 13: distorch.v1.LinkRecord
-	(*WeightEntry)(nil),         // 14: distorch.v1.WeightEntry
-	(*ModelRecord)(nil),         // 15: distorch.v1.ModelRecord
-	(*HolderRecord)(nil),        // 16: distorch.v1.HolderRecord
-	(*Pin)(nil),                 // 17: distorch.v1.Pin
-	(*LoRA)(nil),                // 18: distorch.v1.LoRA
-	(*DeploymentSpec)(nil),      // 19: distorch.v1.DeploymentSpec
-	(*StageForecast)(nil),       // 20: distorch.v1.StageForecast
-	(*BlockTier)(nil),           // 21: distorch.v1.BlockTier
-	(*Stage)(nil),               // 22: distorch.v1.Stage
-	(*Forecast)(nil),            // 23: distorch.v1.Forecast
-	(*UnusedNode)(nil),          // 24: distorch.v1.UnusedNode
-	(*NodeLoss)(nil),            // 25: distorch.v1.NodeLoss
-	(*Certificate)(nil),         // 26: distorch.v1.Certificate
-	(*BarredNode)(nil),          // 27: distorch.v1.BarredNode
-	(*Plan)(nil),                // 28: distorch.v1.Plan
-	(*Observed)(nil),            // 29: distorch.v1.Observed
-	(*TokenRecord)(nil),         // 30: distorch.v1.TokenRecord
-	(*ClientRecord)(nil),        // 31: distorch.v1.ClientRecord
-	(*CreateTokenRequest)(nil),  // 32: distorch.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil), // 33: distorch.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),   // 34: distorch.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),  // 35: distorch.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),  // 36: distorch.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil), // 37: distorch.v1.RevokeTokenResponse
-	(*ListNodesRequest)(nil),    // 38: distorch.v1.ListNodesRequest
-	(*NodeStatus)(nil),          // 39: distorch.v1.NodeStatus
-	(*ListNodesResponse)(nil),   // 40: distorch.v1.ListNodesResponse
-	(*MeasureLinkRequest)(nil),  // 41: distorch.v1.MeasureLinkRequest
-	(*DiagnoseRequest)(nil),     // 42: distorch.v1.DiagnoseRequest
-	(*Finding)(nil),             // 43: distorch.v1.Finding
-	(*PeerReach)(nil),           // 44: distorch.v1.PeerReach
-	(*DiagnoseResponse)(nil),    // 45: distorch.v1.DiagnoseResponse
-	(*LendRequest)(nil),         // 46: distorch.v1.LendRequest
-	(*LentStage)(nil),           // 47: distorch.v1.LentStage
-	(*LendResponse)(nil),        // 48: distorch.v1.LendResponse
-	(*RemoveNodeRequest)(nil),   // 49: distorch.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),  // 50: distorch.v1.RemoveNodeResponse
-	(*ListModelsRequest)(nil),   // 51: distorch.v1.ListModelsRequest
-	(*ModelStatus)(nil),         // 52: distorch.v1.ModelStatus
-	(*ListModelsResponse)(nil),  // 53: distorch.v1.ListModelsResponse
-	(*PlanRequest)(nil),         // 54: distorch.v1.PlanRequest
-	(*PlanResponse)(nil),        // 55: distorch.v1.PlanResponse
-	(*DeployRequest)(nil),       // 56: distorch.v1.DeployRequest
-	(*DeployResponse)(nil),      // 57: distorch.v1.DeployResponse
-	(*DeploymentStatus)(nil),    // 58: distorch.v1.DeploymentStatus
-	(*TierStats)(nil),           // 59: distorch.v1.TierStats
-	(*StageStats)(nil),          // 60: distorch.v1.StageStats
-	(*StatusRequest)(nil),       // 61: distorch.v1.StatusRequest
-	(*StatusResponse)(nil),      // 62: distorch.v1.StatusResponse
-	(*UndeployRequest)(nil),     // 63: distorch.v1.UndeployRequest
-	(*UndeployResponse)(nil),    // 64: distorch.v1.UndeployResponse
-	(*VersionRequest)(nil),      // 65: distorch.v1.VersionRequest
-	(*VersionResponse)(nil),     // 66: distorch.v1.VersionResponse
-	nil,                         // 67: distorch.v1.Workload.DimsEntry
-	nil,                         // 68: distorch.v1.NodeRecord.LabelsEntry
-	nil,                         // 69: distorch.v1.ModelRecord.HyperParametersEntry
-	nil,                         // 70: distorch.v1.LoRA.HyperParametersEntry
-	(*durationpb.Duration)(nil), // 71: google.protobuf.Duration
-	(*Model)(nil),               // 72: distorch.v1.Model
+	(BlockTier_Kind)(0),               // 0: distorch.v1.BlockTier.Kind
+	(Observed_State)(0),               // 1: distorch.v1.Observed.State
+	(Finding_Severity)(0),             // 2: distorch.v1.Finding.Severity
+	(*Workload)(nil),                  // 3: distorch.v1.Workload
+	(*Rates)(nil),                     // 4: distorch.v1.Rates
+	(*RateUncertainty)(nil),           // 5: distorch.v1.RateUncertainty
+	(*Feedback)(nil),                  // 6: distorch.v1.Feedback
+	(*Device)(nil),                    // 7: distorch.v1.Device
+	(*DevicePeer)(nil),                // 8: distorch.v1.DevicePeer
+	(*NodeRecord)(nil),                // 9: distorch.v1.NodeRecord
+	(*LostDevice)(nil),                // 10: distorch.v1.LostDevice
+	(*SeenDevice)(nil),                // 11: distorch.v1.SeenDevice
+	(*PeerLink)(nil),                  // 12: distorch.v1.PeerLink
+	(*LinkRecord)(nil),                // 13: distorch.v1.LinkRecord
+	(*WeightEntry)(nil),               // 14: distorch.v1.WeightEntry
+	(*ModelRecord)(nil),               // 15: distorch.v1.ModelRecord
+	(*HolderRecord)(nil),              // 16: distorch.v1.HolderRecord
+	(*Pin)(nil),                       // 17: distorch.v1.Pin
+	(*LoRA)(nil),                      // 18: distorch.v1.LoRA
+	(*DeploymentSpec)(nil),            // 19: distorch.v1.DeploymentSpec
+	(*StageForecast)(nil),             // 20: distorch.v1.StageForecast
+	(*BlockTier)(nil),                 // 21: distorch.v1.BlockTier
+	(*Stage)(nil),                     // 22: distorch.v1.Stage
+	(*Forecast)(nil),                  // 23: distorch.v1.Forecast
+	(*UnusedNode)(nil),                // 24: distorch.v1.UnusedNode
+	(*NodeLoss)(nil),                  // 25: distorch.v1.NodeLoss
+	(*Certificate)(nil),               // 26: distorch.v1.Certificate
+	(*BarredNode)(nil),                // 27: distorch.v1.BarredNode
+	(*Plan)(nil),                      // 28: distorch.v1.Plan
+	(*Observed)(nil),                  // 29: distorch.v1.Observed
+	(*TokenRecord)(nil),               // 30: distorch.v1.TokenRecord
+	(*ClientRecord)(nil),              // 31: distorch.v1.ClientRecord
+	(*CreateTokenRequest)(nil),        // 32: distorch.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 33: distorch.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),         // 34: distorch.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 35: distorch.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),        // 36: distorch.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 37: distorch.v1.RevokeTokenResponse
+	(*ListNodesRequest)(nil),          // 38: distorch.v1.ListNodesRequest
+	(*NodeStatus)(nil),                // 39: distorch.v1.NodeStatus
+	(*ListNodesResponse)(nil),         // 40: distorch.v1.ListNodesResponse
+	(*MeasureLinkRequest)(nil),        // 41: distorch.v1.MeasureLinkRequest
+	(*DiagnoseRequest)(nil),           // 42: distorch.v1.DiagnoseRequest
+	(*Finding)(nil),                   // 43: distorch.v1.Finding
+	(*PeerReach)(nil),                 // 44: distorch.v1.PeerReach
+	(*DiagnoseResponse)(nil),          // 45: distorch.v1.DiagnoseResponse
+	(*LendRequest)(nil),               // 46: distorch.v1.LendRequest
+	(*LentStage)(nil),                 // 47: distorch.v1.LentStage
+	(*LendResponse)(nil),              // 48: distorch.v1.LendResponse
+	(*RemoveNodeRequest)(nil),         // 49: distorch.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 50: distorch.v1.RemoveNodeResponse
+	(*ListModelsRequest)(nil),         // 51: distorch.v1.ListModelsRequest
+	(*ModelStatus)(nil),               // 52: distorch.v1.ModelStatus
+	(*ListModelsResponse)(nil),        // 53: distorch.v1.ListModelsResponse
+	(*PlanRequest)(nil),               // 54: distorch.v1.PlanRequest
+	(*PlanResponse)(nil),              // 55: distorch.v1.PlanResponse
+	(*DeployRequest)(nil),             // 56: distorch.v1.DeployRequest
+	(*DeployResponse)(nil),            // 57: distorch.v1.DeployResponse
+	(*DeploymentStatus)(nil),          // 58: distorch.v1.DeploymentStatus
+	(*TierStats)(nil),                 // 59: distorch.v1.TierStats
+	(*StageStats)(nil),                // 60: distorch.v1.StageStats
+	(*StatusRequest)(nil),             // 61: distorch.v1.StatusRequest
+	(*StatusResponse)(nil),            // 62: distorch.v1.StatusResponse
+	(*UndeployRequest)(nil),           // 63: distorch.v1.UndeployRequest
+	(*UndeployResponse)(nil),          // 64: distorch.v1.UndeployResponse
+	(*VersionRequest)(nil),            // 65: distorch.v1.VersionRequest
+	(*VersionResponse)(nil),           // 66: distorch.v1.VersionResponse
+	(*ComfyWorkerRecord)(nil),         // 67: distorch.v1.ComfyWorkerRecord
+	(*ComfyWorker)(nil),               // 68: distorch.v1.ComfyWorker
+	(*AddComfyWorkerRequest)(nil),     // 69: distorch.v1.AddComfyWorkerRequest
+	(*AddComfyWorkerResponse)(nil),    // 70: distorch.v1.AddComfyWorkerResponse
+	(*ListComfyWorkersRequest)(nil),   // 71: distorch.v1.ListComfyWorkersRequest
+	(*ListComfyWorkersResponse)(nil),  // 72: distorch.v1.ListComfyWorkersResponse
+	(*RemoveComfyWorkerRequest)(nil),  // 73: distorch.v1.RemoveComfyWorkerRequest
+	(*RemoveComfyWorkerResponse)(nil), // 74: distorch.v1.RemoveComfyWorkerResponse
+	nil,                               // 75: distorch.v1.Workload.DimsEntry
+	nil,                               // 76: distorch.v1.NodeRecord.LabelsEntry
+	nil,                               // 77: distorch.v1.ModelRecord.HyperParametersEntry
+	nil,                               // 78: distorch.v1.LoRA.HyperParametersEntry
+	(*durationpb.Duration)(nil),       // 79: google.protobuf.Duration
+	(*Model)(nil),                     // 80: distorch.v1.Model
 }
 var file_distorch_v1_control_proto_depIdxs = []int32{
-	67, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
+	75, // 0: distorch.v1.Workload.dims:type_name -> distorch.v1.Workload.DimsEntry
 	5,  // 1: distorch.v1.Rates.uncertainty:type_name -> distorch.v1.RateUncertainty
 	4,  // 2: distorch.v1.Device.rates:type_name -> distorch.v1.Rates
 	6,  // 3: distorch.v1.Device.feedback:type_name -> distorch.v1.Feedback
 	8,  // 4: distorch.v1.Device.peers:type_name -> distorch.v1.DevicePeer
 	7,  // 5: distorch.v1.NodeRecord.devices:type_name -> distorch.v1.Device
-	68, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
+	76, // 6: distorch.v1.NodeRecord.labels:type_name -> distorch.v1.NodeRecord.LabelsEntry
 	10, // 7: distorch.v1.NodeRecord.lost:type_name -> distorch.v1.LostDevice
 	11, // 8: distorch.v1.NodeRecord.seen_devices:type_name -> distorch.v1.SeenDevice
-	71, // 9: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
-	71, // 10: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
+	79, // 9: distorch.v1.PeerLink.round_trip:type_name -> google.protobuf.Duration
+	79, // 10: distorch.v1.LinkRecord.latency:type_name -> google.protobuf.Duration
 	12, // 11: distorch.v1.LinkRecord.peers:type_name -> distorch.v1.PeerLink
-	72, // 12: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
+	80, // 12: distorch.v1.ModelRecord.graph:type_name -> distorch.v1.Model
 	14, // 13: distorch.v1.ModelRecord.weights:type_name -> distorch.v1.WeightEntry
-	69, // 14: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
-	70, // 15: distorch.v1.LoRA.hyper_parameters:type_name -> distorch.v1.LoRA.HyperParametersEntry
+	77, // 14: distorch.v1.ModelRecord.hyper_parameters:type_name -> distorch.v1.ModelRecord.HyperParametersEntry
+	78, // 15: distorch.v1.LoRA.hyper_parameters:type_name -> distorch.v1.LoRA.HyperParametersEntry
 	3,  // 16: distorch.v1.DeploymentSpec.workload:type_name -> distorch.v1.Workload
 	17, // 17: distorch.v1.DeploymentSpec.pins:type_name -> distorch.v1.Pin
 	18, // 18: distorch.v1.DeploymentSpec.loras:type_name -> distorch.v1.LoRA
@@ -6045,19 +6547,19 @@ var file_distorch_v1_control_proto_depIdxs = []int32{
 	27, // 28: distorch.v1.Plan.barred:type_name -> distorch.v1.BarredNode
 	18, // 29: distorch.v1.Plan.loras:type_name -> distorch.v1.LoRA
 	1,  // 30: distorch.v1.Observed.state:type_name -> distorch.v1.Observed.State
-	71, // 31: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
-	71, // 32: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	79, // 31: distorch.v1.TokenRecord.ttl:type_name -> google.protobuf.Duration
+	79, // 32: distorch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	31, // 33: distorch.v1.ListTokensResponse.clients:type_name -> distorch.v1.ClientRecord
 	9,  // 34: distorch.v1.NodeStatus.record:type_name -> distorch.v1.NodeRecord
 	13, // 35: distorch.v1.NodeStatus.link:type_name -> distorch.v1.LinkRecord
 	39, // 36: distorch.v1.ListNodesResponse.nodes:type_name -> distorch.v1.NodeStatus
 	2,  // 37: distorch.v1.Finding.severity:type_name -> distorch.v1.Finding.Severity
-	71, // 38: distorch.v1.PeerReach.round_trip:type_name -> google.protobuf.Duration
+	79, // 38: distorch.v1.PeerReach.round_trip:type_name -> google.protobuf.Duration
 	43, // 39: distorch.v1.DiagnoseResponse.findings:type_name -> distorch.v1.Finding
 	44, // 40: distorch.v1.DiagnoseResponse.peers:type_name -> distorch.v1.PeerReach
-	71, // 41: distorch.v1.LendRequest.duration:type_name -> google.protobuf.Duration
-	71, // 42: distorch.v1.LendResponse.took:type_name -> google.protobuf.Duration
-	71, // 43: distorch.v1.LendResponse.left:type_name -> google.protobuf.Duration
+	79, // 41: distorch.v1.LendRequest.duration:type_name -> google.protobuf.Duration
+	79, // 42: distorch.v1.LendResponse.took:type_name -> google.protobuf.Duration
+	79, // 43: distorch.v1.LendResponse.left:type_name -> google.protobuf.Duration
 	47, // 44: distorch.v1.LendResponse.stages:type_name -> distorch.v1.LentStage
 	15, // 45: distorch.v1.ModelStatus.record:type_name -> distorch.v1.ModelRecord
 	52, // 46: distorch.v1.ListModelsResponse.models:type_name -> distorch.v1.ModelStatus
@@ -6070,46 +6572,55 @@ var file_distorch_v1_control_proto_depIdxs = []int32{
 	29, // 53: distorch.v1.DeploymentStatus.observed:type_name -> distorch.v1.Observed
 	60, // 54: distorch.v1.DeploymentStatus.stages:type_name -> distorch.v1.StageStats
 	0,  // 55: distorch.v1.TierStats.kind:type_name -> distorch.v1.BlockTier.Kind
-	71, // 56: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
-	71, // 57: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
-	71, // 58: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
+	79, // 56: distorch.v1.TierStats.stall:type_name -> google.protobuf.Duration
+	79, // 57: distorch.v1.TierStats.transfer:type_name -> google.protobuf.Duration
+	79, // 58: distorch.v1.StageStats.compute:type_name -> google.protobuf.Duration
 	6,  // 59: distorch.v1.StageStats.feedback:type_name -> distorch.v1.Feedback
 	59, // 60: distorch.v1.StageStats.tiers:type_name -> distorch.v1.TierStats
-	71, // 61: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
+	79, // 61: distorch.v1.StageStats.stall:type_name -> google.protobuf.Duration
 	58, // 62: distorch.v1.StatusResponse.deployments:type_name -> distorch.v1.DeploymentStatus
-	65, // 63: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
-	32, // 64: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
-	34, // 65: distorch.v1.Control.ListTokens:input_type -> distorch.v1.ListTokensRequest
-	36, // 66: distorch.v1.Control.RevokeToken:input_type -> distorch.v1.RevokeTokenRequest
-	38, // 67: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
-	41, // 68: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
-	42, // 69: distorch.v1.Control.Diagnose:input_type -> distorch.v1.DiagnoseRequest
-	46, // 70: distorch.v1.Control.Lend:input_type -> distorch.v1.LendRequest
-	49, // 71: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
-	51, // 72: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
-	54, // 73: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
-	56, // 74: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
-	61, // 75: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
-	63, // 76: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
-	66, // 77: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
-	33, // 78: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
-	35, // 79: distorch.v1.Control.ListTokens:output_type -> distorch.v1.ListTokensResponse
-	37, // 80: distorch.v1.Control.RevokeToken:output_type -> distorch.v1.RevokeTokenResponse
-	40, // 81: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
-	12, // 82: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
-	45, // 83: distorch.v1.Control.Diagnose:output_type -> distorch.v1.DiagnoseResponse
-	48, // 84: distorch.v1.Control.Lend:output_type -> distorch.v1.LendResponse
-	50, // 85: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
-	53, // 86: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
-	55, // 87: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
-	57, // 88: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
-	62, // 89: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
-	64, // 90: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
-	77, // [77:91] is the sub-list for method output_type
-	63, // [63:77] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	67, // 63: distorch.v1.ComfyWorker.record:type_name -> distorch.v1.ComfyWorkerRecord
+	68, // 64: distorch.v1.AddComfyWorkerResponse.worker:type_name -> distorch.v1.ComfyWorker
+	68, // 65: distorch.v1.ListComfyWorkersResponse.workers:type_name -> distorch.v1.ComfyWorker
+	65, // 66: distorch.v1.Control.Version:input_type -> distorch.v1.VersionRequest
+	32, // 67: distorch.v1.Control.CreateToken:input_type -> distorch.v1.CreateTokenRequest
+	34, // 68: distorch.v1.Control.ListTokens:input_type -> distorch.v1.ListTokensRequest
+	36, // 69: distorch.v1.Control.RevokeToken:input_type -> distorch.v1.RevokeTokenRequest
+	38, // 70: distorch.v1.Control.ListNodes:input_type -> distorch.v1.ListNodesRequest
+	41, // 71: distorch.v1.Control.MeasureLink:input_type -> distorch.v1.MeasureLinkRequest
+	42, // 72: distorch.v1.Control.Diagnose:input_type -> distorch.v1.DiagnoseRequest
+	46, // 73: distorch.v1.Control.Lend:input_type -> distorch.v1.LendRequest
+	49, // 74: distorch.v1.Control.RemoveNode:input_type -> distorch.v1.RemoveNodeRequest
+	51, // 75: distorch.v1.Control.ListModels:input_type -> distorch.v1.ListModelsRequest
+	54, // 76: distorch.v1.Control.Plan:input_type -> distorch.v1.PlanRequest
+	56, // 77: distorch.v1.Control.Deploy:input_type -> distorch.v1.DeployRequest
+	61, // 78: distorch.v1.Control.Status:input_type -> distorch.v1.StatusRequest
+	63, // 79: distorch.v1.Control.Undeploy:input_type -> distorch.v1.UndeployRequest
+	69, // 80: distorch.v1.Control.AddComfyWorker:input_type -> distorch.v1.AddComfyWorkerRequest
+	71, // 81: distorch.v1.Control.ListComfyWorkers:input_type -> distorch.v1.ListComfyWorkersRequest
+	73, // 82: distorch.v1.Control.RemoveComfyWorker:input_type -> distorch.v1.RemoveComfyWorkerRequest
+	66, // 83: distorch.v1.Control.Version:output_type -> distorch.v1.VersionResponse
+	33, // 84: distorch.v1.Control.CreateToken:output_type -> distorch.v1.CreateTokenResponse
+	35, // 85: distorch.v1.Control.ListTokens:output_type -> distorch.v1.ListTokensResponse
+	37, // 86: distorch.v1.Control.RevokeToken:output_type -> distorch.v1.RevokeTokenResponse
+	40, // 87: distorch.v1.Control.ListNodes:output_type -> distorch.v1.ListNodesResponse
+	12, // 88: distorch.v1.Control.MeasureLink:output_type -> distorch.v1.PeerLink
+	45, // 89: distorch.v1.Control.Diagnose:output_type -> distorch.v1.DiagnoseResponse
+	48, // 90: distorch.v1.Control.Lend:output_type -> distorch.v1.LendResponse
+	50, // 91: distorch.v1.Control.RemoveNode:output_type -> distorch.v1.RemoveNodeResponse
+	53, // 92: distorch.v1.Control.ListModels:output_type -> distorch.v1.ListModelsResponse
+	55, // 93: distorch.v1.Control.Plan:output_type -> distorch.v1.PlanResponse
+	57, // 94: distorch.v1.Control.Deploy:output_type -> distorch.v1.DeployResponse
+	62, // 95: distorch.v1.Control.Status:output_type -> distorch.v1.StatusResponse
+	64, // 96: distorch.v1.Control.Undeploy:output_type -> distorch.v1.UndeployResponse
+	70, // 97: distorch.v1.Control.AddComfyWorker:output_type -> distorch.v1.AddComfyWorkerResponse
+	72, // 98: distorch.v1.Control.ListComfyWorkers:output_type -> distorch.v1.ListComfyWorkersResponse
+	74, // 99: distorch.v1.Control.RemoveComfyWorker:output_type -> distorch.v1.RemoveComfyWorkerResponse
+	83, // [83:100] is the sub-list for method output_type
+	66, // [66:83] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_distorch_v1_control_proto_init() }
@@ -6124,7 +6635,7 @@ func file_distorch_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_distorch_v1_control_proto_rawDesc), len(file_distorch_v1_control_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   68,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

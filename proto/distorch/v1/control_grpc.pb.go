@@ -25,20 +25,23 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Control_Version_FullMethodName     = "/distorch.v1.Control/Version"
-	Control_CreateToken_FullMethodName = "/distorch.v1.Control/CreateToken"
-	Control_ListTokens_FullMethodName  = "/distorch.v1.Control/ListTokens"
-	Control_RevokeToken_FullMethodName = "/distorch.v1.Control/RevokeToken"
-	Control_ListNodes_FullMethodName   = "/distorch.v1.Control/ListNodes"
-	Control_MeasureLink_FullMethodName = "/distorch.v1.Control/MeasureLink"
-	Control_Diagnose_FullMethodName    = "/distorch.v1.Control/Diagnose"
-	Control_Lend_FullMethodName        = "/distorch.v1.Control/Lend"
-	Control_RemoveNode_FullMethodName  = "/distorch.v1.Control/RemoveNode"
-	Control_ListModels_FullMethodName  = "/distorch.v1.Control/ListModels"
-	Control_Plan_FullMethodName        = "/distorch.v1.Control/Plan"
-	Control_Deploy_FullMethodName      = "/distorch.v1.Control/Deploy"
-	Control_Status_FullMethodName      = "/distorch.v1.Control/Status"
-	Control_Undeploy_FullMethodName    = "/distorch.v1.Control/Undeploy"
+	Control_Version_FullMethodName           = "/distorch.v1.Control/Version"
+	Control_CreateToken_FullMethodName       = "/distorch.v1.Control/CreateToken"
+	Control_ListTokens_FullMethodName        = "/distorch.v1.Control/ListTokens"
+	Control_RevokeToken_FullMethodName       = "/distorch.v1.Control/RevokeToken"
+	Control_ListNodes_FullMethodName         = "/distorch.v1.Control/ListNodes"
+	Control_MeasureLink_FullMethodName       = "/distorch.v1.Control/MeasureLink"
+	Control_Diagnose_FullMethodName          = "/distorch.v1.Control/Diagnose"
+	Control_Lend_FullMethodName              = "/distorch.v1.Control/Lend"
+	Control_RemoveNode_FullMethodName        = "/distorch.v1.Control/RemoveNode"
+	Control_ListModels_FullMethodName        = "/distorch.v1.Control/ListModels"
+	Control_Plan_FullMethodName              = "/distorch.v1.Control/Plan"
+	Control_Deploy_FullMethodName            = "/distorch.v1.Control/Deploy"
+	Control_Status_FullMethodName            = "/distorch.v1.Control/Status"
+	Control_Undeploy_FullMethodName          = "/distorch.v1.Control/Undeploy"
+	Control_AddComfyWorker_FullMethodName    = "/distorch.v1.Control/AddComfyWorker"
+	Control_ListComfyWorkers_FullMethodName  = "/distorch.v1.Control/ListComfyWorkers"
+	Control_RemoveComfyWorker_FullMethodName = "/distorch.v1.Control/RemoveComfyWorker"
 )
 
 // ControlClient is the client API for Control service.
@@ -66,6 +69,10 @@ type ControlClient interface {
 	Deploy(ctx context.Context, in *DeployRequest, opts ...grpc.CallOption) (*DeployResponse, error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	Undeploy(ctx context.Context, in *UndeployRequest, opts ...grpc.CallOption) (*UndeployResponse, error)
+	// AddComfyWorker asks the ComfyUI at the URL for its version first.
+	AddComfyWorker(ctx context.Context, in *AddComfyWorkerRequest, opts ...grpc.CallOption) (*AddComfyWorkerResponse, error)
+	ListComfyWorkers(ctx context.Context, in *ListComfyWorkersRequest, opts ...grpc.CallOption) (*ListComfyWorkersResponse, error)
+	RemoveComfyWorker(ctx context.Context, in *RemoveComfyWorkerRequest, opts ...grpc.CallOption) (*RemoveComfyWorkerResponse, error)
 }
 
 type controlClient struct {
@@ -216,6 +223,36 @@ func (c *controlClient) Undeploy(ctx context.Context, in *UndeployRequest, opts 
 	return out, nil
 }
 
+func (c *controlClient) AddComfyWorker(ctx context.Context, in *AddComfyWorkerRequest, opts ...grpc.CallOption) (*AddComfyWorkerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddComfyWorkerResponse)
+	err := c.cc.Invoke(ctx, Control_AddComfyWorker_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) ListComfyWorkers(ctx context.Context, in *ListComfyWorkersRequest, opts ...grpc.CallOption) (*ListComfyWorkersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListComfyWorkersResponse)
+	err := c.cc.Invoke(ctx, Control_ListComfyWorkers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) RemoveComfyWorker(ctx context.Context, in *RemoveComfyWorkerRequest, opts ...grpc.CallOption) (*RemoveComfyWorkerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveComfyWorkerResponse)
+	err := c.cc.Invoke(ctx, Control_RemoveComfyWorker_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -241,6 +278,10 @@ type ControlServer interface {
 	Deploy(context.Context, *DeployRequest) (*DeployResponse, error)
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	Undeploy(context.Context, *UndeployRequest) (*UndeployResponse, error)
+	// AddComfyWorker asks the ComfyUI at the URL for its version first.
+	AddComfyWorker(context.Context, *AddComfyWorkerRequest) (*AddComfyWorkerResponse, error)
+	ListComfyWorkers(context.Context, *ListComfyWorkersRequest) (*ListComfyWorkersResponse, error)
+	RemoveComfyWorker(context.Context, *RemoveComfyWorkerRequest) (*RemoveComfyWorkerResponse, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -292,6 +333,15 @@ func (UnimplementedControlServer) Status(context.Context, *StatusRequest) (*Stat
 }
 func (UnimplementedControlServer) Undeploy(context.Context, *UndeployRequest) (*UndeployResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Undeploy not implemented")
+}
+func (UnimplementedControlServer) AddComfyWorker(context.Context, *AddComfyWorkerRequest) (*AddComfyWorkerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddComfyWorker not implemented")
+}
+func (UnimplementedControlServer) ListComfyWorkers(context.Context, *ListComfyWorkersRequest) (*ListComfyWorkersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListComfyWorkers not implemented")
+}
+func (UnimplementedControlServer) RemoveComfyWorker(context.Context, *RemoveComfyWorkerRequest) (*RemoveComfyWorkerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveComfyWorker not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -566,6 +616,60 @@ func _Control_Undeploy_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_AddComfyWorker_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddComfyWorkerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).AddComfyWorker(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_AddComfyWorker_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).AddComfyWorker(ctx, req.(*AddComfyWorkerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_ListComfyWorkers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListComfyWorkersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ListComfyWorkers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ListComfyWorkers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ListComfyWorkers(ctx, req.(*ListComfyWorkersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_RemoveComfyWorker_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveComfyWorkerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).RemoveComfyWorker(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_RemoveComfyWorker_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).RemoveComfyWorker(ctx, req.(*RemoveComfyWorkerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -628,6 +732,18 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Undeploy",
 			Handler:    _Control_Undeploy_Handler,
+		},
+		{
+			MethodName: "AddComfyWorker",
+			Handler:    _Control_AddComfyWorker_Handler,
+		},
+		{
+			MethodName: "ListComfyWorkers",
+			Handler:    _Control_ListComfyWorkers_Handler,
+		},
+		{
+			MethodName: "RemoveComfyWorker",
+			Handler:    _Control_RemoveComfyWorker_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
