@@ -200,7 +200,7 @@ func parseTensors(what string, body []byte) (*tensorBody, error) {
 	return out, nil
 }
 
-// floats is a tensor's values; integers (attention masks) are taken as they are.
+// floats is a tensor's values.
 func (t bodyTensor) floats() ([]float32, error) {
 	n, err := t.shape.Elements()
 	if err != nil {
@@ -208,7 +208,7 @@ func (t bodyTensor) floats() ([]float32, error) {
 	}
 	out := make([]float32, n)
 	switch t.dtype {
-	case tensor.F32, tensor.BF16, tensor.F16, tensor.F64:
+	case tensor.F32, tensor.BF16, tensor.F16:
 		if err := tensor.ToF32(out, t.data, t.dtype); err != nil {
 			return nil, fail(CodeBadRequest, "tensor %.40q: %v", t.name, err)
 		}

@@ -75,6 +75,9 @@ func newSpecBody(s *pb.DeploymentSpec) specBody {
 	}
 	b.Workload[inFlightWord] = int64(s.GetWorkload().GetInFlight())
 	for _, l := range s.GetLoras() {
+		if l.GetBrought() {
+			continue // they come and go with forwards
+		}
 		b.LoRAs = append(b.LoRAs, specLoRA{l.GetId(), l.GetName(), l.GetMode(), float64(l.GetStrength())})
 	}
 	return b

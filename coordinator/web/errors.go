@@ -12,6 +12,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/distorch/distorch/coordinator/endpoint"
 )
 
 // Code names what went wrong, for programs.
@@ -96,9 +98,12 @@ func asError(err error) *Error {
 }
 
 func codeOf(err error) Code {
+	var fault *endpoint.Fault
 	switch {
 	case errors.Is(err, errCanceled):
 		return CodeCanceled
+	case errors.As(err, &fault):
+		return CodeUnavailable
 	}
 	switch status.Code(err) {
 	case codes.InvalidArgument, codes.OutOfRange:

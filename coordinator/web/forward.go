@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -71,9 +70,6 @@ func parseForward(body []byte, l Limits) (*forwardRequest, error) {
 		case "x":
 			if len(t.shape) < 3 || t.shape[0] != 1 {
 				return nil, fail(CodeBadRequest, "tensor x is %v; send one picture in a forward, [1,channels,height,width], and the pictures of a batch in forwards of their own", t.shape)
-			}
-			if t.dtype == tensor.F64 {
-				return nil, fail(CodeBadRequest, "tensor x is %v; send F32, BF16 or F16", t.dtype)
 			}
 			f.xType = t.dtype
 			f.step32 = append(f.step32, p)
@@ -226,6 +222,15 @@ func (f *forwardRequest) split(g *graph.Model) error {
 
 const concatInput = "concat"
 
+// conditioningList is what came with the forward and stays the same over the
+// steps, by name.
+func (f *forwardRequest) conditioningList() (out []*pb.Tensor) {
+	for _, name := range slices.Sorted(maps.Keys(f.conditioning)) {
+		out = append(out, f.conditioning[name])
+	}
+	return out
+}
+
 // shapes are those of all that is known to come with the forward.
 func (f *forwardRequest) shapes(blob map[string]tensor.Shape) (map[string]tensor.Shape, error) {
 	out := maps.Clone(blob)
@@ -367,6 +372,3 @@ func jsonText(v any) string {
 	}
 	return string(bytes.TrimSpace(b))
 }
-
-// headerLength is how long a safetensors header says that it is.
-func headerLength(prefix []byte) uint64 { return binary.LittleEndian.Uint64(prefix) }

@@ -476,10 +476,7 @@ func (s *Server) conditioning(f *forwardRequest) ([]*pb.Tensor, error) {
 			out = append(out, float32Tensor(graphName(t.name), t.shape, v))
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(f.conditioning)) {
-		out = append(out, f.conditioning[name])
-	}
-	return out, nil
+	return append(out, f.conditioningList()...), nil
 }
 
 // readBlob is a conditioning's blob in memory.

@@ -92,7 +92,7 @@ func (l Limits) filled() Limits {
 	wait(&l.MaxDeadline, 30*time.Minute)
 	wait(&l.RunIdle, 15*time.Minute)
 	l.BlobBytes = min(l.BlobBytes, l.StoreBytes)
-	l.ForwardBytes = min(l.ForwardBytes, l.MemoryBytes/2)
+	l.ForwardBytes = min(l.ForwardBytes, l.MemoryBytes/4) // a body counts twice, and a client has half of it
 	return l
 }
 
@@ -302,7 +302,7 @@ func (s *Server) about(w http.ResponseWriter, r *http.Request, c Client) error {
 	}
 	answer(w, http.StatusOK, map[string]any{
 		"version": v.Version, "protocol": Protocol, "cluster": v.Cluster,
-		"client": map[string]any{"name": c.Name, "scopes": c.Scopes, "expires": c.Expires.UTC().Format(time.RFC3339)},
+		"client": map[string]any{"name": c.Name, "scopes": append([]coordinator.Scope{}, c.Scopes...), "expires": c.Expires.UTC().Format(time.RFC3339)},
 		"limits": s.limits,
 	})
 	return nil

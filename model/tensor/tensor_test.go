@@ -295,3 +295,39 @@ func BenchmarkConvert(b *testing.B) {
 		})
 	}
 }
+
+// TestF16FromF32: every half comes back from float32, and what lies between two
+// goes to the nearer, to the even one in the middle.
+func TestF16FromF32(t *testing.T) {
+	for h := range 1 << 16 {
+		x := F32FromF16(uint16(h))
+		if math.IsNaN(float64(x)) {
+			if !math.IsNaN(float64(F32FromF16(F16FromF32(x)))) {
+				t.Fatalf("NaN %#x became a number", h)
+			}
+			continue
+		}
+		if got := F16FromF32(x); got != uint16(h) {
+			t.Fatalf("%#x became %#x by way of %g", h, got, x)
+		}
+		if h&0x7fff >= 0x7bff {
+			continue
+		}
+		next := F32FromF16(uint16(h) + 1)
+		middle := float32((float64(x) + float64(next)) / 2)
+		even := uint16(h) + uint16(h)&1
+		for _, c := range []struct {
+			v    float32
+			want uint16
+		}{{middle, even}, {math.Nextafter32(middle, x), uint16(h)}, {math.Nextafter32(middle, next), uint16(h) + 1}} {
+			if got := F16FromF32(c.v); got != c.want {
+				t.Fatalf("%g between %#x and the next became %#x, want %#x", c.v, h, got, c.want)
+			}
+		}
+	}
+	for x, want := range map[float32]uint16{65519.996: 0x7bff, 65520: 0x7c00, 1e30: 0x7c00, -65520: 0xfc00} {
+		if got := F16FromF32(x); got != want {
+			t.Errorf("%g became %#x, want %#x", x, got, want)
+		}
+	}
+}
