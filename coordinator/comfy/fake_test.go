@@ -158,7 +158,9 @@ func (b *fakeBackend) Get(_ context.Context, at string, _ url.Values) (*http.Res
 	if at == "/" {
 		kind = "text/html"
 	}
-	return response(http.StatusOK, kind, body), nil
+	r := response(http.StatusOK, kind, body)
+	r.Header.Set("Cache-Control", "no-cache")
+	return r, nil
 }
 
 func (b *fakeBackend) Free(_ context.Context, body json.RawMessage) error {

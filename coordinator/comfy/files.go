@@ -20,7 +20,7 @@ import (
 
 // view is GET /view.
 func (s *Server) view(w http.ResponseWriter, r *http.Request) {
-	q := r.URL.Query()
+	q := query(r)
 	name := q.Get("filename")
 	if !q.Has("filename") {
 		empty(w, http.StatusNotFound)

@@ -160,3 +160,10 @@ func (s *Server) readJSON(w http.ResponseWriter, r *http.Request) (o *object, ok
 	}
 	return o, true
 }
+
+// query is the request's query, in which ; is a character as any other: Go would
+// drop preview=webp;90.
+func query(r *http.Request) url.Values {
+	q, _ := url.ParseQuery(strings.ReplaceAll(r.URL.RawQuery, ";", "%3B")) // what can be read of it
+	return q
+}

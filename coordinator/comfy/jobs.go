@@ -168,7 +168,7 @@ func jobProblem(w http.ResponseWriter, status int, message string) {
 
 // listJobs is GET /api/jobs.
 func (s *Server) listJobs(w http.ResponseWriter, r *http.Request) {
-	q := r.URL.Query()
+	q := query(r)
 	states := []string{jobPending, jobRunning, jobCompleted, jobFailed, jobCancelled}
 	var wanted []string
 	for state := range strings.SplitSeq(strings.ToLower(q.Get("status")), ",") {

@@ -39,7 +39,7 @@ func passedOn() map[string]func(http.ResponseWriter) {
 func (s *Server) passOn(without func(http.ResponseWriter)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		at := strings.TrimPrefix(r.URL.Path, "/api")
-		resp, err := s.cfg.Backend.Get(r.Context(), at, r.URL.Query())
+		resp, err := s.cfg.Backend.Get(r.Context(), at, query(r))
 		if err != nil {
 			s.log.Debug("request not passed on", "path", at, "err", err)
 			without(w)

@@ -124,7 +124,7 @@ func clearAndDelete(o *object) (clear bool, ids []string, err error) {
 func (s *Server) listHistory(w http.ResponseWriter, r *http.Request) {
 	most, offset := -1, -1
 	for name, at := range map[string]*int{"max_items": &most, "offset": &offset} {
-		if q := r.URL.Query(); q.Has(name) {
+		if q := query(r); q.Has(name) {
 			n, err := strconv.Atoi(strings.TrimSpace(q.Get(name)))
 			if err != nil {
 				s.trouble(w, r, err)

@@ -120,7 +120,7 @@ func (s *Server) serveSocket(w http.ResponseWriter, r *http.Request) {
 	defer s.sockets.Release(1)
 	s.open.Add(1) // the HTTP server does not wait for it
 	defer s.open.Done()
-	id := r.URL.Query().Get("clientId")
+	id := query(r).Get("clientId")
 	if id == "" {
 		var b [16]byte
 		_, _ = rand.Read(b[:]) // never fails

@@ -35,7 +35,7 @@ func fileInfo(name string, info fs.FileInfo) *object {
 
 // listUserData is GET /userdata?dir=.
 func (s *Server) listUserData(w http.ResponseWriter, r *http.Request) {
-	q := r.URL.Query()
+	q := query(r)
 	if q.Get("dir") == "" {
 		plain(w, http.StatusBadRequest, "Directory not provided")
 		return
@@ -93,7 +93,7 @@ func (s *Server) listUserData(w http.ResponseWriter, r *http.Request) {
 
 // walkUserData is GET /v2/userdata?path=.
 func (s *Server) walkUserData(w http.ResponseWriter, r *http.Request) {
-	dir, ok := userPath(r.URL.Query().Get("path"))
+	dir, ok := userPath(query(r).Get("path"))
 	if !ok {
 		plain(w, http.StatusBadRequest, "Invalid path requested")
 		return
@@ -191,7 +191,7 @@ func (s *Server) writeUserData(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	q := r.URL.Query()
+	q := query(r)
 	if _, err := s.root.Stat(at); err == nil && q.Get("overwrite") == "false" {
 		plain(w, http.StatusConflict, "File already exists")
 		return
@@ -222,7 +222,7 @@ func (s *Server) writeFile(at string, b []byte) error {
 
 // answerUserFile says where a file is, or all of it with full_info.
 func (s *Server) answerUserFile(w http.ResponseWriter, r *http.Request, at string) {
-	if !strings.EqualFold(r.URL.Query().Get("full_info"), "true") {
+	if !strings.EqualFold(query(r).Get("full_info"), "true") {
 		answer(w, http.StatusOK, text(at))
 		return
 	}
@@ -261,7 +261,7 @@ func (s *Server) moveUserData(w http.ResponseWriter, r *http.Request) {
 		empty(w, http.StatusNotFound)
 		return
 	}
-	if _, err := s.root.Stat(to); err == nil && r.URL.Query().Get("overwrite") == "false" {
+	if _, err := s.root.Stat(to); err == nil && query(r).Get("overwrite") == "false" {
 		plain(w, http.StatusConflict, "File already exists")
 		return
 	}
