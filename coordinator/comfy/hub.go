@@ -49,23 +49,31 @@ func newHub() *hub {
 }
 
 // join makes s the socket of its client, with the frames that it begins with. An
-// older socket of the same client stays open and gets nothing more.
-func (h *hub) join(s *socket, first ...frame) {
+// older socket of the same client, which it returns, stays open and gets nothing more.
+func (h *hub) join(s *socket, first ...frame) (old *socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	old = h.sockets[s.id]
 	for _, f := range first {
 		s.queue(f)
 	}
 	h.sockets[s.id] = s
+	return old
 }
 
-func (h *hub) leave(s *socket) {
+// leave forgets s. An older socket of the client may take its place again.
+func (h *hub) leave(s, old *socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.sockets[s.id] == s {
+	switch {
+	case h.sockets[s.id] != s:
+	case old != nil && !old.left:
+		h.sockets[s.id] = old
+	default:
 		delete(h.sockets, s.id)
 		delete(h.logs, s.id)
 	}
+	s.left = true
 }
 
 func (h *hub) send(client string, f frame) {

@@ -26,18 +26,18 @@ const (
 
 // job is a prompt as newer versions of ComfyUI list it. Times are in ms.
 type job struct {
-	id, status             string
-	number                 jsontext.Value
-	created, began, ended  int64
-	failure                jsontext.Value // data of execution_error
-	workflow               jsontext.Value // the id of the workflow in extra_data
-	outputs, previewable   int
-	preview                jsontext.Value
-	hasDuration, inHistory bool
+	id, status            string
+	number                jsontext.Value
+	seq                   uint64 // among equal times
+	created, began, ended int64
+	failure               jsontext.Value // data of execution_error
+	workflow              jsontext.Value // the id of the workflow in extra_data
+	outputs, previewable  int
+	preview               jsontext.Value
 }
 
 func (e *entry) job() job {
-	j := job{id: e.prompt.ID, status: jobPending, number: e.number, created: e.created.UnixMilli()}
+	j := job{id: e.prompt.ID, status: jobPending, number: e.number, seq: e.seq, created: e.created.UnixMilli()}
 	if e.group == nil {
 		j.status = jobRunning
 	}
@@ -209,6 +209,7 @@ func (s *Server) listJobs(w http.ResponseWriter, r *http.Request) {
 		if by == "execution_duration" {
 			c = cmp.Compare(a.duration(), b.duration())
 		}
+		c = cmp.Or(c, cmp.Compare(a.seq, b.seq))
 		if order == "desc" {
 			return -c
 		}

@@ -191,6 +191,9 @@ func (r *run) Binary(data []byte) {
 	if len(data) < 8 {
 		return
 	}
+	if binary.BigEndian.Uint32(data) == eventPreviewDescribe && describedBy(data) == nil {
+		return
+	}
 	describes := r.e.hasClient && r.s.hub.describes(r.e.client)
 	switch event := binary.BigEndian.Uint32(data); {
 	case event == eventPreviewDescribe && !describes:
@@ -202,14 +205,24 @@ func (r *run) Binary(data []byte) {
 	}
 }
 
-// plainPreview makes event 1 of event 4, or nil of a malformed one.
-func plainPreview(data []byte) []byte {
+// describedBy is the JSON in an event 4, or nil of a malformed one.
+func describedBy(data []byte) jsontext.Value {
 	n := uint64(binary.BigEndian.Uint32(data[4:]))
 	if n > uint64(len(data)-8) {
 		return nil
 	}
+	v := jsontext.Value(data[8 : 8+n])
+	if !v.IsValid() {
+		return nil
+	}
+	return v
+}
+
+// plainPreview makes event 1 of a well-formed event 4.
+func plainPreview(data []byte) []byte {
+	info := describedBy(data)
 	format := uint32(formatJPEG)
-	if o, err := readObject(jsontext.Value(data[8 : 8+n])); err == nil {
+	if o, err := readObject(info); err == nil {
 		kind, _ := o.at("image_type")
 		if s, _ := asText(kind); s == "image/png" {
 			format = formatPNG
@@ -217,7 +230,7 @@ func plainPreview(data []byte) []byte {
 	}
 	out := binary.BigEndian.AppendUint32(nil, eventPreview)
 	out = binary.BigEndian.AppendUint32(out, format)
-	return append(out, data[8+n:]...)
+	return append(out, data[8+len(info):]...)
 }
 
 // describedPreview makes event 4 of event 1.

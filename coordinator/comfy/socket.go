@@ -32,7 +32,8 @@ const (
 type socket struct {
 	id       string
 	giveUp   context.CancelFunc // ends the connection, a write that hangs too
-	metadata bool               // guarded by the hub
+	metadata bool               // guarded by the hub, as left
+	left     bool
 
 	mu      sync.Mutex
 	waiting []frame
@@ -114,7 +115,7 @@ func writeFrame(ctx context.Context, c *websocket.Conn, kind websocket.MessageTy
 // serveSocket is GET /ws.
 func (s *Server) serveSocket(w http.ResponseWriter, r *http.Request) {
 	if !s.sockets.TryAcquire(1) {
-		http.Error(w, "too many WebSocket connections; close some or raise comfy.max_sockets", http.StatusServiceUnavailable)
+		http.Error(w, "too many WebSocket connections; close some", http.StatusServiceUnavailable)
 		return
 	}
 	defer s.sockets.Release(1)
@@ -126,17 +127,21 @@ func (s *Server) serveSocket(w http.ResponseWriter, r *http.Request) {
 		_, _ = rand.Read(b[:]) // never fails
 		id = hex.EncodeToString(b[:])
 	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	k := newSocket(id, cancel)
+	// It joins before the answer, since a client may queue a prompt as soon as it
+	// has that and misses none of its frames.
+	old := s.joinSocket(k)
 	// Where the page comes from was checked before the request came here.
 	c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true, CompressionMode: websocket.CompressionDisabled})
-	if err != nil {
-		return // Accept has answered
+	if err != nil { // Accept has answered
+		s.hub.leave(k, old)
+		return
 	}
+	defer s.hub.leave(k, nil)
 	defer func() { _ = c.CloseNow() }()
 	c.SetReadLimit(maxClientFrame)
-	ctx, cancel := context.WithCancel(r.Context())
-	k := newSocket(id, cancel)
-	s.joinSocket(k)
-	defer s.hub.leave(k)
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
@@ -151,7 +156,7 @@ func (s *Server) serveSocket(w http.ResponseWriter, r *http.Request) {
 
 // joinSocket lets a socket in with the frames that a new one gets, at one point of
 // the queue's history.
-func (s *Server) joinSocket(k *socket) {
+func (s *Server) joinSocket(k *socket) (old *socket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	first := []frame{statusFrame(s.queue.remaining(), k.id)}
@@ -161,7 +166,7 @@ func (s *Server) joinSocket(k *socket) {
 			break
 		}
 	}
-	s.hub.join(k, first...)
+	return s.hub.join(k, first...)
 }
 
 // readSocket reads what the client says, of which only feature_flags in its first

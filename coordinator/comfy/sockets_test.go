@@ -12,6 +12,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net/http"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -398,6 +399,7 @@ func replaySockets(t *testing.T, l ledger) {
 			replay(t, base, item, m)
 		case "reconnect_while_running":
 			replayReconnect(t, b, base, item, m, run("prompt-10"))
+			waitRecord(t, s, "prompt-10")
 		case "prompt_without_client_id":
 			replayWithoutClient(t, b, base, item, m)
 		default:
@@ -474,7 +476,7 @@ func replayReconnect(t *testing.T, b *fakeBackend, base string, item recorded, m
 // waitRunning waits until a prompt has a worker.
 func waitRunning(t testing.TB, s *Server, id string) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); runtime.Gosched() {
 		s.mu.Lock()
 		found := false
 		for _, e := range s.queue.byID[id] {

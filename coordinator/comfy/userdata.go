@@ -60,10 +60,9 @@ func (s *Server) listUserData(w http.ResponseWriter, r *http.Request) {
 				return fs.SkipDir
 			}
 			return nil
-		case d.IsDir():
-			if !on("recurse") {
-				return fs.SkipDir
-			}
+		case d.IsDir() && !on("recurse"):
+			return fs.SkipDir
+		case !d.Type().IsRegular():
 			return nil
 		}
 		name := strings.TrimPrefix(at, dir+"/")

@@ -41,6 +41,7 @@ type node struct {
 	changed bool
 	wrapped bool // a value was taken out of its __value__
 	choices []Choice
+	links   []*node // nil until asked for
 }
 
 // verdict is what validation says of one node. A node whose own inputs are right is
@@ -368,7 +369,7 @@ func matches(received any, in *input) bool {
 // nodeErrors lists the nodes with errors, each with the bad outputs that depend on
 // it. The work is bounded: an answer need not list more than a person reads.
 func (v *validation) nodeErrors(bad []*node) *object {
-	const most = 1_000_000
+	const most = 300_000
 	dependents := map[string][]string{}
 	work := 0
 	for _, o := range bad {
@@ -376,7 +377,7 @@ func (v *validation) nodeErrors(bad []*node) *object {
 			if d := v.done[n.id]; d != nil && len(d.errors) > 0 {
 				dependents[n.id] = append(dependents[n.id], o.id)
 			}
-			work += 1 + len(n.fields.members)
+			work += 1 + len(v.links(n))
 			return work < most
 		})
 	}
@@ -409,20 +410,29 @@ func (v *validation) upstream(ids []string, visit func(*node) bool) {
 		if !visit(n) {
 			return
 		}
-		if n.inputs == nil {
-			continue
-		}
-		for _, m := range n.inputs.members {
-			if m.value.Kind() != '[' {
-				continue
-			}
-			parts, err := elements(m.value)
-			if err != nil || len(parts) != 2 {
-				continue
-			}
-			if from, raised := v.linked(parts[0]); raised == nil {
-				add(from)
-			}
+		for _, from := range v.links(n) {
+			add(from)
 		}
 	}
+}
+
+// links are the nodes that n is linked to.
+func (v *validation) links(n *node) []*node {
+	if n.links != nil || n.inputs == nil {
+		return n.links
+	}
+	n.links = []*node{}
+	for _, m := range n.inputs.members {
+		if m.value.Kind() != '[' {
+			continue
+		}
+		parts, err := elements(m.value)
+		if err != nil || len(parts) != 2 {
+			continue
+		}
+		if from, raised := v.linked(parts[0]); raised == nil {
+			n.links = append(n.links, from)
+		}
+	}
+	return n.links
 }
