@@ -103,6 +103,24 @@ func TestSSIMOfOneWindow(t *testing.T) {
 	}
 }
 
+// The numbers are those of scikit-image 0.26: structural_similarity with
+// gaussian_weights, sigma 1.5 and use_sample_covariance False, and
+// peak_signal_noise_ratio, both with data_range 255.
+func TestAgainstScikitImage(t *testing.T) {
+	a, b := make([]byte, 3*19*23), make([]byte, 3*19*23)
+	for i := range a {
+		a[i] = byte(i * i % 251)
+		b[i] = byte(i*i%251 + i%7*5)
+	}
+	picture := func(v []byte) Tensor {
+		return Tensor{Name: "p", DType: tensor.U8, Shape: tensor.Shape{3, 19, 23}, Planes: true, Peak: 255, Read: memory(v)}
+	}
+	r, err := Tensors(picture(a), picture(b))
+	if err != nil || math.Abs(float64(r.SSIM)-0.7800022928436042) > 1e-12 || math.Abs(float64(r.PSNR)-14.46315724821016) > 1e-12 {
+		t.Errorf("SSIM %.17g, PSNR %.17g, %v", r.SSIM, r.PSNR, err)
+	}
+}
+
 func TestNoSSIM(t *testing.T) {
 	big := make([]float32, 121)
 	odd := append([]float32{}, big...)
