@@ -99,13 +99,27 @@ func (c *Coordinator) Forget(ctx context.Context, id string, revision int64) err
 }
 
 // byOperator is a spec as an operator sends it: none of its LoRAs are a client's.
-func byOperator(in *pb.DeploymentSpec) *pb.DeploymentSpec {
+// Those that were, in a spec that was read and is sent again, come back with
+// their clients' forwards.
+func byOperator(st *store.State, in *pb.DeploymentSpec) *pb.DeploymentSpec {
 	if in == nil {
 		return nil
 	}
 	out := proto.CloneOf(in)
-	for _, l := range out.Loras {
+	before := st.Specs[in.GetName()].Value.GetLoras()
+	out.Loras = slices.DeleteFunc(out.Loras, func(l *pb.LoRA) bool {
 		l.Brought = false
-	}
+		return slices.ContainsFunc(before, func(b *pb.LoRA) bool { return b.GetBrought() && b.GetId() == l.GetId() }) && !held(st, l.GetId())
+	})
 	return out
+}
+
+// held says whether a node has a file in its folders.
+func held(st *store.State, id string) bool {
+	for of := range st.Holders {
+		if of.Of == id {
+			return true
+		}
+	}
+	return false
 }

@@ -43,7 +43,7 @@ func (c *Coordinator) Plan(ctx context.Context, req *pb.PlanRequest) (*pb.PlanRe
 	if err != nil {
 		return nil, err
 	}
-	_, p, err := c.propose(st, byOperator(req.GetSpec()))
+	_, p, err := c.propose(st, byOperator(st, req.GetSpec()))
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -70,7 +70,7 @@ func (c *Coordinator) Deploy(ctx context.Context, req *pb.DeployRequest) (*pb.De
 	if err := identity.ValidName(name); req.GetSpec() != nil && err != nil {
 		return nil, toStatus(invalid("deployment: %w", err))
 	}
-	spec, _, err := c.propose(st, byOperator(req.GetSpec()))
+	spec, _, err := c.propose(st, byOperator(st, req.GetSpec()))
 	if err != nil {
 		return nil, toStatus(err)
 	}

@@ -163,7 +163,7 @@ func (c *change) withdraw(ctx context.Context, spec store.Entry[*pb.DeploymentSp
 	if len(c.added) == 0 {
 		return status.Errorf(codes.Unavailable, "deployment %s is not placed: %s", c.deployment, why)
 	}
-	err := status.Errorf(codes.FailedPrecondition, "with LoRA %v deployment %s does not run: %s", c.added, c.deployment, why)
+	err := status.Errorf(codes.InvalidArgument, "with LoRA %v deployment %s does not run: %s", c.added, c.deployment, why)
 	if _, undo := c.cfg.Deployments.Bring(ctx, c.deployment, c.was, spec.Revision); undo != nil {
 		c.log.Warn("clients' LoRAs not taken back", "deployment", c.deployment, "error", undo)
 	}

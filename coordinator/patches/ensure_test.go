@@ -207,7 +207,7 @@ func TestEnsureFails(t *testing.T) {
 			file: found, setUp: func(p *plane) { p.refuse = status.Error(codes.InvalidArgument, "no room") }, code: codes.InvalidArgument, want: "no room",
 		},
 		"placed nowhere after all": {
-			file: found, code: codes.FailedPrecondition, want: digest, calls: []string{"brought 1", "brought 0"},
+			file: found, code: codes.InvalidArgument, want: digest, calls: []string{"brought 1", "brought 0"},
 			setUp: func(p *plane) {
 				p.place = func(s *pb.DeploymentSpec) *pb.Plan {
 					plan := placed(s)

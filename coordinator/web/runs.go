@@ -339,6 +339,9 @@ func (s *Server) aim(ctx context.Context, sess *session, f *forwardRequest) (*ta
 	}
 	loaded := has(d.Plan, f.loras)
 	if err := s.ensure(ctx, sess.key.deployment, f.loras, loaded); err != nil {
+		if status.Code(err) == codes.ResourceExhausted { // the end of a run makes no room for a LoRA
+			return nil, err
+		}
 		return nil, s.judge(sess, err, false)
 	}
 	if !loaded {

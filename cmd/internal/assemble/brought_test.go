@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -298,5 +299,83 @@ func TestLoRAThatChangedOnItsWay(t *testing.T) {
 	})
 	if text := fmt.Sprint(s); !strings.Contains(text, style) {
 		t.Errorf("it does not name the LoRA: %v", text)
+	}
+}
+
+// Over HTTPS: a forward names an upload and a strength. Another strength needs
+// no new plan; a run goes on while another client's LoRA makes one; an upload
+// that is not there is asked for.
+func TestLoRAsOverHTTPS(t *testing.T) {
+	dir := demoLoRA(t)
+	writeLoRA(t, filepath.Join(dir, "detail.safetensors"), 8, "single_blocks.2.linear2", "double_blocks.1.txt_mlp.0")
+	c := &bringing{T: t, blobs: blobs{}, cfg: testConfig(t.TempDir()), agents: map[string]*process{}}
+	c.start()
+	startAgentWith(t, "a", token(t, c.conn), testConfig(t.TempDir()))
+	style, detail := c.add(t, filepath.Join(dir, "style.safetensors")), c.add(t, filepath.Join(dir, "detail.safetensors"))
+	w := newWebClient(t, c.conn, "comfy")
+	w.json("PUT", "/v1/deployments/demo", demoSpec())
+	w.json("GET", "/v1/deployments/demo?wait=60s", nil)
+	cond, step := request(t, "large red circle on blue")
+	tensors := slices.Concat(cond, step)
+	forward := func(run, loras string) ([]float32, string) {
+		t.Helper()
+		out, answer, err := w.forward("demo", tensor.F32, map[string]string{"run": run, "loras": loras}, tensors...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out, answer["epoch"]
+	}
+	use := func(digest string, strength float64) string {
+		return fmt.Sprintf(`[{"digest":%q,"strength":%g}]`, digest, strength)
+	}
+	upload := func(digest string) {
+		t.Helper()
+		raw, err := os.ReadFile(c.blobs[digest])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, out := w.do("PUT", "/v1/blobs/"+digest, raw); code != http.StatusCreated {
+			t.Fatalf("blob: %d %s", code, out)
+		}
+	}
+	plain, first := forward("r1", "[]")
+	if _, _, err := w.forward("demo", tensor.F32, map[string]string{"run": "r2", "loras": use(style, 0.8)}, tensors...); err == nil || !strings.Contains(err.Error(), style) {
+		t.Errorf("a LoRA that was not uploaded: %v", err)
+	}
+	upload(style)
+	strong, second := forward("r2", use(style, 0.8))
+	weak, third := forward("r2", use(style, 0.4))
+	if second == first || third != second {
+		t.Errorf("epochs %s, %s, %s", first, second, third)
+	}
+	if distance(strong, plain) < 1e-4 || distance(weak, plain) < 1e-4 || distance(weak, strong) < 1e-4 {
+		t.Error("the strength changes nothing")
+	}
+	if again, epoch := forward("r1", "[]"); epoch != second || !slices.Equal(again, plain) {
+		t.Errorf("a run that began before, without LoRAs: epoch %s, the same bits: %v", epoch, slices.Equal(again, plain))
+	}
+	upload(detail)
+	if _, epoch := forward("r3", use(detail, 1)); epoch == second {
+		t.Error("another LoRA made no new plan")
+	}
+	if again, _ := forward("r2", use(style, 0.8)); !slices.Equal(again, strong) {
+		t.Error("the first client's run gives other bits beside another client's LoRA")
+	}
+	before := w.json("GET", "/v1/deployments/demo", nil)
+	if n := len(before["loras"].([]any)); n != 2 {
+		t.Errorf("%d LoRAs", n)
+	}
+	if after := w.json("PUT", "/v1/deployments/demo", demoSpec()); after["generation"] != before["generation"] {
+		t.Error("the same spec again drops clients' LoRAs")
+	}
+	answer, err := pb.NewControlClient(c.conn).Deploy(t.Context(), &pb.DeployRequest{Spec: c.status().Spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(answer.Spec.Loras); n != 0 {
+		t.Errorf("a spec that was read and sent again has %d LoRAs of clients", n)
+	}
+	if again, _ := forward("r2", use(style, 0.8)); !slices.Equal(again, strong) {
+		t.Error("after another deploy: other bits")
 	}
 }
