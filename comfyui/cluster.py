@@ -178,6 +178,10 @@ class Target:
     def owned(self) -> bool:
         return self.model is not None
 
+    @property
+    def placed(self) -> bool:
+        return self._have is not None
+
     def forget(self):
         """The deployment went or changed: look again before the next forward."""
         self._have = None
@@ -199,9 +203,7 @@ class Target:
         same = there is not None and there.get("model") in (self.model["id"], self.model["name"]) and all(_same(there.get(k), self.wanted.get(k)) for k in ("dtype", "virtual_vram", "allocation"))
         workload = grown({} if "in_flight" in self.workload else {"in_flight": 2}, self.workload, need, (there.get("workload") or {}) if same else {})
         if not same or not covers(there.get("workload") or {}, workload):
-            spec = {"model": self.model["id"], "workload": workload, **self.wanted}
-            if same and there.get("loras"):
-                spec["loras"] = there["loras"]
+            spec = {"model": self.model["id"], "workload": workload, **self.wanted}  # LoRAs come again with the forwards that use them
             log.info("distorch: placing %s as deployment %s for %s", self.model["name"], self.name, json.dumps(workload))
             self.cluster.client().send("PUT", "/v1/deployments/" + urllib.parse.quote(self.name, safe=""), spec, 120, call)
         return self._await(call)

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-import logging
+import concurrent.futures
 
 import torch
+
+import comfy.model_management
 
 from . import gantt, patcher
 from .client import Call
 from .cluster import USUAL, Cluster, Target, deployment_name, seconds, size
 from .errors import ClusterError, shown
-
-log = logging.getLogger("distorch")
 
 CATEGORY = "distorch"
 WORKLOAD = "DISTORCH_WORKLOAD"
@@ -83,8 +83,21 @@ class LoadDiffusionModel:
         own = client.get("/v1").get("client") or {}
         target = Target(CLUSTER, deployment_name(own.get("name", "comfyui"), entry["name"]), entry, options, workload)
         if workload:
-            target.ready(workload, Call())
+            wait_for(target, workload)
         return (patcher.build(target, info, DTYPES[dtype] or DTYPES.get(info.get("dtype")) or torch.bfloat16),)
+
+
+def wait_for(target: Target, workload: dict):
+    """Deploys for a workload; an interrupt ends the wait."""
+    call = Call()
+    done = CLUSTER.client().threads.submit(target.ready, workload, call)
+    try:
+        while not concurrent.futures.wait([done], 0.05).done:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+    except BaseException:
+        call.cancel()
+        raise
+    done.result()
 
 
 def load_deployment(name: str, options: dict, workload):
@@ -189,7 +202,7 @@ class Plan:
         name, entry = CLUSTER.find(model)
         if name is not None:
             spec = CLUSTER.deployment(name).get("spec") or {}
-            body = {**spec, "workload": workload or spec.get("workload"), **options}
+            body = {**{k: v for k, v in spec.items() if k != "loras"}, "workload": workload or spec.get("workload"), **options}
         else:
             body = {"model": entry["id"], "workload": workload or USUAL, **options}
         answer = CLUSTER.client().send("POST", "/v1/plan", body, 60)

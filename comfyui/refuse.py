@@ -18,7 +18,7 @@ from .errors import ClusterError
 WAY_OUT = "remove the node that adds it, or use a local MODEL"
 
 SOURCES = {
-    "attn1_patch": "ToMe and alike", "attn1_output_patch": "HyperTile, IPAdapter and alike", "attn2_patch": "IPAdapter and alike",
+    "attn1_patch": "ToMe, HyperTile and alike", "attn1_output_patch": "IPAdapter, NAG and alike", "attn2_patch": "IPAdapter and alike",
     "double_block": "a ControlNet patch and alike", "dit": "SkipLayerGuidance, first-block caches and alike", "attn1": "PAG, SAG and alike",
     "attn2": "IPAdapter and alike",
 }

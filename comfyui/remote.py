@@ -339,7 +339,13 @@ class Forward:
 
 
 def same_tensors(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and torch.equal(a[k], b[k]) for k in a)
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and torch.equal(words(a[k]), words(b[k])) for k in a)
+
+
+def words(t: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor in as wide integers as its size allows, which compare fastest."""
+    raw = t.contiguous().reshape(-1).view(torch.uint8)
+    return raw.view(torch.int64) if raw.numel() % 8 == 0 and raw.storage_offset() % 8 == 0 else raw
 
 
 def tokens(n: int) -> int:

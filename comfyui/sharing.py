@@ -44,11 +44,19 @@ class Sharing:
         """(node, device) of the cluster that are the device which ComfyUI uses."""
         try:
             nodes = self.target.cluster.client().get("/v1/nodes", 5)
+            used = self._used()
         except ClusterError:
             return []
-        nodes = nodes.get("nodes") if isinstance(nodes, dict) else nodes
         own = f"{self.device.type}:{self.device.index or 0}"
-        return [(n["name"], d["name"]) for n in nodes or [] if is_local(n) for d in n.get("devices") or [] if d.get("name") == own]
+        found = [(n["name"], own) for n in nodes.get("nodes") or [] if is_local(n) and any(d.get("name") == own for d in n.get("devices") or [])]
+        return [f for f in found if used is None or f in used]
+
+    def _used(self) -> set | None:
+        """Devices that the deployment's plan names; None where it may be placed anew."""
+        if self.target.owned and not self.target.placed:
+            return None
+        plan = self.target.cluster.deployment(self.target.name).get("plan") or []
+        return {(s.get("node"), s.get("device")) for s in plan}
 
     def before(self):
         if not self.shared:

@@ -217,6 +217,24 @@ class Picture(unittest.TestCase):
             self.assertEqual(got.shape[2:], torch.Size(side))
             self.assertTrue(torch.isfinite(got).all())
 
+    def test_mask_and_references(self):
+        patcher = load()
+        plain = sample(patcher, self.noise, steps=2)
+        (context, more), = text("large red circle on blue")
+
+        def with_(**extra):
+            cond = [[context, {**more, **extra}]]
+            return (Guider(patcher, cond, text(""), 1.0).sample(self.noise, sigmas(2)) - 0.1159) * 0.3611
+        tokens = 5 + 64
+        self.assertLess(distance(with_(extra={"attention_mask": torch.zeros(1, tokens, tokens)}), plain), 1e-5)
+        mask = torch.zeros(1, tokens, tokens)
+        mask[:, :, :5] = -5.0
+        self.assertGreater(distance(with_(extra={"attention_mask": mask}), plain), 1e-3)
+        reference = torch.ones(1, 16, 8, 12)
+        offset, index = with_(reference_latents=[reference, reference]), with_(reference_latents=[reference, reference], reference_latents_method="index")
+        self.assertGreater(distance(offset, plain), 1e-3)
+        self.assertGreater(distance(offset, index), 1e-6)
+
     def test_lora_equals_the_agents(self):
         """A LoRA that ComfyUI loads and sends, against the file that agents read."""
         cluster.tell("deploy", "styled", "--model", "demo", "--dtype", "f32", "--workload", "128x128,tokens=5", "--lora", "style.safetensors:0.7", "--wait")

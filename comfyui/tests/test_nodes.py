@@ -115,6 +115,13 @@ class Loader(case.Connected):
         self.load("tiny", allocation="a/cpu,*", workload=workload)
         self.assertEqual(self.server.deployments["studio-tiny"], {"model": "m1", "workload": {"width": 512, "height": 768, "text_tokens": 256, "batch": 1, "in_flight": 1}, "allocation": "a/cpu,*"})
 
+    def test_interrupt_while_it_is_placed(self):
+        import comfy.model_management as mm
+        with unittest.mock.patch.object(server.Server, "deployment", lambda self, name: {"name": name, "state": "loading", "message": "a 12%", "spec": {}}):
+            mm.interrupted.set()
+            with self.assertRaises(mm.InterruptProcessingException):
+                self.load("tiny", workload={"width": 64})
+
     def test_comes_again(self):
         patcher = self.load("tiny")
         self.sample(patcher, steps=1)
@@ -194,7 +201,7 @@ class Memory(case.Connected):
         self.assertFalse(sharing.own_address("no.such.host.invalid"))
 
     def test_frees_and_borrows(self):
-        target = self.load().model.diffusion_model.target
+        target = self.load("tiny").model.diffusion_model.target
         node = {"name": "a", "address": "127.0.0.1:7800", "devices": [{"name": "cuda:0"}, {"name": "cpu"}]}
         sent = []
         client = self.cluster.client()
@@ -214,6 +221,9 @@ class Memory(case.Connected):
             with unittest.mock.patch.dict(os.environ, DISTORCH_LOCAL_NODES="none"):
                 self.assertEqual(sharing.Sharing(target, torch.device("cuda", 0)).shared, [])
             self.assertEqual(sharing.Sharing(target, torch.device("cuda", 1)).shared, [])
+            for plan, want in (([], []), ([{"node": "a", "device": "cpu"}], []), ([{"node": "a", "device": "cuda:0"}], [("a", "cuda:0")])):
+                with unittest.mock.patch.object(self.cluster, "deployment", lambda name, plan=plan: {"plan": plan}):
+                    self.assertEqual(sharing.Sharing(cluster.Target(self.cluster, "there"), torch.device("cuda", 0)).shared, want)
         self.assertEqual(sharing.Sharing(target, torch.device("cpu")).shared, [])
 
 

@@ -29,7 +29,7 @@ class AtTheNode(case.Connected):
 
     def test_by_name(self):
         for name, call in (
-            ("model patch attn1_patch .ToMe", lambda m: m.set_model_attn1_patch(id)),
+            ("model patch attn1_patch .ToMe, HyperTile", lambda m: m.set_model_attn1_patch(id)),
             ("model patch double_block", lambda m: m.set_model_patch(id, "double_block")),
             ("replaced attn1 blocks .PAG", lambda m: m.set_model_attn1_replace(id, "input", 3)),
             ("replaced dit blocks .SkipLayerGuidance", lambda m: m.set_model_patch_replace(id, "dit", "double_block", 0)),

@@ -2,6 +2,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { app } from "../../scripts/app.js";
+import { ComfyWidgets } from "../../scripts/widgets.js";
+
+// Nodes that have something to say show it as text below their inputs.
+const TEXTS = ["DistorchClusterStatus", "DistorchPlan"];
 
 app.registerExtension({
 	name: "distorch",
@@ -16,4 +20,28 @@ app.registerExtension({
 			tooltip: "The line that `distorch token create --client NAME` prints, or the path of a file with it. Empty: distorch.txt in ComfyUI's user directory.",
 		},
 	],
+	beforeRegisterNodeDef(nodeType, nodeData) {
+		if (!TEXTS.includes(nodeData.name)) {
+			return;
+		}
+		const before = nodeType.prototype.onExecuted;
+		nodeType.prototype.onExecuted = function (message) {
+			before?.apply(this, arguments);
+			const text = message?.text?.join("\n");
+			if (text === undefined) {
+				return;
+			}
+			let shown = this.widgets?.find((w) => w.name === "distorch_text");
+			if (!shown) {
+				shown = ComfyWidgets.STRING(this, "distorch_text", ["STRING", { multiline: true }], app).widget;
+				shown.serialize = false;
+				shown.options = { ...shown.options, serialize: false };
+				if (shown.inputEl) {
+					shown.inputEl.readOnly = true;
+				}
+			}
+			shown.value = text;
+			this.setDirtyCanvas?.(true, true);
+		};
+	},
 });
