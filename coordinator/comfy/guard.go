@@ -6,6 +6,7 @@ package comfy
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -141,7 +142,7 @@ func (s *Server) body(w http.ResponseWriter, r *http.Request) (b []byte, ok bool
 
 func (s *Server) tooLarge(w http.ResponseWriter) {
 	w.Header().Set("Connection", "close")
-	plain(w, http.StatusRequestEntityTooLarge, "Maximum request body size exceeded; comfy.max_upload_size raises it")
+	plain(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("Maximum request body size exceeded: the limit is %d bytes", s.cfg.MaxUploadBytes))
 }
 
 // readJSON reads a body that is a JSON object; it has answered when ok is false.

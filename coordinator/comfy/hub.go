@@ -24,8 +24,6 @@ func textFrame(kind string, data jsontext.Value) frame {
 	return frame{data: append(b, '}')}
 }
 
-func messageFrame(m Message) frame { return textFrame(m.Type, jsontext.Value(m.Data)) }
-
 // statusFrame is the queue's length, with the client's id on connecting.
 func statusFrame(remaining int, sid string) frame {
 	data := fields("status", fields("exec_info", fields("queue_remaining", remaining)))

@@ -187,13 +187,11 @@ func (q *queue) remove(id string) bool {
 	return false
 }
 
-// clear deletes all pending entries and says how many there were.
-func (q *queue) clear() int {
-	all := q.list()
-	for _, e := range all {
+// clear deletes all pending entries.
+func (q *queue) clear() {
+	for _, e := range q.list() {
 		q.drop(e)
 	}
-	return len(all)
 }
 
 // list is the pending entries, the next to run first.

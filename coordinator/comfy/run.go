@@ -20,7 +20,6 @@ type run struct {
 	outputs  *object          // by node
 	meta     *object          // by node
 	nodes    map[string]nodeState
-	executed []string
 	node     string // that runs
 	began    int64  // ms
 	ended    string // the type of the frame that said how it ended

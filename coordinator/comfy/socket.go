@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -160,8 +161,8 @@ func (s *Server) joinSocket(k *socket) (old *socket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	first := []frame{statusFrame(s.queue.remaining(), k.id)}
-	for i := len(s.queue.running) - 1; i >= 0; i-- {
-		if e := s.queue.running[i]; e.hasClient && e.client == k.id && e.node != "" {
+	for _, e := range slices.Backward(s.queue.running) {
+		if e.hasClient && e.client == k.id && e.node != "" {
 			first = append(first, textFrame("executing", fields("node", e.node).value()))
 			break
 		}

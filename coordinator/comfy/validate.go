@@ -262,13 +262,13 @@ func (v *validation) input(n *node, in *input, out *verdict, depth int) *excepti
 		return nil
 	}
 	if value.Kind() == '[' {
-		return v.link(n, in, value, out, depth)
+		return v.link(in, value, out, depth)
 	}
 	return v.literal(n, in, value, out)
 }
 
 // link validates an input that another node gives: [node_id, slot].
-func (v *validation) link(n *node, in *input, value jsontext.Value, out *verdict, depth int) *exception {
+func (v *validation) link(in *input, value jsontext.Value, out *verdict, depth int) *exception {
 	parts, err := elements(value)
 	if err != nil {
 		return raise("ValueError", "%s", err.Error())
