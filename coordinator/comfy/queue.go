@@ -48,7 +48,7 @@ func before(a, b *entry) int {
 // first of them finds no worker, none does.
 type group struct {
 	key     string
-	entries entryHeap
+	entries heapOf[*entry]
 	blocked bool // no worker was free for it since the last change of the workers
 	place   int  // in queue.ready, or -1
 }
@@ -56,7 +56,7 @@ type group struct {
 // queue holds pending and running prompts. It is not safe for use by several at once.
 type queue struct {
 	groups  map[string]*group
-	ready   groupHeap // groups that are not blocked
+	ready   heapOf[*group] // groups that are not blocked
 	pending int
 	running []*entry // in the order in which they began
 	byID    map[string][]*entry
@@ -204,53 +204,39 @@ func (q *queue) list() []*entry {
 	return out
 }
 
-type entryHeap []*entry
+func (e *entry) first() *entry { return e }
+func (e *entry) at() *int      { return &e.place }
+func (g *group) first() *entry { return g.entries[0] }
+func (g *group) at() *int      { return &g.place }
 
-func (h entryHeap) Len() int           { return len(h) }
-func (h entryHeap) Less(i, j int) bool { return before(h[i], h[j]) < 0 }
-func (h entryHeap) Swap(i, j int) {
+// placed is what a heap orders by a prompt, and knows its place there: -1 outside.
+type placed interface {
+	first() *entry
+	at() *int
+}
+
+type heapOf[T placed] []T
+
+func (h heapOf[T]) Len() int           { return len(h) }
+func (h heapOf[T]) Less(i, j int) bool { return before(h[i].first(), h[j].first()) < 0 }
+func (h heapOf[T]) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
+	*h[i].at(), *h[j].at() = i, j
 }
 
 // Push is heap's.
-func (h *entryHeap) Push(x any) {
-	e, _ := x.(*entry)
-	e.place = len(*h)
-	*h = append(*h, e)
+func (h *heapOf[T]) Push(x any) {
+	v, _ := x.(T)
+	*v.at() = len(*h)
+	*h = append(*h, v)
 }
 
 // Pop is heap's.
-func (h *entryHeap) Pop() any {
-	old := *h
-	e := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	return e
-}
-
-type groupHeap []*group
-
-func (h groupHeap) Len() int           { return len(h) }
-func (h groupHeap) Less(i, j int) bool { return before(h[i].entries[0], h[j].entries[0]) < 0 }
-func (h groupHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
-}
-
-// Push is heap's.
-func (h *groupHeap) Push(x any) {
-	g, _ := x.(*group)
-	g.place = len(*h)
-	*h = append(*h, g)
-}
-
-// Pop is heap's.
-func (h *groupHeap) Pop() any {
-	old := *h
-	g := old[len(old)-1]
-	old[len(old)-1] = nil
-	g.place = -1
-	*h = old[:len(old)-1]
-	return g
+func (h *heapOf[T]) Pop() any {
+	last := len(*h) - 1
+	v := (*h)[last]
+	clear((*h)[last:])
+	*h = (*h)[:last]
+	*v.at() = -1
+	return v
 }

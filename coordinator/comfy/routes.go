@@ -75,6 +75,18 @@ func (s *Server) showQueue(w http.ResponseWriter, _ *http.Request) {
 
 // editQueue is POST /queue.
 func (s *Server) editQueue(w http.ResponseWriter, r *http.Request) {
+	s.edit(w, r, func() {
+		s.queue.clear()
+		s.tellQueue()
+	}, func(id string) {
+		if s.queue.remove(id) {
+			s.tellQueue()
+		}
+	})
+}
+
+// edit clears a list or deletes ids from it, as the body asks, under the lock.
+func (s *Server) edit(w http.ResponseWriter, r *http.Request, all func(), one func(id string)) {
 	o, ok := s.readJSON(w, r)
 	if !ok {
 		return
@@ -87,13 +99,10 @@ func (s *Server) editQueue(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if clear {
-		s.queue.clear()
-		s.tellQueue()
+		all()
 	}
 	for _, id := range ids {
-		if s.queue.remove(id) {
-			s.tellQueue()
-		}
+		one(id)
 	}
 	empty(w, http.StatusOK)
 }
@@ -160,24 +169,7 @@ func (s *Server) oneHistory(w http.ResponseWriter, r *http.Request) {
 
 // editHistory is POST /history.
 func (s *Server) editHistory(w http.ResponseWriter, r *http.Request) {
-	o, ok := s.readJSON(w, r)
-	if !ok {
-		return
-	}
-	clear, ids, err := clearAndDelete(o)
-	if err != nil {
-		s.trouble(w, r, err)
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if clear {
-		s.history.clear()
-	}
-	for _, id := range ids {
-		s.history.remove(id)
-	}
-	empty(w, http.StatusOK)
+	s.edit(w, r, s.history.clear, s.history.remove)
 }
 
 // postInterrupt is POST /interrupt, the only route that takes a body that is no JSON.
