@@ -164,6 +164,26 @@ func TestTakeOverElsewhere(t *testing.T) {
 	st.Close()
 }
 
+// Blocks that are lent out of the device when they are taken over come back to it.
+func TestTakeOverOfWhatIsLent(t *testing.T) {
+	b := newBox(t, 0, 0, 0)
+	with := loraOn(t, b, goldenFile(t, "dev", "model.safetensors"), "lora-kohya", lora.Add)
+	fresh := load(t, with, nil)
+	want := output(t, b.device, fresh, 0.7)
+	fresh.Close()
+	st := load(t, b.config(), nil)
+	if _, err := st.Lend(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if st = load(t, with, st); !bytes.Equal(output(t, b.device, st, 0.7), want) {
+		t.Error("other bits")
+	}
+	if r := st.Resting(); r[offload.RAM].Blocks != 0 {
+		t.Errorf("%d blocks are still in RAM", r[offload.RAM].Blocks)
+	}
+	st.Close()
+}
+
 // What cannot be loaded leaves nothing of either stage.
 func TestTakeOverThatFails(t *testing.T) {
 	b := newBox(t, 0, 0, 0)

@@ -379,3 +379,39 @@ func TestLoRAsOverHTTPS(t *testing.T) {
 		t.Error("after another deploy: other bits")
 	}
 }
+
+// A LoRA that a node cannot load is taken back, by name, and the deployment runs
+// again without it.
+func TestLoRAThatCannotBeLoaded(t *testing.T) {
+	c := &bringing{T: t, blobs: blobs{}, cfg: testConfig(t.TempDir()), agents: map[string]*process{}}
+	c.start()
+	cfg := testConfig(t.TempDir())
+	startAgentWith(t, "a", token(t, c.conn), cfg)
+	style := c.add(t, filepath.Join(demoLoRA(t), "style.safetensors"))
+	deploy(t, c.conn, &pb.Pin{Node: "a", Blocks: 6})
+	c.status()
+	want, _, err := picture(t, c.conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fetched := filepath.Join(cfg.DataDir, "patches", "fetched")
+	if err := errors.Join(os.RemoveAll(fetched), os.WriteFile(fetched, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ensure(style); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), style) {
+		t.Errorf("a LoRA that a node cannot keep: %v", err)
+	}
+	s := await(t, c.conn, "the plan without it", func(s *pb.DeploymentStatus) bool { return s.Ready && len(s.Plan.Loras) == 0 })
+	if got, _, err := picture(t, c.conn); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the deployment at epoch %d afterwards: %v", s.Plan.Epoch, err)
+	}
+	if err := os.Remove(fetched); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(fetched, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ensure(style); err != nil {
+		t.Errorf("once it can: %v", err)
+	}
+}
