@@ -33,12 +33,13 @@ type input struct {
 	choice   bool           // it is one of options
 	several  bool           // a list of options
 	bounds   map[string]any // min, max
-	file     string         // what the class calls the file that is named: image, video
+	file     bool           // the value names a file
+	checks   string         // what the class, which checks that itself, calls it: image, video
 }
 
-// fileInputs are the inputs of ComfyUI's own classes that name a file of the input
-// folder, whose list ComfyUI does not hold against the value. Others say so by an
-// option that ends in _upload.
+// fileInput says what a class of ComfyUI's own calls the file that an input names,
+// where the class looks for it in place of the list. Other inputs say that they name
+// a file by an option that ends in _upload.
 func fileInput(class, name string) string {
 	switch class + "." + name {
 	case "LoadImage.image", "LoadImageMask.image", "LoadImageOutput.image":
@@ -109,7 +110,8 @@ func readClass(name string, info json.RawMessage) (*class, error) {
 }
 
 func readInput(class string, m member) (in input, err error) {
-	in = input{name: m.name, file: fileInput(class, m.name)}
+	in = input{name: m.name, checks: fileInput(class, m.name)}
+	in.file = in.checks != ""
 	parts, err := elements(m.value)
 	if err != nil {
 		return in, err
@@ -155,8 +157,8 @@ func readInput(class string, m member) (in input, err error) {
 	}
 	for _, o := range options.members {
 		switch {
-		case in.file == "" && strings.HasSuffix(o.name, "_upload") && o.value.Kind() == 't':
-			in.file = strings.TrimSuffix(o.name, "_upload")
+		case strings.HasSuffix(o.name, "_upload") && o.value.Kind() == 't':
+			in.file = true
 		case o.name == "multiselect":
 			in.several = o.value.Kind() == 't'
 		case o.name == "remote" && o.value.Kind() == '{': // the list is fetched by the client

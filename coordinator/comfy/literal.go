@@ -6,7 +6,6 @@ package comfy
 import (
 	"fmt"
 	"math/big"
-	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -38,8 +37,8 @@ func (v *validation) literal(n *node, in *input, raw jsontext.Value, out *verdic
 			n.changed = true
 		}
 	}
-	if in.file != "" {
-		v.file(n, in, value, out)
+	if in.file {
+		v.file(n, in, value, raw, out)
 		return nil
 	}
 	for _, b := range [2]struct {
@@ -109,9 +108,12 @@ func choose(n *node, in *input, value any, raw jsontext.Value, out *verdict) {
 		}
 	}
 	// A node pack may check a value by itself in place of the list; the worker will.
-	if listed || n.class.custom {
-		return
+	if !listed && !n.class.custom {
+		notListed(in, value, raw, out)
 	}
+}
+
+func notListed(in *input, value any, raw jsontext.Value, out *verdict) {
 	config, options := in.config, pyRepr(in.options)
 	if len(in.options) > longList {
 		config, options = jsontext.Value("null"), fmt.Sprintf("(list of length %d)", len(in.options))
@@ -122,7 +124,7 @@ func choose(n *node, in *input, value any, raw jsontext.Value, out *verdict) {
 
 // file validates an input that names a file: of the list, or one that was uploaded
 // or made since.
-func (v *validation) file(n *node, in *input, value any, out *verdict) {
+func (v *validation) file(n *node, in *input, value any, raw jsontext.Value, out *verdict) {
 	picked := []any{value}
 	if l, ok := value.([]any); ok {
 		picked = l
@@ -136,8 +138,12 @@ func (v *validation) file(n *node, in *input, value any, out *verdict) {
 		if contains(in.options, p) || n.class.custom || err == nil && v.hasFile(ref) {
 			continue
 		}
+		if in.checks == "" {
+			notListed(in, value, raw, out)
+			return
+		}
 		out.add("custom_validation_failed", "Custom validation failed for node",
-			fmt.Sprintf("%s - Invalid %s file: %s", in.name, strings.ReplaceAll(in.file, "_", " "), name), fields("input_name", in.name))
+			fmt.Sprintf("%s - Invalid %s file: %s", in.name, in.checks, name), fields("input_name", in.name))
 		return
 	}
 }

@@ -19,12 +19,13 @@ func testClasses() map[string]json.RawMessage {
 		return json.RawMessage(fmt.Sprintf(`{"input":{"required":%s,"optional":%s},"output":%s,"name":"x"%s}`, required, optional, output, rest))
 	}
 	return map[string]json.RawMessage{
-		"Source":  class(`{}`, `{}`, `["INT","STRING,FLOAT","*",["a","b"],"MODEL"]`, ``),
-		"Sink":    class(`{}`, `{"int":["INT",{"min":0,"max":10}],"float":["FLOAT",{"min":-1.5,"max":1e-05}],"text":["STRING"],"flag":["BOOLEAN"],"any":["*"],"either":["INT,STRING"],"model":["MODEL"],"list":[["a","b",3,true]],"combo":["COMBO",{"options":["x","y"]}],"several":["COMBO",{"options":["x","y"],"multiselect":true}],"remote":["COMBO",{"remote":{"route":"/x"}}],"odd":["THING",{"min":1}]}`, `[]`, `,"output_node":true`),
-		"Custom":  class(`{"file":[["a.png"]]}`, `{}`, `["INT"]`, `,"output_node":true,"python_module":"custom_nodes.pack"`),
-		"Picture": class(`{"image":[["a.png"],{"image_upload":true}]}`, `{}`, `["IMAGE"]`, `,"output_node":true`),
-		"Dynamic": class(`{"mode":["COMFY_DYNAMICCOMBO_V3",{"options":[]}],"images":["COMFY_AUTOGROW_V3",{}]}`, `{}`, `["COMFY_MATCHTYPE_V3"]`, `,"output_node":true`),
-		"Broken":  json.RawMessage(`{"input":7}`),
+		"Source":    class(`{}`, `{}`, `["INT","STRING,FLOAT","*",["a","b"],"MODEL"]`, ``),
+		"Sink":      class(`{}`, `{"int":["INT",{"min":0,"max":10}],"float":["FLOAT",{"min":-1.5,"max":1e-05}],"text":["STRING"],"flag":["BOOLEAN"],"any":["*"],"either":["INT,STRING"],"model":["MODEL"],"list":[["a","b",3,true]],"combo":["COMBO",{"options":["x","y"]}],"several":["COMBO",{"options":["x","y"],"multiselect":true}],"remote":["COMBO",{"remote":{"route":"/x"}}],"odd":["THING",{"min":1}]}`, `[]`, `,"output_node":true`),
+		"Custom":    class(`{"file":[["a.png"]]}`, `{}`, `["INT"]`, `,"output_node":true,"python_module":"custom_nodes.pack"`),
+		"Model3D":   class(`{"file":[["a.obj"],{"file_upload":true}]}`, `{}`, `[]`, `,"output_node":true`),
+		"LoadImage": class(`{"image":[["a.png"],{"image_upload":true}]}`, `{}`, `["IMAGE"]`, `,"output_node":true`),
+		"Dynamic":   class(`{"mode":["COMFY_DYNAMICCOMBO_V3",{"options":[]}],"images":["COMFY_AUTOGROW_V3",{}]}`, `{}`, `["COMFY_MATCHTYPE_V3"]`, `,"output_node":true`),
+		"Broken":    json.RawMessage(`{"input":7}`),
 	}
 }
 
@@ -106,7 +107,7 @@ func TestValidation(t *testing.T) {
 		{"no output node", `{"1":{"class_type":"Source","inputs":{}}}`, "400 prompt_no_outputs: Prompt has no outputs []"},
 		{"an output without inputs", `{"1":{"class_type":"Sink"}}`, bad + "[Exception when validating node: 'inputs']\n1 exception_during_validation: 'inputs'"},
 		{"inputs that are null", `{"1":{"class_type":"Sink","inputs":null}}`, bad + "[Exception when validating node: argument of type 'NoneType' is not iterable]\n1 exception_during_validation: argument of type 'NoneType' is not iterable"},
-		{"inputs that are a list", `{"1":{"class_type":"Picture","inputs":[]}}`, bad + "[Required input is missing: image]\n1 required_input_missing: image"},
+		{"inputs that are a list", `{"1":{"class_type":"LoadImage","inputs":[]}}`, bad + "[Required input is missing: image]\n1 required_input_missing: image"},
 
 		{"conversions", sink(`"int":"7","float":0,"text":5,"flag":"false"`), good(`"int":7,"float":0.0,"text":"5","flag":true`)},
 		{"the rest is left as it is", sink(`"unknown":1.50,"any":{"a":1}`), good(`"unknown":1.50,"any":{"a":1}`)},
@@ -138,10 +139,12 @@ func TestValidation(t *testing.T) {
 		{"a link to a list", sink(`"any":[[],0]`), bad + "[Exception when validating node: unhashable type: 'list']\nk exception_during_validation: unhashable type: 'list'"},
 		{"an empty link", sink(`"any":[]`), bad + "[Bad linked input, must be a length-2 list of [node_id, slot_index]: any]\nk bad_linked_input: any"},
 
-		{"a file of the list", `{"1":{"class_type":"Picture","inputs":{"image":"a.png"}}}`, `200 {"1":{"class_type":"Picture","inputs":{"image":"a.png"}}} outputs [1] Picture.image=a.png`},
-		{"an uploaded file", `{"1":{"class_type":"Picture","inputs":{"image":"sub/up.png"}}}`, `200 {"1":{"class_type":"Picture","inputs":{"image":"sub/up.png"}}} outputs [1] Picture.image=sub/up.png`},
-		{"a file made before", `{"1":{"class_type":"Picture","inputs":{"image":"made.png [output]"}}}`, `200 {"1":{"class_type":"Picture","inputs":{"image":"made.png [output]"}}} outputs [1] Picture.image=made.png [output]`},
-		{"a file outside", `{"1":{"class_type":"Picture","inputs":{"image":"../up.png"}}}`, bad + "[Custom validation failed for node: image - Invalid image file: ../up.png]\n1 custom_validation_failed: image - Invalid image file: ../up.png"},
+		{"a file of the list", `{"1":{"class_type":"LoadImage","inputs":{"image":"a.png"}}}`, `200 {"1":{"class_type":"LoadImage","inputs":{"image":"a.png"}}} outputs [1] LoadImage.image=a.png`},
+		{"an uploaded file", `{"1":{"class_type":"LoadImage","inputs":{"image":"sub/up.png"}}}`, `200 {"1":{"class_type":"LoadImage","inputs":{"image":"sub/up.png"}}} outputs [1] LoadImage.image=sub/up.png`},
+		{"a file made before", `{"1":{"class_type":"LoadImage","inputs":{"image":"made.png [output]"}}}`, `200 {"1":{"class_type":"LoadImage","inputs":{"image":"made.png [output]"}}} outputs [1] LoadImage.image=made.png [output]`},
+		{"a file outside", `{"1":{"class_type":"LoadImage","inputs":{"image":"../up.png"}}}`, bad + "[Custom validation failed for node: image - Invalid image file: ../up.png]\n1 custom_validation_failed: image - Invalid image file: ../up.png"},
+		{"a file that a class leaves to the list", `{"1":{"class_type":"Model3D","inputs":{"file":"b.obj"}}}`, bad + "[Value not in list: file: 'b.obj' not in ['a.obj']]\n1 value_not_in_list: file: 'b.obj' not in ['a.obj']"},
+		{"such a file, uploaded", `{"1":{"class_type":"Model3D","inputs":{"file":"sub/up.png"}}}`, `200 {"1":{"class_type":"Model3D","inputs":{"file":"sub/up.png"}}} outputs [1] Model3D.file=sub/up.png`},
 		{"a node pack checks for itself", `{"1":{"class_type":"Custom","inputs":{"file":"b.png"}}}`, `200 {"1":{"class_type":"Custom","inputs":{"file":"b.png"}}} outputs [1]`},
 		{"dynamic inputs", `{"s":{"class_type":"Source","inputs":{}},"1":{"class_type":"Dynamic","inputs":{"mode":"a","mode.x":["s",0]}}}`, `200 {"s":{"class_type":"Source","inputs":{}},"1":{"class_type":"Dynamic","inputs":{"mode":"a","mode.x":["s",0]}}} outputs [1]`},
 		{"a dynamic input that leads nowhere", `{"1":{"class_type":"Dynamic","inputs":{"images.0":["s",0]}}}`, bad + "[Exception when validating node: 's']\n1 exception_during_validation: 's'"},
