@@ -58,6 +58,7 @@ func sections() []section {
 		{"offload", "blocks that stream against computing and copying alone", offloadFigures},
 		{"stages", "three stages against one in one process", stageFigures},
 		{"agents", "three agents against one, forecasts against measurements", agentFigures},
+		{"endpoint", "the HTTPS endpoint: overhead, both branches of CFG, load", endpointFigures},
 		{"donor", "a step whose blocks come out of another node's RAM", donorFigures},
 		{"compress", "blocks in another node's RAM over slow links, compressed and as they are", compressFigures},
 		{"placement", "search times and certificates on drawn clusters", placementFigures},

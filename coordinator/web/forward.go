@@ -312,9 +312,10 @@ type result struct {
 }
 
 type timingView struct {
-	Total  float64       `json:"total_s"`
-	Queue  float64       `json:"queue_s"`
-	Stages []stageTiming `json:"stages"`
+	Total   float64       `json:"total_s"`
+	Forward float64       `json:"forward_s"` // the cluster's own part
+	Queue   float64       `json:"queue_s"`
+	Stages  []stageTiming `json:"stages"`
 }
 
 type stageTiming struct {
@@ -338,7 +339,7 @@ func (f *forwardRequest) reply(w http.ResponseWriter, res *result, took time.Dur
 			return fmt.Errorf("output: %w", err)
 		}
 	}
-	timing := timingView{Total: took.Seconds(), Queue: res.Queued.AsDuration().Seconds(), Stages: []stageTiming{}}
+	timing := timingView{Total: took.Seconds(), Forward: res.Total.AsDuration().Seconds(), Queue: res.Queued.AsDuration().Seconds(), Stages: []stageTiming{}}
 	for i, t := range res.Stages {
 		v := stageTiming{Node: t.Node, Compute: t.Compute.AsDuration().Seconds(), Waiting: t.Waiting.AsDuration().Seconds()}
 		if i < len(res.plan.GetStages()) {
