@@ -84,6 +84,8 @@ func TestOperatorsOnly(t *testing.T) {
 	for name, call := range map[string]func(context.Context) error{
 		"Version":     func(ctx context.Context) error { _, err := co.Version(ctx, &pb.VersionRequest{}); return err },
 		"CreateToken": func(ctx context.Context) error { _, err := co.CreateToken(ctx, &pb.CreateTokenRequest{}); return err },
+		"ListTokens":  func(ctx context.Context) error { _, err := co.ListTokens(ctx, &pb.ListTokensRequest{}); return err },
+		"RevokeToken": func(ctx context.Context) error { _, err := co.RevokeToken(ctx, &pb.RevokeTokenRequest{}); return err },
 		"ListNodes":   func(ctx context.Context) error { _, err := co.ListNodes(ctx, &pb.ListNodesRequest{}); return err },
 		"RemoveNode":  func(ctx context.Context) error { _, err := co.RemoveNode(ctx, &pb.RemoveNodeRequest{}); return err },
 		"ListModels":  func(ctx context.Context) error { _, err := co.ListModels(ctx, &pb.ListModelsRequest{}); return err },
@@ -111,6 +113,10 @@ func TestOperatorsOnly(t *testing.T) {
 			if err := call(c.as(role)); status.Code(err) != codes.PermissionDenied {
 				t.Errorf("%s by a %s: %v", name, role, err)
 			}
+		}
+		err := call(OnBehalf(t.Context(), "client"))
+		if may := name != "CreateToken" && name != "ListTokens" && name != "RevokeToken" && name != "RemoveNode"; may == (status.Code(err) == codes.PermissionDenied) {
+			t.Errorf("%s for a client of the endpoint: %v", name, err)
 		}
 		if err := call(c.as(identity.RoleOperator)); status.Code(err) == codes.PermissionDenied || status.Code(err) == codes.Unauthenticated {
 			t.Errorf("%s by an operator: %v", name, err)

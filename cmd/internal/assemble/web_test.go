@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/tensor"
@@ -248,4 +250,97 @@ func distance(a, b []float32) float64 {
 		all += math.Pow(float64(b[i]), 2)
 	}
 	return math.Sqrt(off / all)
+}
+
+// TestWebLostAgent: a run goes on when the node under it is lost in its middle,
+// with the same bits.
+func TestWebLostAgent(t *testing.T) {
+	co := startCoordinator(t, testConfig(t.TempDir()))
+	conn := operator(t, co)
+	agents := map[string]*process{}
+	for _, name := range []string{"a", "b"} {
+		agents[name] = startAgent(t, name, token(t, conn), t.TempDir())
+	}
+	c := newWebClient(t, conn, "comfy")
+	c.json("PUT", "/v1/deployments/demo", demoSpec())
+	v := c.json("GET", "/v1/deployments/demo?wait=60s", nil)
+	if v["state"] != "ready" {
+		t.Fatalf("deployment: %v", v)
+	}
+	cond, step := request(t, "large red circle on blue")
+	all := append(cond, step...)
+	want, before, err := c.forward("demo", tensor.F32, map[string]string{"run": "r", "step": "0"}, all...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	agents[v["plan"].([]any)[0].(map[string]any)["node"].(string)].stop()
+	got, after, err := c.forward("demo", tensor.F32, map[string]string{"run": "r", "step": "0"}, all...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(floats(got...)) != string(floats(want...)) {
+		t.Error("the other node gives another output")
+	}
+	if after["epoch"] == before["epoch"] || after["attempt"] == "1" || after["numerics"] != before["numerics"] {
+		t.Errorf("before %v, after %v", before, after)
+	}
+}
+
+// TestWebScopes: what a client may not do, and a token that is revoked.
+func TestWebScopes(t *testing.T) {
+	co := startCoordinator(t, testConfig(t.TempDir()))
+	conn := operator(t, co)
+	startAgent(t, "a", token(t, conn), t.TempDir())
+	deploy(t, conn)
+	full, run := newWebClient(t, conn, "full"), newWebClient(t, conn, "run", "run")
+	spec, err := json.Marshal(demoSpec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := []byte(`{"model":"demo","workload":{"width":64,"height":64,"text_tokens":5}}`)
+	for name, c := range map[string]struct {
+		client       *webClient
+		method, path string
+		body         []byte
+		status       int
+		text         string
+	}{
+		"deploying without the scope":     {run, "PUT", "/v1/deployments/mine", spec, 403, "has no scope deploy"},
+		"lending without the scope":       {run, "POST", "/v1/lend", []byte(`{"node":"a","device":"cpu"}`), 403, "has no scope lend"},
+		"changing an operator's":          {full, "PUT", "/v1/deployments/demo", other, 403, "deployment demo was made by an operator"},
+		"removing an operator's":          {full, "DELETE", "/v1/deployments/demo", nil, 403, "deployment demo was made by an operator"},
+		"an operator's, as it is":         {full, "PUT", "/v1/deployments/demo", spec, 200, `"client":""`},
+		"removing a node":                 {full, "DELETE", "/v1/nodes/a", nil, 403, "is an operator's call; run `distorch nodes remove NAME`"},
+		"listing tokens":                  {full, "GET", "/v1/tokens", nil, 403, "is an operator's call; run `distorch token list`"},
+		"a model that fits nowhere":       {full, "PUT", "/v1/deployments/mine", []byte(`{"model":"demo","workload":{"width":8192,"height":8192}}`), 409, "deployment mine fits nowhere"},
+		"a plan, with what it is made of": {run, "POST", "/v1/plan", spec, 200, `"feasible":true`},
+	} {
+		code, out := c.client.do(c.method, c.path, c.body)
+		if code != c.status || !bytes.Contains(out, []byte(c.text)) {
+			t.Errorf("%s: %d %s, want %d with %s", name, code, out, c.status, c.text)
+		}
+	}
+	if _, err := pb.NewControlClient(conn).CreateToken(t.Context(), &pb.CreateTokenRequest{Client: "run"}); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("a second token of a client: %v", err)
+	}
+	list, err := pb.NewControlClient(conn).ListTokens(t.Context(), &pb.ListTokensRequest{})
+	if err != nil || len(list.Clients) != 2 || list.Clients[1].Name != "run" || len(list.Clients[1].SecretHash) != 0 {
+		t.Errorf("tokens %v, %v", list, err)
+	}
+	if _, err := pb.NewControlClient(conn).RevokeToken(t.Context(), &pb.RevokeTokenRequest{Client: "run"}); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(10 * time.Second); ; <-tick.C {
+		if code, _ := run.do("GET", "/v1", nil); code == http.StatusUnauthorized {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a revoked token works")
+		}
+	}
+	if _, err := pb.NewControlClient(conn).RevokeToken(t.Context(), &pb.RevokeTokenRequest{Client: "run"}); status.Code(err) != codes.NotFound {
+		t.Errorf("a token revoked twice: %v", err)
+	}
 }
