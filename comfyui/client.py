@@ -80,7 +80,9 @@ class Client:
         try:
             self._context.load_verify_locations(cadata=connection.ca)
         except (ssl.SSLError, ValueError):
-            raise ClusterError(f"the connection line of {connection.source} holds no usable certificate; {NEW_LINE}", "bad_connection") from None
+            raise ClusterError(
+                f"the connection line of {connection.source} holds no usable certificate; {NEW_LINE}", "bad_connection"
+            ) from None
         self._lock = threading.Lock()
         self._idle: list[tuple[int, _Connection]] = []
         self._closed = False
@@ -99,7 +101,9 @@ class Client:
         body = json.dumps(value).encode()
         return _object(self.call(method, path, body, {"Content-Type": "application/json"}, timeout, call=call))
 
-    def call(self, method, path, body=b"", headers=None, timeout: float = 30, patience: float = 0, call: Call | None = None) -> bytearray:
+    def call(
+        self, method, path, body=b"", headers=None, timeout: float = 30, patience: float = 0, call: Call | None = None
+    ) -> bytearray:
         """The body of the answer. A cluster that cannot be reached is tried again for
         patience seconds; timeout is the longest silence of one that can.
         """
@@ -163,7 +167,12 @@ class Client:
             if conn.sock is None:
                 conn.connect()
             conn.sock.settimeout(timeout)
-            conn.request(method, path, body=body or None, headers={"Authorization": "Bearer " + self.connection.token, **(headers or {})})
+            conn.request(
+                method,
+                path,
+                body=body or None,
+                headers={"Authorization": "Bearer " + self.connection.token, **(headers or {})},
+            )
             answer = conn.getresponse()
             return answer.status, _read(answer, method)
         except BaseException:
@@ -223,11 +232,25 @@ def _object(body):
     try:
         return json.loads(bytes(body)) if body else {}
     except ValueError:
-        raise ClusterError(f"the cluster answered with what is no JSON: {bytes(body[:80])!r}; is the port of the connection line another program's?", "internal") from None
+        raise ClusterError(
+            f"the cluster answered with what is no JSON: {bytes(body[:80])!r}; is the port of the connection line another program's?",
+            "internal",
+        ) from None
 
 
-STATUS_CODES = {400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404: "not_found", 408: "timeout", 409: "conflict",
-                413: "too_large", 429: "busy", 499: "canceled", 503: "unavailable", 504: "deadline"}
+STATUS_CODES = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    408: "timeout",
+    409: "conflict",
+    413: "too_large",
+    429: "busy",
+    499: "canceled",
+    503: "unavailable",
+    504: "deadline",
+}
 
 
 def _error(status: int, body, source: str) -> ClusterError:
@@ -247,9 +270,15 @@ def _error(status: int, body, source: str) -> ClusterError:
 def _unreachable(failures, source: str) -> ClusterError:
     for _, e in failures:
         if isinstance(e, ssl.SSLCertVerificationError):
-            return Unreachable(f"what answers at the address of {source} is not the cluster that its line names ({e.verify_message}); {NEW_LINE}", "unavailable")
+            return Unreachable(
+                f"what answers at the address of {source} is not the cluster that its line names ({e.verify_message}); {NEW_LINE}",
+                "unavailable",
+            )
     said = "; ".join(f"{host}:{port}: {_why(e)}" for (host, port), e in failures)
-    return Unreachable(f"the cluster of {source} does not answer ({said}); is its coordinator running and the port open from here?", "unavailable")
+    return Unreachable(
+        f"the cluster of {source} does not answer ({said}); is its coordinator running and the port open from here?",
+        "unavailable",
+    )
 
 
 def _why(e: Exception) -> str:

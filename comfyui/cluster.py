@@ -18,7 +18,7 @@ import urllib.parse
 
 from . import connection
 from .client import Call, Client
-from .errors import ClusterError, shown
+from .errors import ClusterError
 
 FRESH_SECONDS = 10.0
 FIRST_SECONDS = 1.5  # how long a menu waits for its first list
@@ -40,7 +40,9 @@ class Listing:
         self.at = time.monotonic()
 
     def names(self) -> list[str]:
-        found = [d["name"] + DEPLOYMENT for d in self.deployments] + [m["name"] for m in self.models if not m.get("problem")]
+        found = [d["name"] + DEPLOYMENT for d in self.deployments] + [
+            m["name"] for m in self.models if not m.get("problem")
+        ]
         return found or [NOTHING]
 
     def tooltip(self) -> str:
@@ -53,7 +55,9 @@ class Listing:
             lines.append(f"{d['name']} (deployment): {d.get('state', '')}{speed}")
         for m in self.models:
             said = m.get("problem") or self.forecasts.get(m["id"]) or ""
-            lines.append(f"{m['name']}: {m.get('architecture', '')}, {size(m.get('bytes', 0))}" + (f"; {said}" if said else ""))
+            lines.append(
+                f"{m['name']}: {m.get('architecture', '')}, {size(m.get('bytes', 0))}" + (f"; {said}" if said else "")
+            )
         return "\n".join(lines) or "the cluster has no models: start an agent with --models DIR"
 
 
@@ -67,6 +71,7 @@ class Cluster:
         self._refresh = None
         self._informed = {}
         self.last = {}  # deployment to a sentence on its last run
+        self.placed = {}  # deployment to the Target that placed it last: two loaders may want one in two ways
 
     def client(self) -> Client:
         found = connection.find()
@@ -116,7 +121,11 @@ class Cluster:
             try:
                 plan = client.send("POST", "/v1/plan", {"model": m["id"], "workload": USUAL}, LIST_TIMEOUT)
                 step = (plan.get("forecast") or {}).get("step_s")
-                told[m["id"]] = f"{seconds(step)} per step at 1024x1024" if plan.get("feasible") and step else plan.get("message", "")
+                told[m["id"]] = (
+                    f"{seconds(step)} per step at 1024x1024"
+                    if plan.get("feasible") and step
+                    else plan.get("message", "")
+                )
             except ClusterError:
                 continue
         return told
@@ -133,7 +142,9 @@ class Cluster:
             return name, None
         if choice.endswith(DEPLOYMENT):
             names = ", ".join(d["name"] for d in deployments) or "there is none"
-            raise ClusterError(f"the cluster has no deployment {name} ({names}); choose one in the loader, or a model", "not_found")
+            raise ClusterError(
+                f"the cluster has no deployment {name} ({names}); choose one in the loader, or a model", "not_found"
+            )
         models = [m for m in _items(client.get("/v1/models"), "models") if m.get("architecture") != "lora"]
         bare = _bare(name)
         for m in models:
@@ -153,7 +164,7 @@ class Cluster:
         if known is None:
             known = client.get("/v1/models/" + urllib.parse.quote(which, safe=""))
             with self._lock:
-                self._informed[which] = known
+                self._informed[known.get("id")] = known  # by id alone: a name may come to mean another file
         return known
 
     def deployment(self, name: str, call: Call | None = None, wait: str = "") -> dict:
@@ -168,7 +179,14 @@ class Target:
 
     WAIT = "5s"
 
-    def __init__(self, cluster: Cluster, name: str, model: dict | None = None, wanted: dict | None = None, workload: dict | None = None):
+    def __init__(
+        self,
+        cluster: Cluster,
+        name: str,
+        model: dict | None = None,
+        wanted: dict | None = None,
+        workload: dict | None = None,
+    ):
         self.cluster, self.name, self.model = cluster, name, model
         self.wanted, self.workload = wanted or {}, workload or {}
         self._lock = threading.Lock()
@@ -189,8 +207,11 @@ class Target:
     def ready(self, need: dict, call: Call) -> str:
         """The name of the deployment, once it is ready for the workload."""
         with self._lock:
-            if self._have is None or (self.owned and not covers(self._have, need)):
-                self._have = self._place(need, call) if self.owned else self._await(call)
+            if not self.owned:
+                self._have = self._have or self._await(call)
+            elif self._have is None or not covers(self._have, need) or self.cluster.placed.get(self.name) is not self:
+                self._have = self._place(need, call)
+                self.cluster.placed[self.name] = self
         return self.name
 
     def _place(self, need, call):
@@ -200,12 +221,29 @@ class Target:
             if e.code != "not_found":
                 raise
             there = None
-        same = there is not None and there.get("model") in (self.model["id"], self.model["name"]) and all(_same(there.get(k), self.wanted.get(k)) for k in ("dtype", "virtual_vram", "allocation"))
-        workload = grown({} if "in_flight" in self.workload else {"in_flight": 2}, self.workload, need, (there.get("workload") or {}) if same else {})
+        same = (
+            there is not None
+            and there.get("model") in (self.model["id"], self.model["name"])
+            and all(_same(there.get(k), self.wanted.get(k)) for k in ("dtype", "virtual_vram", "allocation"))
+        )
+        workload = grown(
+            {} if "in_flight" in self.workload else {"in_flight": 2},
+            self.workload,
+            need,
+            (there.get("workload") or {}) if same else {},
+        )
         if not same or not covers(there.get("workload") or {}, workload):
-            spec = {"model": self.model["id"], "workload": workload, **self.wanted}  # LoRAs come again with the forwards that use them
-            log.info("distorch: placing %s as deployment %s for %s", self.model["name"], self.name, json.dumps(workload))
-            self.cluster.client().send("PUT", "/v1/deployments/" + urllib.parse.quote(self.name, safe=""), spec, 120, call)
+            spec = {
+                "model": self.model["id"],
+                "workload": workload,
+                **self.wanted,
+            }  # LoRAs come again with the forwards that use them
+            log.info(
+                "distorch: placing %s as deployment %s for %s", self.model["name"], self.name, json.dumps(workload)
+            )
+            self.cluster.client().send(
+                "PUT", "/v1/deployments/" + urllib.parse.quote(self.name, safe=""), spec, 120, call
+            )
         return self._await(call)
 
     def _await(self, call):
@@ -216,7 +254,9 @@ class Target:
             if state == "ready":
                 return (d.get("spec") or {}).get("workload") or {}
             if state in ("failed", "infeasible"):
-                raise ClusterError(f"deployment {self.name} is {state}: {message or 'the coordinator gives no reason'}", "conflict")
+                raise ClusterError(
+                    f"deployment {self.name} is {state}: {message or 'the coordinator gives no reason'}", "conflict"
+                )
             if message != said:
                 said = message
                 log.info("distorch: deployment %s is %s%s", self.name, state, f": {message}" if message else "")
@@ -266,5 +306,8 @@ def _same(a, b) -> bool:
 def _items(answer, key: str) -> list[dict]:
     found = answer.get(key) if isinstance(answer, dict) else answer
     if not isinstance(found, list) or not all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in found):
-        raise ClusterError(f"the cluster's list of {key} has an unknown form; are this pack and the coordinator of one version?", "internal")
+        raise ClusterError(
+            f"the cluster's list of {key} has an unknown form; are this pack and the coordinator of one version?",
+            "internal",
+        )
     return found

@@ -40,8 +40,10 @@ class Connection:
 def find() -> Connection:
     """The connection, or a ClusterError that says where a line belongs."""
     user = folder_paths.get_user_directory()
-    for source, text in ((f"the environment variable {VARIABLE}", os.environ.get(VARIABLE, "")),
-                         ("ComfyUI's setting distorch › Connection", _setting(user))):
+    for source, text in (
+        (f"the environment variable {VARIABLE}", os.environ.get(VARIABLE, "")),
+        ("ComfyUI's setting distorch › Connection", _setting(user)),
+    ):
         text = text.strip()
         if text.startswith(PREFIX):
             return parse(text, source)
@@ -49,7 +51,10 @@ def find() -> Connection:
             return _read(text, f"the file {text} that {source} names")
     path = os.path.join(user, FILE)
     if not os.path.exists(path):
-        raise ClusterError(f"no cluster is set: put a connection line into {path} or into ComfyUI's settings under distorch; {NEW_LINE}", "no_connection")
+        raise ClusterError(
+            f"no cluster is set: put a connection line into {path} or into ComfyUI's settings under distorch; {NEW_LINE}",
+            "no_connection",
+        )
     return _read(path, path)
 
 
@@ -58,7 +63,9 @@ def _read(path: str, source: str) -> Connection:
         with open(path, encoding="utf-8") as f:
             text = f.read(LIMIT + 1)
     except (OSError, ValueError) as e:
-        raise ClusterError(f"{source} cannot be read ({getattr(e, 'strerror', None) or e}); {NEW_LINE}", "bad_connection") from None
+        raise ClusterError(
+            f"{source} cannot be read ({getattr(e, 'strerror', None) or e}); {NEW_LINE}", "bad_connection"
+        ) from None
     return parse(text.strip(), source)
 
 
@@ -73,17 +80,26 @@ def _setting(user: str) -> str:
 
 def parse(line: str, source: str) -> Connection:
     """Reads distorch1. and base64url of {"a": [host:port], "ca": PEM, "t": secret}."""
-    bad = ClusterError(f"what {source} holds is no connection line ({PREFIX} and one long word); {NEW_LINE}", "bad_connection")
+    bad = ClusterError(
+        f"what {source} holds is no connection line ({PREFIX} and one long word); {NEW_LINE}", "bad_connection"
+    )
     if len(line) > LIMIT or not line.startswith(PREFIX):
         raise bad
-    word = line[len(PREFIX):]
+    word = line[len(PREFIX) :]
     try:
         d = json.loads(base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_", validate=True))
         addresses = tuple(_address(a) for a in d["a"])
         ca, token = d["ca"], d["t"]
     except (binascii.Error, ValueError, KeyError, TypeError, AttributeError):
         raise bad from None
-    if not (addresses and isinstance(ca, str) and isinstance(token, str) and ca.isascii() and token.isascii() and token.isprintable()):
+    if not (
+        addresses
+        and isinstance(ca, str)
+        and isinstance(token, str)
+        and ca.isascii()
+        and token.isascii()
+        and token.isprintable()
+    ):
         raise bad
     return Connection(addresses, ca, token, source)
 

@@ -36,7 +36,9 @@ class Vocabulary:
             if w not in self.words:
                 raise ClusterError(f"the demo model does not know the word {w[:40]!r}; it knows {known}", "bad_request")
         if len(words) != TOKENS:
-            raise ClusterError(f"the demo model reads five words such as {EXAMPLE!r}; the prompt has {len(words)}", "bad_request")
+            raise ClusterError(
+                f"the demo model reads five words such as {EXAMPLE!r}; the prompt has {len(words)}", "bad_request"
+            )
         context = (self.word[[self.words.index(w) for w in words]] + self.position).unsqueeze(0)
         return [[context, {"pooled_output": context.mean(1)}]]
 
@@ -52,7 +54,9 @@ class DemoText:
 
     @shown
     def encode(self, prompt):
-        return (Vocabulary(os.path.join(os.path.dirname(os.path.abspath(__file__)), "words.safetensors")).encode(prompt),)
+        return (
+            Vocabulary(os.path.join(os.path.dirname(os.path.abspath(__file__)), "words.safetensors")).encode(prompt),
+        )
 
 
 class DemoPicture:
@@ -68,7 +72,9 @@ class DemoPicture:
     def decode(self, samples, enlarge):
         z = samples["samples"]
         if z.dim() != 4 or z.shape[1] < CHANNELS:
-            raise ClusterError(f"a latent {list(z.shape)} is not the demo checkpoint's; it has 16 channels", "bad_request")
+            raise ClusterError(
+                f"a latent {list(z.shape)} is not the demo checkpoint's; it has 16 channels", "bad_request"
+            )
         x = (z[:, :CHANNELS].float() - SHIFT) * SCALE
         picture = torch.nn.functional.pixel_shuffle(x, 2).movedim(1, -1)
         level = ((picture + 1) * 127.5).clamp(0, 255).round() / 255

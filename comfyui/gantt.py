@@ -33,7 +33,14 @@ def timeline(report: dict, forwards: int = 1) -> tuple[list[Row], float]:
     for pipeline in sorted({s.get("pipeline", 0) for s in stages}):
         part = [s for s in stages if s.get("pipeline", 0) == pipeline]
         free, taken = [0.0] * len(part), [0.0] * len(part)
-        lines = [(Row(name(s)), Row("  copies of weights"), Row(f"  to {part[i + 1].get('name', '')}" if i + 1 < len(part) else "  to the endpoint")) for i, s in enumerate(part)]
+        lines = [
+            (
+                Row(name(s)),
+                Row("  copies of weights"),
+                Row(f"  to {part[i + 1].get('name', '')}" if i + 1 < len(part) else "  to the endpoint"),
+            )
+            for i, s in enumerate(part)
+        ]
         for m in range(forwards):
             at, colour = 0.0, FORWARDS[m % len(FORWARDS)]
             for i, s in enumerate(part):
@@ -75,7 +82,12 @@ def draw(report: dict, forwards: int = 1) -> torch.Tensor:
     weights = f"{size(report.get('weight_bytes', 0))} of weights"
     parts = report.get("parts") or {}
     split = ", ".join(f"{k} {seconds(parts[k])}" for k in ("compute", "streaming", "hops", "waiting") if parts.get(k))
-    d.text((16, 46), " · ".join(t for t in (str(report.get("workload", "")), weights, split, str(report.get("numerics", ""))) if t), INK, font(14))
+    d.text(
+        (16, 46),
+        " · ".join(t for t in (str(report.get("workload", "")), weights, split, str(report.get("numerics", ""))) if t),
+        INK,
+        font(14),
+    )
     scale = (WIDTH - LEFT - RIGHT) / end if end > 0 else 0.0
     for tick in ticks(end):
         x = LEFT + tick * scale
@@ -98,7 +110,13 @@ def draw(report: dict, forwards: int = 1) -> torch.Tensor:
 
 def legend(d, y: float):
     x = LEFT
-    for colour, text in ((FORWARDS[0], "computes"), (FORWARDS[1], "the second forward"), (WAITS, "waits for weights"), (COPIES, "copies"), (HOPS, "activations travel")):
+    for colour, text in (
+        (FORWARDS[0], "computes"),
+        (FORWARDS[1], "the second forward"),
+        (WAITS, "waits for weights"),
+        (COPIES, "copies"),
+        (HOPS, "activations travel"),
+    ):
         d.rectangle((x, y - 6, x + 12, y + 6), fill=colour)
         d.text((x + 18, y), text, INK, font(13), anchor="lm")
         x += 36 + d.textlength(text, font(13))

@@ -28,7 +28,14 @@ class Patch:
     """What one layer gets."""
 
     def __init__(self, key, kind, offset, function, alpha, tensors):
-        self.key, self.kind, self.offset, self.function, self.alpha, self.tensors = key, kind, offset, function, alpha, tensors
+        self.key, self.kind, self.offset, self.function, self.alpha, self.tensors = (
+            key,
+            kind,
+            offset,
+            function,
+            alpha,
+            tensors,
+        )
 
     def entry(self):
         return (self.key, self.kind, self.offset or (), self.function or "", self.alpha)
@@ -48,7 +55,16 @@ class LoRA:
         for i, p in enumerate(self.patches):
             names = [f"{i}.up", f"{i}.down"] if p.kind == "lora" else [f"{i}.diff"]
             tensors.update(zip(names, p.tensors))
-            entries.append({"key": p.key, "type": p.kind, "offset": list(p.offset) if p.offset else None, "function": p.function, "alpha": p.alpha, "tensors": names})
+            entries.append(
+                {
+                    "key": p.key,
+                    "type": p.kind,
+                    "offset": list(p.offset) if p.offset else None,
+                    "function": p.function,
+                    "alpha": p.alpha,
+                    "tensors": names,
+                }
+            )
         text = json.dumps(entries, sort_keys=True, separators=(",", ":"))
         return wire.pack(tensors, {"distorch_lora": text})
 
@@ -100,7 +116,11 @@ def _patch(key, value, offset, function) -> Patch:
     if kind != "lora":
         raise _refused(key, f"it is a {KNOWN.get(kind, kind)}")
     up, down, alpha, mid, dora, reshape = (*value.weights, None, None, None)[:6]
-    for part, what in ((mid, "a convolution's LoRA (lora_mid)"), (dora, "a DoRA (dora_scale)"), (reshape, "a LoRA that makes the weight larger (reshape_weight)")):
+    for part, what in (
+        (mid, "a convolution's LoRA (lora_mid)"),
+        (dora, "a DoRA (dora_scale)"),
+        (reshape, "a LoRA that makes the weight larger (reshape_weight)"),
+    ):
         if part is not None:
             raise _refused(key, f"it is {what}")
     if up.dim() != 2 or down.dim() != 2 or up.shape[1] != down.shape[0]:
@@ -123,4 +143,7 @@ def _plain(t: torch.Tensor) -> torch.Tensor:
 
 
 def _refused(key: str, why: str) -> ClusterError:
-    return ClusterError(f"distorch cannot apply the patch of {key}: {why}; a LoRA's pairs (up and down) and plain differences work, so merge this one into the checkpoint or leave it out", "unsupported")
+    return ClusterError(
+        f"distorch cannot apply the patch of {key}: {why}; a LoRA's pairs (up and down) and plain differences work, so merge this one into the checkpoint or leave it out",
+        "unsupported",
+    )

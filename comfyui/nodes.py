@@ -32,16 +32,40 @@ def choice():
 
 def placement_inputs() -> dict:
     return {
-        "dtype": (list(DTYPES), {"default": "default", "tooltip": "Of the computation, where a model is deployed; default is the model's own choice."}),
-        "virtual_vram_gb": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1024.0, "step": 0.1, "tooltip": "Memory of donors to use instead of the compute device's, in GB; 0 places automatically."}),
-        "allocation": ("STRING", {"default": "", "tooltip": "An allocation string such as a/cuda:0,6gb;a/cpu,*; empty places automatically."}),
+        "dtype": (
+            list(DTYPES),
+            {
+                "default": "default",
+                "tooltip": "Of the computation, where a model is deployed; default is the model's own choice.",
+            },
+        ),
+        "virtual_vram_gb": (
+            "FLOAT",
+            {
+                "default": 0.0,
+                "min": 0.0,
+                "max": 1024.0,
+                "step": 0.1,
+                "tooltip": "Memory of donors to use instead of the compute device's, in GB; 0 places automatically.",
+            },
+        ),
+        "allocation": (
+            "STRING",
+            {
+                "default": "",
+                "tooltip": "An allocation string such as a/cuda:0,6gb;a/cpu,*; empty places automatically.",
+            },
+        ),
     }
 
 
 def wanted(dtype: str, virtual_vram_gb: float, allocation: str) -> dict:
     """The parts of a deployment's spec that a node's inputs say."""
     if virtual_vram_gb > 0 and allocation.strip():
-        raise ClusterError("give virtual VRAM or an allocation string, not both: set virtual_vram_gb to 0 or empty allocation", "bad_request")
+        raise ClusterError(
+            "give virtual VRAM or an allocation string, not both: set virtual_vram_gb to 0 or empty allocation",
+            "bad_request",
+        )
     out = {}
     if dtype != "default":
         out["dtype"] = dtype
@@ -59,7 +83,12 @@ class LoadDiffusionModel:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": choice(), **placement_inputs()}, "optional": {"workload": (WORKLOAD, {"tooltip": "The largest picture; without it the first step decides."})}}
+        return {
+            "required": {"model": choice(), **placement_inputs()},
+            "optional": {
+                "workload": (WORKLOAD, {"tooltip": "The largest picture; without it the first step decides."})
+            },
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model):
@@ -68,7 +97,14 @@ class LoadDiffusionModel:
     @classmethod
     def IS_CHANGED(cls, model, dtype, virtual_vram_gb, allocation, workload=None):
         known = CLUSTER.listing()
-        return str([d.get("model") or (d.get("spec") or {}).get("model") for d in known.deployments if model.startswith(d["name"])] + [m["id"] for m in known.models if m["name"] == model])
+        return str(
+            [
+                d.get("model") or (d.get("spec") or {}).get("model")
+                for d in known.deployments
+                if model.startswith(d["name"])
+            ]
+            + [m["id"] for m in known.models if m["name"] == model]
+        )
 
     @shown
     def load(self, model, dtype, virtual_vram_gb, allocation, workload=None):
@@ -102,7 +138,10 @@ def wait_for(target: Target, workload: dict):
 
 def load_deployment(name: str, options: dict, workload):
     if options or workload:
-        raise ClusterError(f"deployment {name} is placed already, so dtype, virtual VRAM, allocation and workload have no meaning for it: leave them alone, or choose the model instead", "bad_request")
+        raise ClusterError(
+            f"deployment {name} is placed already, so dtype, virtual VRAM, allocation and workload have no meaning for it: leave them alone, or choose the model instead",
+            "bad_request",
+        )
     spec = CLUSTER.deployment(name).get("spec") or {}
     info = CLUSTER.model(spec.get("model", ""))
     dtype = DTYPES.get(spec.get("dtype")) or DTYPES.get(info.get("dtype")) or torch.bfloat16
@@ -117,12 +156,23 @@ class Workload:
     @classmethod
     def INPUT_TYPES(cls):
         extent = {"min": 16, "max": 16384, "step": 16}
-        return {"required": {
-            "width": ("INT", {"default": 1024, **extent}), "height": ("INT", {"default": 1024, **extent}),
-            "frames": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "Of a clip; 1 for pictures."}),
-            "text_tokens": ("INT", {"default": 512, "min": 1, "max": 65536}),
-            "in_flight": ("INT", {"default": 2, "min": 1, "max": 64, "tooltip": "Forwards at the same time; CFG above 1 has two a picture."}),
-        }}
+        return {
+            "required": {
+                "width": ("INT", {"default": 1024, **extent}),
+                "height": ("INT", {"default": 1024, **extent}),
+                "frames": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "Of a clip; 1 for pictures."}),
+                "text_tokens": ("INT", {"default": 512, "min": 1, "max": 65536}),
+                "in_flight": (
+                    "INT",
+                    {
+                        "default": 2,
+                        "min": 1,
+                        "max": 64,
+                        "tooltip": "Forwards at the same time; CFG above 1 has two a picture.",
+                    },
+                ),
+            }
+        }
 
     def make(self, width, height, frames, text_tokens, in_flight):
         words = {"width": width, "height": height, "text_tokens": text_tokens, "batch": 1, "in_flight": in_flight}
@@ -153,22 +203,35 @@ class ClusterStatus:
 def status_text() -> str:
     client = CLUSTER.client()
     hello = client.get("/v1")
-    lines = [f"cluster {hello.get('cluster', '')} at {client.name}, distorch {hello.get('version', '')}, as client {(hello.get('client') or {}).get('name', '')}", "", "nodes"]
+    lines = [
+        f"cluster {hello.get('cluster', '')} at {client.name}, distorch {hello.get('version', '')}, as client {(hello.get('client') or {}).get('name', '')}",
+        "",
+        "nodes",
+    ]
     for n in listed(client.get("/v1/nodes"), "nodes"):
         lines.append(f"  {n['name']}: {n.get('state', '')}, {n.get('address', '')}")
         for d in n.get("devices") or []:
             if d.get("lost"):
                 lines.append(f"    {d.get('name', '')}: not used any more: {d['lost']}")
                 continue
-            lines.append(f"    {d.get('name', '')}: {d.get('model') or d.get('kind', '')}, {size(d.get('memory') or 0)}, {size(d.get('free') or 0)} free; {', '.join(d.get('class') or [])}")
+            lines.append(
+                f"    {d.get('name', '')}: {d.get('model') or d.get('kind', '')}, {size(d.get('memory') or 0)}, {size(d.get('free') or 0)} free; {', '.join(d.get('class') or [])}"
+            )
     lines += ["", "models"]
     for m in listed(client.get("/v1/models"), "models"):
         said = f"; {m['problem']}" if m.get("problem") else ""
-        lines.append(f"  {m['name']}: {m.get('architecture', '')} {m.get('variant', '')}, {size(m.get('bytes') or 0)}, {m.get('blocks', '?')} blocks{said}")
+        lines.append(
+            f"  {m['name']}: {m.get('architecture', '')} {m.get('variant', '')}, {size(m.get('bytes') or 0)}, {m.get('blocks', '?')} blocks{said}"
+        )
     lines += ["", "deployments"]
     for d in listed(client.get("/v1/deployments"), "deployments"):
         step = (d.get("forecast") or {}).get("step_s")
-        lines.append(f"  {d['name']}: {d.get('state', '')}" + (f", {seconds(step)} per step" if step else "") + (f"; {d['message']}" if d.get("message") else "") + (f"; {d['numerics']}" if d.get("numerics") else ""))
+        lines.append(
+            f"  {d['name']}: {d.get('state', '')}"
+            + (f", {seconds(step)} per step" if step else "")
+            + (f"; {d['message']}" if d.get("message") else "")
+            + (f"; {d['numerics']}" if d.get("numerics") else "")
+        )
         if d["name"] in CLUSTER.last:
             lines.append(f"    last run: {CLUSTER.last[d['name']]}")
     return "\n".join(lines)
@@ -186,7 +249,10 @@ class Plan:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": choice(), **placement_inputs()}, "optional": {"workload": (WORKLOAD, {"tooltip": "1024x1024 with 512 tokens unless connected."})}}
+        return {
+            "required": {"model": choice(), **placement_inputs()},
+            "optional": {"workload": (WORKLOAD, {"tooltip": "1024x1024 with 512 tokens unless connected."})},
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model):
@@ -202,11 +268,19 @@ class Plan:
         name, entry = CLUSTER.find(model)
         if name is not None:
             spec = CLUSTER.deployment(name).get("spec") or {}
-            body = {**{k: v for k, v in spec.items() if k != "loras"}, "workload": workload or spec.get("workload"), **options}
+            body = {
+                **{k: v for k, v in spec.items() if k != "loras"},
+                "workload": workload or spec.get("workload"),
+                **options,
+            }
         else:
             body = {"model": entry["id"], "workload": workload or USUAL, **options}
         answer = CLUSTER.client().send("POST", "/v1/plan", body, 60)
-        text = "\n".join(t for t in ("" if answer.get("feasible") else answer.get("message", ""), answer.get("text", "").strip()) if t)
+        text = "\n".join(
+            t
+            for t in ("" if answer.get("feasible") else answer.get("message", ""), answer.get("text", "").strip())
+            if t
+        )
         if not answer.get("report"):
             raise ClusterError(text or "the cluster gave no plan", "conflict")
         forwards = 2 if (body["workload"] or {}).get("in_flight", 0) > 1 else 1

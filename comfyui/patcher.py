@@ -18,7 +18,7 @@ import comfy.patcher_extension
 from comfy.patcher_extension import WrappersMP
 
 from . import lora, refuse, sharing
-from .errors import Cancelled, ClusterError, shown
+from .errors import ClusterError, shown
 from .remote import RemoteModel, Run, tokens
 
 log = logging.getLogger("distorch")
@@ -38,7 +38,9 @@ class RemotePatcher(comfy.model_patcher.ModelPatcher):
 
     def clone(self, *args, **kwargs):
         if kwargs.get("force_deepcopy"):
-            raise RuntimeError("distorch spreads the model over the cluster's devices itself; remove the multi-GPU node")
+            raise RuntimeError(
+                "distorch spreads the model over the cluster's devices itself; remove the multi-GPU node"
+            )
         n = super().clone(*args, **kwargs)
         n.distorch_loras = list(self.distorch_loras)
         return n
@@ -63,7 +65,10 @@ class RemotePatcher(comfy.model_patcher.ModelPatcher):
 
     @shown
     def get_key_patches(self, filter_prefix=None):
-        raise ClusterError("the weights of a distorch MODEL are on the cluster, so ComfyUI can neither merge nor save them; use a local MODEL for that", "unsupported")
+        raise ClusterError(
+            "the weights of a distorch MODEL are on the cluster, so ComfyUI can neither merge nor save them; use a local MODEL for that",
+            "unsupported",
+        )
 
     def state_dict_for_saving(self, *args, **kwargs):
         return self.get_key_patches()
@@ -92,7 +97,9 @@ class RemotePatcher(comfy.model_patcher.ModelPatcher):
 
     @shown
     def add_wrapper_with_key(self, wrapper_type, key, wrapper):
-        if wrapper_type == WrappersMP.DIFFUSION_MODEL or (wrapper_type == WrappersMP.APPLY_MODEL and key == "torch.compile"):
+        if wrapper_type == WrappersMP.DIFFUSION_MODEL or (
+            wrapper_type == WrappersMP.APPLY_MODEL and key == "torch.compile"
+        ):
             raise refuse.refusal(refuse.in_options({"wrappers": {wrapper_type: {key: [wrapper]}}}))
         return super().add_wrapper_with_key(wrapper_type, key, wrapper)
 
@@ -119,7 +126,11 @@ def sampling(executor, *args, **kwargs):
     guider = executor.class_obj
     patcher = guider.model_patcher
     remote = patcher.remote
-    refuse.check(refuse.in_options(guider.model_options.get("transformer_options") or {}) + refuse.in_patcher(patcher) + refuse.in_conditions(guider.conds))
+    refuse.check(
+        refuse.in_options(guider.model_options.get("transformer_options") or {})
+        + refuse.in_patcher(patcher)
+        + refuse.in_conditions(guider.conds)
+    )
     shape = tuple(args[0].shape) if args else ()
     share = sharing.Sharing(remote.target, patcher.load_device)
     share.before()
@@ -139,7 +150,12 @@ def least(conditions: dict) -> dict:
     """The text length that all conditions of a sampling fit into, so that the longer of
     two texts does not place the model anew.
     """
-    lengths = [c["cross_attn"].shape[1] for listed in conditions.values() for c in listed or [] if torch.is_tensor(c.get("cross_attn")) and c["cross_attn"].dim() == 3]
+    lengths = [
+        c["cross_attn"].shape[1]
+        for listed in conditions.values()
+        for c in listed or []
+        if torch.is_tensor(c.get("cross_attn")) and c["cross_attn"].dim() == 3
+    ]
     return {"text_tokens": tokens(max(lengths))} if lengths else {}
 
 
@@ -204,9 +220,15 @@ def build(target, info: dict, dtype: torch.dtype) -> RemotePatcher:
     try:
         config = comfy.model_detection.model_config_from_unet(dict(given), "")
     except Exception as e:
-        raise ClusterError(f"this ComfyUI cannot read the dimensions of {info.get('name')} ({type(e).__name__}: {e}); update ComfyUI", "unsupported") from None
+        raise ClusterError(
+            f"this ComfyUI cannot read the dimensions of {info.get('name')} ({type(e).__name__}: {e}); update ComfyUI",
+            "unsupported",
+        ) from None
     if config is None:
-        raise ClusterError(f"this ComfyUI does not know the architecture of {info.get('name')} ({info.get('architecture')}); update ComfyUI", "unsupported")
+        raise ClusterError(
+            f"this ComfyUI does not know the architecture of {info.get('name')} ({info.get('architecture')}); update ComfyUI",
+            "unsupported",
+        )
     from_shapes(config.unet_config, given)
     config.unet_config["disable_unet_model_creation"] = True
     config.set_inference_dtype(dtype, None)
@@ -218,11 +240,22 @@ def build(target, info: dict, dtype: torch.dtype) -> RemotePatcher:
     remote = RemoteModel(target, info, dtype)
     model.diffusion_model = remote
     scale = (getattr(latent, "spacial_downscale_ratio", 8), getattr(latent, "temporal_downscale_ratio", 4))
-    remote.describe(model, {k: names[id(t)] for k, t in own.items() if id(t) in names}, {k: tuple(t.shape) for k, t in own.items()}, config.unet_config.get("patch_size"), scale)
+    remote.describe(
+        model,
+        {k: names[id(t)] for k, t in own.items() if id(t) in names},
+        {k: tuple(t.shape) for k, t in own.items()},
+        config.unet_config.get("patch_size"),
+        scale,
+    )
     # No memory of ComfyUI's is used, so nothing is to be reserved, moved out or split.
     model.memory_required = lambda *args, **kwargs: 0
     model.state_dict_for_saving = lambda *args, **kwargs: patcher.get_key_patches()
-    patcher = RemotePatcher(model, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device(), size=1)
+    patcher = RemotePatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+        size=1,
+    )
     super(RemotePatcher, patcher).add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling)
     super(RemotePatcher, patcher).add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, conditions)
     return patcher
@@ -230,11 +263,19 @@ def build(target, info: dict, dtype: torch.dtype) -> RemotePatcher:
 
 def from_shapes(config: dict, tensors: dict):
     """Corrects what older detections take for granted of FLUX (widths of 3072 and 4096)."""
-    if config.get("image_model") != "flux" or "img_in.weight" not in tensors or "final_layer.linear.weight" not in tensors:
+    if (
+        config.get("image_model") != "flux"
+        or "img_in.weight" not in tensors
+        or "final_layer.linear.weight" not in tensors
+    ):
         return
     side = config.get("patch_size") or 2
     hidden, width = tensors["img_in.weight"].shape
-    config.update(hidden_size=hidden, in_channels=width // (side * side), out_channels=tensors["final_layer.linear.weight"].shape[0] // (side * side))
+    config.update(
+        hidden_size=hidden,
+        in_channels=width // (side * side),
+        out_channels=tensors["final_layer.linear.weight"].shape[0] // (side * side),
+    )
     norm = tensors.get("double_blocks.0.img_attn.norm.query_norm.scale")
     if norm is not None:
         config["num_heads"] = hidden // norm.shape[0]

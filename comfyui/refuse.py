@@ -18,14 +18,20 @@ from .errors import ClusterError
 WAY_OUT = "remove the node that adds it, or use a local MODEL"
 
 SOURCES = {
-    "attn1_patch": "ToMe, HyperTile and alike", "attn1_output_patch": "IPAdapter, NAG and alike", "attn2_patch": "IPAdapter and alike",
-    "double_block": "a ControlNet patch and alike", "dit": "SkipLayerGuidance, first-block caches and alike", "attn1": "PAG, SAG and alike",
+    "attn1_patch": "ToMe, HyperTile and alike",
+    "attn1_output_patch": "IPAdapter, NAG and alike",
+    "attn2_patch": "IPAdapter and alike",
+    "double_block": "a ControlNet patch and alike",
+    "dit": "SkipLayerGuidance, first-block caches and alike",
+    "attn1": "PAG, SAG and alike",
     "attn2": "IPAdapter and alike",
 }
 
 
 def refusal(found: list[str]) -> ClusterError:
-    return ClusterError(f"distorch cannot run this on the cluster: {', '.join(dict.fromkeys(found))}; {WAY_OUT}", "unsupported")
+    return ClusterError(
+        f"distorch cannot run this on the cluster: {', '.join(dict.fromkeys(found))}; {WAY_OUT}", "unsupported"
+    )
 
 
 def check(found: list[str]):

@@ -31,7 +31,9 @@ from .errors import Cancelled, ClusterError, Unreachable, shown
 
 log = logging.getLogger("distorch")
 
-DEADLINE_SECONDS = 300.0  # of one forward, and ten times its forecast: a plan may change meanwhile, and weights be loaded
+DEADLINE_SECONDS = (
+    300.0  # of one forward, and ten times its forecast: a plan may change meanwhile, and weights be loaded
+)
 SILENCE_SECONDS = 60.0  # that the cluster may be late in keeping the deadline
 PATIENCE_SECONDS = 20.0  # for a coordinator that starts again
 POLL_SECONDS = 0.01
@@ -68,7 +70,11 @@ class Run:
             branch = self._branches.get(key)
             if branch is None:
                 taken = set(self._branches.values())
-                branch = cond if row == 0 and cond in (0, 1) and cond not in taken else next(i for i in range(2, 1 << 16) if i not in taken)
+                branch = (
+                    cond
+                    if row == 0 and cond in (0, 1) and cond not in taken
+                    else next(i for i in range(2, 1 << 16) if i not in taken)
+                )
                 self._branches[key] = branch
             step = self._steps.get(branch, 0)
             self._steps[branch] = step + 1
@@ -109,7 +115,17 @@ class RemoteModel(torch.nn.Module):
         super().__init__()
         self.dtype = dtype
         # __dict__: nn.Module would look into what is set as an attribute.
-        self.__dict__.update(target=target, info=info, names={}, owner=None, run=None, interrupts=Interrupts(), digests=lora.Digests(), _conditionings=[], _lock=threading.Lock())
+        self.__dict__.update(
+            target=target,
+            info=info,
+            names={},
+            owner=None,
+            run=None,
+            interrupts=Interrupts(),
+            digests=lora.Digests(),
+            _conditionings=[],
+            _lock=threading.Lock(),
+        )
 
     def describe(self, model, keys: dict, shapes: dict, patch_size, scale: tuple[int, int]):
         """Sets what BaseModel and its LoRA loader read: keys are ComfyUI's names of the
@@ -172,9 +188,17 @@ class RemoteModel(torch.nn.Module):
         rows = []
         for i in range(n):
             chunk = min(i // per, len(conds) - 1)
-            rows.append(Row(x[i:i + 1], timestep[i:i + 1] if timestep.shape[0] == n else timestep[:1],
-                            {k: t[i:i + 1] if t.shape[0] == n else t[:1] for k, t in tensors.items()}, dims,
-                            conds[chunk], names[chunk] if chunk < len(names) else chunk, i - chunk * per))
+            rows.append(
+                Row(
+                    x[i : i + 1],
+                    timestep[i : i + 1] if timestep.shape[0] == n else timestep[:1],
+                    {k: t[i : i + 1] if t.shape[0] == n else t[:1] for k, t in tensors.items()},
+                    dims,
+                    conds[chunk],
+                    names[chunk] if chunk < len(names) else chunk,
+                    i - chunk * per,
+                )
+            )
         return rows
 
     def _inputs(self, conditions) -> tuple[dict, dict]:
@@ -215,7 +239,10 @@ class RemoteModel(torch.nn.Module):
                 words["attention_mask"] = 1
             elif name.startswith("ref_latents."):
                 i = name.partition(".")[2]
-                words[f"ref{i}_height"], words[f"ref{i}_width"] = up(t.shape[-2] * side, PIXEL_STEP), up(t.shape[-1] * side, PIXEL_STEP)
+                words[f"ref{i}_height"], words[f"ref{i}_width"] = (
+                    up(t.shape[-2] * side, PIXEL_STEP),
+                    up(t.shape[-1] * side, PIXEL_STEP),
+                )
         return clusters.grown(words, least)
 
     def _gather(self, rows, loras, run) -> list[torch.Tensor]:
@@ -288,8 +315,14 @@ class Forward:
 
     def named(self, e: ClusterError) -> ClusterError:
         """The error with the deployment and the step, and a way out where it has none."""
-        out = "; queue the prompt again" if isinstance(e, Unreachable) or e.code in ("unavailable", "deadline", "internal") else ""
-        return ClusterError(f"distorch, deployment {self.model.target.name}, step {self.step + 1}: {e}{out}", e.code, e.details)
+        out = (
+            "; queue the prompt again"
+            if isinstance(e, Unreachable) or e.code in ("unavailable", "deadline", "internal")
+            else ""
+        )
+        return ClusterError(
+            f"distorch, deployment {self.model.target.name}, step {self.step + 1}: {e}{out}", e.code, e.details
+        )
 
     def _run(self) -> torch.Tensor:
         target, repeats, begin = self.model.target, 0, time.monotonic()
@@ -321,7 +354,13 @@ class Forward:
         row, begin = self.row, time.monotonic()
         deadline = DEADLINE_SECONDS + 10 * self.of.forecast
         self.end = begin + deadline + SILENCE_SECONDS
-        metadata = {"run": self.of.id, "id": uuid.uuid4().hex, "step": str(self.step), "branch": str(self.branch), "deadline_ms": str(int(deadline * 1e3))}
+        metadata = {
+            "run": self.of.id,
+            "id": uuid.uuid4().hex,
+            "step": str(self.step),
+            "branch": str(self.branch),
+            "deadline_ms": str(int(deadline * 1e3)),
+        }
         if conditioning:
             metadata["conditioning"] = conditioning
         if self.loras:
@@ -329,17 +368,36 @@ class Forward:
         if row.dims:
             metadata["dims"] = json.dumps(row.dims)
         body = wire.pack({"x": row.x, "timestep": row.timestep}, metadata)
-        answer = self.client.call("POST", f"/v1/deployments/{name}/forward", body, {"Content-Type": "application/octet-stream"}, deadline + SILENCE_SECONDS, PATIENCE_SECONDS, self.call)
+        answer = self.client.call(
+            "POST",
+            f"/v1/deployments/{name}/forward",
+            body,
+            {"Content-Type": "application/octet-stream"},
+            deadline + SILENCE_SECONDS,
+            PATIENCE_SECONDS,
+            self.call,
+        )
         tensors, said = wire.unpack(answer)
         out = tensors.get("out")
-        if out is None or out.dim() != row.x.dim() or out.shape[0] != 1 or out.shape[2:] != row.x.shape[2:] or out.dtype != row.x.dtype:
-            raise ClusterError(f"the answer's out is {None if out is None else (list(out.shape), out.dtype)} for x {list(row.x.shape)}", "internal")
+        if (
+            out is None
+            or out.dim() != row.x.dim()
+            or out.shape[0] != 1
+            or out.shape[2:] != row.x.shape[2:]
+            or out.dtype != row.x.dtype
+        ):
+            raise ClusterError(
+                f"the answer's out is {None if out is None else (list(out.shape), out.dtype)} for x {list(row.x.shape)}",
+                "internal",
+            )
         self.of.take(said, time.monotonic() - begin)
         return out
 
 
 def same_tensors(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and torch.equal(words(a[k]), words(b[k])) for k in a)
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and torch.equal(words(a[k]), words(b[k])) for k in a
+    )
 
 
 def words(t: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,11 @@ class Sharing:
         except ClusterError:
             return []
         own = f"{self.device.type}:{self.device.index or 0}"
-        found = [(n["name"], own) for n in nodes.get("nodes") or [] if is_local(n) and any(d.get("name") == own for d in n.get("devices") or [])]
+        found = [
+            (n["name"], own)
+            for n in nodes.get("nodes") or []
+            if is_local(n) and any(d.get("name") == own for d in n.get("devices") or [])
+        ]
         return [f for f in found if used is None or f in used]
 
     def _used(self) -> set | None:

@@ -16,8 +16,16 @@ import math
 import torch
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 NAMES = {v: k for k, v in DTYPES.items()}
 
@@ -46,12 +54,12 @@ def pack(tensors: dict, metadata: dict | None = None) -> bytearray:
     text += b" " * (-len(text) % 8)
     out = bytearray(8 + len(text) + at)
     out[:8] = len(text).to_bytes(8, "little")
-    out[8:8 + len(text)] = text
+    out[8 : 8 + len(text)] = text
     view, at = memoryview(out), 8 + len(text)
     for t in blocks:
         size = t.numel() * t.element_size()
         if size:
-            view[at:at + size] = memoryview(t.reshape(-1).view(torch.uint8).numpy())
+            view[at : at + size] = memoryview(t.reshape(-1).view(torch.uint8).numpy())
         at += size
     return out
 
@@ -64,7 +72,7 @@ def unpack(body) -> tuple[dict, dict]:
     if n > HEADER_LIMIT or 8 + n > len(body):
         raise Malformed(f"a header of {n} bytes in a file of {len(body)}")
     try:
-        header = json.loads(bytes(body[8:8 + n]))
+        header = json.loads(bytes(body[8 : 8 + n]))
     except ValueError as e:
         raise Malformed(f"the header is no JSON: {e}") from None
     if not isinstance(header, dict):

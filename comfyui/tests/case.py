@@ -22,7 +22,10 @@ class Connected(unittest.TestCase):
     def setUp(self):
         self.server = server.Server(self.model)
         self.addCleanup(self.server.close)
-        self.server.deployments["there"] = {"model": "tiny.safetensors", "workload": {"width": 1024, "height": 1024, "text_tokens": 512, "in_flight": 2}}
+        self.server.deployments["there"] = {
+            "model": "tiny.safetensors",
+            "workload": {"width": 1024, "height": 1024, "text_tokens": 512, "in_flight": 2},
+        }
         self.connect(self.server.line())
         self.cluster = nodes.CLUSTER = nodes.Cluster()
         self.addCleanup(self.close_client)
@@ -57,14 +60,25 @@ def local(positive, negative=None, cfg=1.0, steps=3, batch=1, side=8, dtype=torc
 
     def one(cond, x, sigma):
         c = cond[0]
-        t = {"x": x.to(dtype), "timestep": sigma, "context": c[0].to(dtype), "y": c[1]["pooled_output"].to(dtype), "guidance": torch.tensor([c[1].get("guidance", 3.5)]).to(dtype)}
-        t.update({f"ref_latents.{i}": ((v - 0.1159) * 0.3611).to(dtype) for i, v in enumerate(c[1].get("reference_latents", []))})
+        t = {
+            "x": x.to(dtype),
+            "timestep": sigma,
+            "context": c[0].to(dtype),
+            "y": c[1]["pooled_output"].to(dtype),
+            "guidance": torch.tensor([c[1].get("guidance", 3.5)]).to(dtype),
+        }
+        t.update(
+            {
+                f"ref_latents.{i}": ((v - 0.1159) * 0.3611).to(dtype)
+                for i, v in enumerate(c[1].get("reference_latents", []))
+            }
+        )
         return x - torch.cat([server.predict({**t, "x": r[None]}) for r in t["x"]]).float() * sigma
 
     for i in range(steps):
-        cond = one(positive, x, sigmas[i:i + 1])
+        cond = one(positive, x, sigmas[i : i + 1])
         if cfg != 1:
-            uncond = one(negative, x, sigmas[i:i + 1])
+            uncond = one(negative, x, sigmas[i : i + 1])
             cond = uncond + (cond - uncond) * cfg
         x = x + (x - cond) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
     return x / 0.3611 + 0.1159

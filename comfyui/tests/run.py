@@ -23,6 +23,7 @@ def main():
     with tempfile.TemporaryDirectory() as user:
         os.environ["DISTORCH_TEST_USER"] = user
         import torch
+
         torch.set_num_threads(1)
         loader = unittest.TestLoader()
         found = loader.loadTestsFromNames(sys.argv[1:]) if sys.argv[1:] else loader.discover(HERE)

@@ -26,10 +26,17 @@ HIDDEN, TEXT, POOLED = 32, 8, 4
 def tensors(guidance=True):
     """Names and shapes of a FLUX checkpoint of one double and one single block."""
     shapes = {
-        "img_in.weight": [HIDDEN, 64], "img_in.bias": [HIDDEN], "txt_in.weight": [HIDDEN, TEXT], "txt_in.bias": [HIDDEN],
-        "vector_in.in_layer.weight": [HIDDEN, POOLED], "final_layer.linear.weight": [64, HIDDEN], "final_layer.adaLN_modulation.1.weight": [2 * HIDDEN, HIDDEN],
-        "double_blocks.0.img_attn.qkv.weight": [3 * HIDDEN, HIDDEN], "double_blocks.0.img_attn.qkv.bias": [3 * HIDDEN],
-        "double_blocks.0.img_attn.norm.key_norm.scale": [16], "double_blocks.0.img_attn.norm.query_norm.scale": [16],
+        "img_in.weight": [HIDDEN, 64],
+        "img_in.bias": [HIDDEN],
+        "txt_in.weight": [HIDDEN, TEXT],
+        "txt_in.bias": [HIDDEN],
+        "vector_in.in_layer.weight": [HIDDEN, POOLED],
+        "final_layer.linear.weight": [64, HIDDEN],
+        "final_layer.adaLN_modulation.1.weight": [2 * HIDDEN, HIDDEN],
+        "double_blocks.0.img_attn.qkv.weight": [3 * HIDDEN, HIDDEN],
+        "double_blocks.0.img_attn.qkv.bias": [3 * HIDDEN],
+        "double_blocks.0.img_attn.norm.key_norm.scale": [16],
+        "double_blocks.0.img_attn.norm.query_norm.scale": [16],
         "single_blocks.0.linear1.weight": [7 * HIDDEN, HIDDEN],
     }
     if guidance:
@@ -38,10 +45,21 @@ def tensors(guidance=True):
 
 
 def model(guidance=True, channels=16):
-    names = ["x", "timestep", "context", "y", "attention_mask", "ref_latents.0", "ref_latents.1"] + (["guidance"] if guidance else [])
+    names = ["x", "timestep", "context", "y", "attention_mask", "ref_latents.0", "ref_latents.1"] + (
+        ["guidance"] if guidance else []
+    )
     return {
-        "id": "m1", "name": "tiny.safetensors", "architecture": "flux", "variant": "dev", "bytes": 1000, "blocks": 2, "dtype": "bf16", "problem": "",
-        "latent": {"channels": channels, "scale": 0.3611, "shift": 0.1159}, "inputs": [{"name": n, "dims": [], "dtype": "F32"} for n in names], "tensors": tensors(guidance),
+        "id": "m1",
+        "name": "tiny.safetensors",
+        "architecture": "flux",
+        "variant": "dev",
+        "bytes": 1000,
+        "blocks": 2,
+        "dtype": "bf16",
+        "problem": "",
+        "latent": {"channels": channels, "scale": 0.3611, "shift": 0.1159},
+        "inputs": [{"name": n, "dims": [], "dtype": "F32"} for n in names],
+        "tensors": tensors(guidance),
     }
 
 
@@ -103,8 +121,16 @@ class Server:
 
     def deployment(self, name):
         spec = self.deployments[name]
-        return {"name": name, "state": spec.get("state", "ready"), "message": spec.get("message", ""), "spec": {k: v for k, v in spec.items() if k not in ("state", "message")},
-                "plan": [], "forecast": {"step_s": 0.25}, "numerics": "equals one device (native/1/bf16)", "loras": []}
+        return {
+            "name": name,
+            "state": spec.get("state", "ready"),
+            "message": spec.get("message", ""),
+            "spec": {k: v for k, v in spec.items() if k not in ("state", "message")},
+            "plan": [],
+            "forecast": {"step_s": 0.25},
+            "numerics": "equals one device (native/1/bf16)",
+            "loras": [],
+        }
 
 
 class Quiet(ThreadingHTTPServer):
@@ -149,13 +175,51 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(401, "unauthenticated", "the token is unknown to this cluster")
         parts = path.strip("/").split("/")
         if path == "/v1":
-            return self.reply(200, {"version": "test", "protocol": 1, "cluster": "c", "client": {"name": "studio", "scopes": ["run", "deploy", "lend"]}})
+            return self.reply(
+                200,
+                {
+                    "version": "test",
+                    "protocol": 1,
+                    "cluster": "c",
+                    "client": {"name": "studio", "scopes": ["run", "deploy", "lend"]},
+                },
+            )
         if parts[1] == "nodes":
-            return self.reply(200, {"nodes": [{"name": "a", "id": "n1", "address": "127.0.0.1:7800", "state": "ready", "devices": [{"name": "cpu", "kind": "cpu", "memory": 8e9, "free": 4e9, "class": ["native/1/bf16"]}]}]})
+            return self.reply(
+                200,
+                {
+                    "nodes": [
+                        {
+                            "name": "a",
+                            "id": "n1",
+                            "address": "127.0.0.1:7800",
+                            "state": "ready",
+                            "devices": [
+                                {"name": "cpu", "kind": "cpu", "memory": 8e9, "free": 4e9, "class": ["native/1/bf16"]}
+                            ],
+                        }
+                    ]
+                },
+            )
         if parts[1] == "models":
-            return self.reply(200, s.model if len(parts) > 2 else {"models": [{k: v for k, v in s.model.items() if k not in ("inputs", "tensors")}]})
+            return self.reply(
+                200,
+                s.model
+                if len(parts) > 2
+                else {"models": [{k: v for k, v in s.model.items() if k not in ("inputs", "tensors")}]},
+            )
         if parts[1] == "plan":
-            return self.reply(200, {"feasible": True, "message": "it fits", "text": "model tiny: 250 ms/it", "forecast": {"step_s": 0.25}, "numerics": "equals one device (native/1/bf16)", "report": REPORT})
+            return self.reply(
+                200,
+                {
+                    "feasible": True,
+                    "message": "it fits",
+                    "text": "model tiny: 250 ms/it",
+                    "forecast": {"step_s": 0.25},
+                    "numerics": "equals one device (native/1/bf16)",
+                    "report": REPORT,
+                },
+            )
         if parts[1] == "blobs":
             return self.blob(parts[2], body)
         if parts[1] in ("runs", "forwards", "lend"):
@@ -210,7 +274,11 @@ class Handler(BaseHTTPRequestHandler):
                 if fault(self, m):
                     s.fault = None
                 return None
-            needed = [d for d in [m.get("conditioning", ""), *(u["digest"] for u in json.loads(m.get("loras", "[]")))] if d and d not in s.blobs]
+            needed = [
+                d
+                for d in [m.get("conditioning", ""), *(u["digest"] for u in json.loads(m.get("loras", "[]")))]
+                if d and d not in s.blobs
+            ]
             if needed:
                 return self.fail(409, "missing_blobs", "the store has not " + ", ".join(needed), {"missing": needed})
             if m.get("conditioning"):
@@ -218,7 +286,16 @@ class Handler(BaseHTTPRequestHandler):
                 t = {**more, **t}
             with s.lock:
                 s.forwards.append((m, {k: v for k, v in t.items()}))
-            out = wire.pack({"out": predict(t)}, {"numerics": "equals one device (native/1/bf16)", "forecast": json.dumps({"step_s": 0.25}), "timing": "{}", "epoch": "1", "attempt": "1"})
+            out = wire.pack(
+                {"out": predict(t)},
+                {
+                    "numerics": "equals one device (native/1/bf16)",
+                    "forecast": json.dumps({"step_s": 0.25}),
+                    "timing": "{}",
+                    "epoch": "1",
+                    "attempt": "1",
+                },
+            )
             return self.reply(200, bytes(out), "application/octet-stream")
         finally:
             with s.lock:
@@ -226,11 +303,39 @@ class Handler(BaseHTTPRequestHandler):
 
 
 REPORT = {
-    "schema": "distorch.plan/1", "model": "tiny", "workload": "1024x1024,tokens=512,in_flight=2", "step_seconds": 0.25, "weight_bytes": 24e9, "parts": {"compute": 0.2, "streaming": 0.03, "hops": 0.02, "waiting": 0},
-    "numerics": "equals one device (native/1/bf16)", "objective": "latency",
+    "schema": "distorch.plan/1",
+    "model": "tiny",
+    "workload": "1024x1024,tokens=512,in_flight=2",
+    "step_seconds": 0.25,
+    "weight_bytes": 24e9,
+    "parts": {"compute": 0.2, "streaming": 0.03, "hops": 0.02, "waiting": 0},
+    "numerics": "equals one device (native/1/bf16)",
+    "objective": "latency",
     "stages": [
-        {"pipeline": 0, "name": "a", "devices": ["cuda:0"], "device": "cuda:0", "first_block": 0, "blocks": 20, "compute_seconds": 0.12, "streaming_seconds": 0.03, "stream_seconds": 0.15, "hop_seconds": 0.01},
-        {"pipeline": 0, "name": "b", "devices": ["cuda:0", "cuda:1"], "device": "cuda:0", "first_block": 20, "blocks": 37, "compute_seconds": 0.08, "streaming_seconds": 0, "stream_seconds": 0, "hop_seconds": 0.01},
+        {
+            "pipeline": 0,
+            "name": "a",
+            "devices": ["cuda:0"],
+            "device": "cuda:0",
+            "first_block": 0,
+            "blocks": 20,
+            "compute_seconds": 0.12,
+            "streaming_seconds": 0.03,
+            "stream_seconds": 0.15,
+            "hop_seconds": 0.01,
+        },
+        {
+            "pipeline": 0,
+            "name": "b",
+            "devices": ["cuda:0", "cuda:1"],
+            "device": "cuda:0",
+            "first_block": 20,
+            "blocks": 37,
+            "compute_seconds": 0.08,
+            "streaming_seconds": 0,
+            "stream_seconds": 0,
+            "hop_seconds": 0.01,
+        },
     ],
 }
 

@@ -5,7 +5,6 @@
 on the demo checkpoint. Only ComfyUI is a double.
 """
 
-import json
 import math
 import os
 import shutil
@@ -49,13 +48,39 @@ class Cluster:
             f.write(wire.pack(kohya()))
         self.address = f"127.0.0.1:{port()}"
         self.data = os.path.join(self.dir, "coordinator")
-        self.run("coordinator", "coordinator", "--data-dir", self.data, "--listen", self.address, "--etcd-listen", f"127.0.0.1:{port()}")
+        self.run(
+            "coordinator",
+            "coordinator",
+            "--data-dir",
+            self.data,
+            "--listen",
+            self.address,
+            "--etcd-listen",
+            f"127.0.0.1:{port()}",
+        )
         for name in ("a", "b"):
             token = self.tell("token", "create")
             path = os.path.join(self.dir, name + ".token")
             with open(path, "w") as f:
                 f.write(token)
-            self.agents[name] = self.run(name, "agent", "--data-dir", os.path.join(self.dir, name), "--listen", f"127.0.0.1:{port()}", "--name", name, "--join-file", path, "--models", models, "--threads", "1", "--memory", "1GB")
+            self.agents[name] = self.run(
+                name,
+                "agent",
+                "--data-dir",
+                os.path.join(self.dir, name),
+                "--listen",
+                f"127.0.0.1:{port()}",
+                "--name",
+                name,
+                "--join-file",
+                path,
+                "--models",
+                models,
+                "--threads",
+                "1",
+                "--memory",
+                "1GB",
+            )
         self.line = self.tell("token", "create", "--client", "tests").strip()
 
     def run(self, name, *args):
@@ -72,7 +97,13 @@ class Cluster:
         return p
 
     def tell(self, *args):
-        return subprocess.run([BIN, *args, "--data-dir", self.data, "--coordinator", self.address], check=True, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(
+            [BIN, *args, "--data-dir", self.data, "--coordinator", self.address],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
 
     def close(self):
         for p in reversed(self.processes):
@@ -141,7 +172,12 @@ def kohya(rank=4, seed=5):
     return out
 
 
-LAYERS = (("double_blocks.0.img_attn.qkv", 768, 256), ("double_blocks.1.txt_mlp.0", 1024, 256), ("single_blocks.2.linear1", 1792, 256), ("single_blocks.3.modulation.lin", 768, 256))
+LAYERS = (
+    ("double_blocks.0.img_attn.qkv", 768, 256),
+    ("double_blocks.1.txt_mlp.0", 1024, 256),
+    ("single_blocks.2.linear1", 1792, 256),
+    ("single_blocks.3.modulation.lin", 768, 256),
+)
 
 
 class Adapter:
@@ -162,7 +198,7 @@ def patches(file, slices=False):
         target = f"diffusion_model.{name}.weight"
         if slices and name.endswith("qkv"):
             for i in range(3):
-                out[(target, (0, i * 256, 256))] = Adapter(up[i * 256:(i + 1) * 256].contiguous(), down, alpha.item())
+                out[(target, (0, i * 256, 256))] = Adapter(up[i * 256 : (i + 1) * 256].contiguous(), down, alpha.item())
         else:
             out[target] = Adapter(up, down, alpha.item())
     return out
@@ -177,13 +213,19 @@ class Golden(unittest.TestCase):
             cls.want, _ = wire.unpack(bytearray(f.read()))
 
     def test_float32(self):
-        for key, prompt, cfg in (("a", "large red circle on blue", 1.0), ("b", "large purple diamond on yellow", 1.0), ("c", "small white cross on red", 3.0)):
+        for key, prompt, cfg in (
+            ("a", "large red circle on blue", 1.0),
+            ("b", "large purple diamond on yellow", 1.0),
+            ("c", "small white cross on red", 3.0),
+        ):
             with self.subTest(key):
                 first = []
                 got = sample(load(), self.want[key + ".noise"], prompt, cfg, callback=lambda i, x0: first.append(x0))
                 self.assertLess(distance(got, self.want[key + ".latent"]), 2e-5)
                 if cfg == 1:
-                    self.assertLess(distance(self.want[key + ".noise"] - first[0], self.want[key + ".first_prediction"]), 1e-5)
+                    self.assertLess(
+                        distance(self.want[key + ".noise"] - first[0], self.want[key + ".first_prediction"]), 1e-5
+                    )
 
     def test_bfloat16(self):
         patcher = load(dtype="bf16")
@@ -201,10 +243,26 @@ class Picture(unittest.TestCase):
         noise = torch.randn(3, 16, 16, 16, generator=torch.Generator().manual_seed(12))
         together = sample(patcher, noise, cfg=3.0, steps=4, negative="small blue square on white")
         for i in range(3):
-            alone = sample(patcher, noise[i:i + 1], cfg=3.0, steps=4, negative="small blue square on white")
-            self.assertTrue(torch.equal(alone, together[i:i + 1]))
-        cluster.tell("deploy", "cut", "--model", "demo", "--dtype", "f32", "--workload", "128x128,tokens=5", "--pin", "a=0-2", "--pin", "b=3-5", "--wait")
-        cut = sample(load("cut (deployment)", "default"), noise[:1], cfg=3.0, steps=4, negative="small blue square on white")
+            alone = sample(patcher, noise[i : i + 1], cfg=3.0, steps=4, negative="small blue square on white")
+            self.assertTrue(torch.equal(alone, together[i : i + 1]))
+        cluster.tell(
+            "deploy",
+            "cut",
+            "--model",
+            "demo",
+            "--dtype",
+            "f32",
+            "--workload",
+            "128x128,tokens=5",
+            "--pin",
+            "a=0-2",
+            "--pin",
+            "b=3-5",
+            "--wait",
+        )
+        cut = sample(
+            load("cut (deployment)", "default"), noise[:1], cfg=3.0, steps=4, negative="small blue square on white"
+        )
         self.assertEqual([s["node"] for s in nodes.CLUSTER.deployment("cut")["plan"]], ["a", "b"])
         cluster.tell("undeploy", "cut")
         self.assertTrue(torch.equal(cut, together[:1]))
@@ -213,39 +271,73 @@ class Picture(unittest.TestCase):
     def test_odd_sizes_and_lengths(self):
         patcher = load()
         for side in ((15, 13), (8, 24)):
-            got = Guider(patcher, [[torch.zeros(1, 3, 64), {"pooled_output": torch.zeros(1, 64)}]], text(""), 2.0).sample(torch.ones(1, 16, *side), sigmas(2))
+            got = Guider(
+                patcher, [[torch.zeros(1, 3, 64), {"pooled_output": torch.zeros(1, 64)}]], text(""), 2.0
+            ).sample(torch.ones(1, 16, *side), sigmas(2))
             self.assertEqual(got.shape[2:], torch.Size(side))
             self.assertTrue(torch.isfinite(got).all())
 
     def test_mask_and_references(self):
         patcher = load()
         plain = sample(patcher, self.noise, steps=2)
-        (context, more), = text("large red circle on blue")
+        ((context, more),) = text("large red circle on blue")
 
         def with_(**extra):
             cond = [[context, {**more, **extra}]]
             return (Guider(patcher, cond, text(""), 1.0).sample(self.noise, sigmas(2)) - 0.1159) * 0.3611
+
         tokens = 5 + 64
         self.assertLess(distance(with_(extra={"attention_mask": torch.zeros(1, tokens, tokens)}), plain), 1e-5)
         mask = torch.zeros(1, tokens, tokens)
         mask[:, :, :5] = -5.0
         self.assertGreater(distance(with_(extra={"attention_mask": mask}), plain), 1e-3)
         reference = torch.ones(1, 16, 8, 12)
-        offset, index = with_(reference_latents=[reference, reference]), with_(reference_latents=[reference, reference], reference_latents_method="index")
+        offset, index = (
+            with_(reference_latents=[reference, reference]),
+            with_(reference_latents=[reference, reference], reference_latents_method="index"),
+        )
         self.assertGreater(distance(offset, plain), 1e-3)
         self.assertGreater(distance(offset, index), 1e-6)
 
     def test_lora_equals_the_agents(self):
         """A LoRA that ComfyUI loads and sends, against the file that agents read."""
-        cluster.tell("deploy", "styled", "--model", "demo", "--dtype", "f32", "--workload", "128x128,tokens=5", "--lora", "style.safetensors:0.7", "--wait")
+        cluster.tell(
+            "deploy",
+            "styled",
+            "--model",
+            "demo",
+            "--dtype",
+            "f32",
+            "--workload",
+            "128x128,tokens=5",
+            "--lora",
+            "style.safetensors:0.7",
+            "--wait",
+        )
         path = os.path.join(cluster.dir, "styled.safetensors")
-        cluster.tell("run", "styled", "--prompt", "large red circle on blue", "--seed", "11", "--steps", "6", "--save-latent", path)
+        cluster.tell(
+            "run",
+            "styled",
+            "--prompt",
+            "large red circle on blue",
+            "--seed",
+            "11",
+            "--steps",
+            "6",
+            "--save-latent",
+            path,
+        )
         with open(path, "rb") as f:
             want = wire.unpack(bytearray(f.read()))[0]["latent"].reshape(1, 16, 16, 16)
         cluster.tell("undeploy", "styled")
         plain = load()
         base = sample(plain, self.noise, steps=6)
-        for name, parts in (("whole", [(0.7, False)]), ("slices", [(0.7, True)]), ("two of half", [(0.35, False), (0.35, True)]), ("negative", [(1.0, False), (-0.3, False)])):
+        for name, parts in (
+            ("whole", [(0.7, False)]),
+            ("slices", [(0.7, True)]),
+            ("two of half", [(0.35, False), (0.35, True)]),
+            ("negative", [(1.0, False), (-0.3, False)]),
+        ):
             with self.subTest(name):
                 patcher = plain.clone()
                 for strength, slices in parts:
@@ -263,9 +355,17 @@ class Picture(unittest.TestCase):
 
         def run():
             try:
-                sample(patcher, large, cfg=3.0, steps=50, negative="small blue square on white", callback=lambda i, x: begun.set())
+                sample(
+                    patcher,
+                    large,
+                    cfg=3.0,
+                    steps=50,
+                    negative="small blue square on white",
+                    callback=lambda i, x: begun.set(),
+                )
             except BaseException as e:
                 caught.append((e, time.monotonic()))
+
         sampler = threading.Thread(target=run)
         sampler.start()
         self.assertTrue(begun.wait(60))
@@ -277,7 +377,13 @@ class Picture(unittest.TestCase):
         self.assertTrue(torch.isfinite(sample(patcher, self.noise, steps=2)).all())
 
     def test_plan_and_status(self):
-        out = nodes.Plan().plan("demo", "f32", 0.0, "a/cpu,5mb;b/cpu,*", {"width": 256, "height": 256, "text_tokens": 5, "batch": 1, "in_flight": 2})
+        out = nodes.Plan().plan(
+            "demo",
+            "f32",
+            0.0,
+            "a/cpu,5mb;b/cpu,*",
+            {"width": 256, "height": 256, "text_tokens": 5, "batch": 1, "in_flight": 2},
+        )
         self.assertIn("a", out["result"][0])
         self.assertGreater(out["result"][1].std(), 0.05)
         status = nodes.ClusterStatus().show()["result"][0]
@@ -295,7 +401,10 @@ class Picture(unittest.TestCase):
     def test_revoked_token(self):
         line = cluster.tell("token", "create", "--client", "gone").strip()
         cluster.tell("token", "revoke", "gone")
-        with unittest.mock.patch.dict(os.environ, DISTORCH_CONNECTION=line), self.assertRaisesRegex(RuntimeError, "revoked.*distorch token create"):
+        with (
+            unittest.mock.patch.dict(os.environ, DISTORCH_CONNECTION=line),
+            self.assertRaisesRegex(RuntimeError, "revoked.*distorch token create"),
+        ):
             load()
 
     def test_z_lost_nodes(self):
@@ -311,7 +420,15 @@ class Picture(unittest.TestCase):
                 if i == at:
                     for name in names:
                         cluster.agents.pop(name).kill()
+
             return callback
-        self.assertTrue(torch.equal(sample(patcher, self.noise, steps=6, callback=lose([where], 2)), want), "losing a node changed the picture")
-        with unittest.mock.patch("comfyui.remote.DEADLINE_SECONDS", 4.0), self.assertRaisesRegex(RuntimeError, "deployment tests-demo, step 3: .*queue the prompt again"):
+
+        self.assertTrue(
+            torch.equal(sample(patcher, self.noise, steps=6, callback=lose([where], 2)), want),
+            "losing a node changed the picture",
+        )
+        with (
+            unittest.mock.patch("comfyui.remote.DEADLINE_SECONDS", 4.0),
+            self.assertRaisesRegex(RuntimeError, "deployment tests-demo, step 3: .*queue the prompt again"),
+        ):
             sample(patcher, self.noise, steps=6, callback=lose(list(cluster.agents), 1))

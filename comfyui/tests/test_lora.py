@@ -47,25 +47,65 @@ class Patches(case.Connected):
         up, down = pair(1, H)
         key_norm = torch.ones(16)
         patcher = self.load().clone()
-        taken = patcher.add_patches({
-            (QKV, (0, H, H)): LoRAAdapter(up, down, 4.0),
-            ("diffusion_model.final_layer.adaLN_modulation.1.weight", None, swap_scale_shift): LoRAAdapter(*pair(2, 2 * H)),
-            "diffusion_model.double_blocks.0.img_attn.qkv.bias": ("diff", (torch.full((3 * H,), 0.5),)),
-            # ComfyUI of 2026 has another name than the checkpoint for the scales of norms
-            "diffusion_model.double_blocks.0.img_attn.norm.key_norm.weight": ("diff", (key_norm,)),
-            "diffusion_model.no_such_layer.weight": LoRAAdapter(up, down),
-        }, 0.75)
+        taken = patcher.add_patches(
+            {
+                (QKV, (0, H, H)): LoRAAdapter(up, down, 4.0),
+                ("diffusion_model.final_layer.adaLN_modulation.1.weight", None, swap_scale_shift): LoRAAdapter(
+                    *pair(2, 2 * H)
+                ),
+                "diffusion_model.double_blocks.0.img_attn.qkv.bias": ("diff", (torch.full((3 * H,), 0.5),)),
+                # ComfyUI of 2026 has another name than the checkpoint for the scales of norms
+                "diffusion_model.double_blocks.0.img_attn.norm.key_norm.weight": ("diff", (key_norm,)),
+                "diffusion_model.no_such_layer.weight": LoRAAdapter(up, down),
+            },
+            0.75,
+        )
         self.assertEqual(len(taken), 4)
         uses, files = self.blobs(patcher)
         self.assertEqual([u["strength"] for u in uses], [0.75])
         tensors, metadata = files[0]
-        self.assertEqual(json.loads(metadata["distorch_lora"]), [
-            {"alpha": None, "function": None, "key": "double_blocks.0.img_attn.norm.key_norm.scale", "offset": None, "tensors": ["0.diff"], "type": "diff"},
-            {"alpha": None, "function": None, "key": "double_blocks.0.img_attn.qkv.bias", "offset": None, "tensors": ["1.diff"], "type": "diff"},
-            {"alpha": 4.0, "function": None, "key": "double_blocks.0.img_attn.qkv.weight", "offset": [0, H, H], "tensors": ["2.up", "2.down"], "type": "lora"},
-            {"alpha": None, "function": "swap_scale_shift", "key": "final_layer.adaLN_modulation.1.weight", "offset": None, "tensors": ["3.up", "3.down"], "type": "lora"},
-        ])
-        self.assertTrue(torch.equal(tensors["2.up"], up) and torch.equal(tensors["2.down"], down) and torch.equal(tensors["0.diff"], key_norm))
+        self.assertEqual(
+            json.loads(metadata["distorch_lora"]),
+            [
+                {
+                    "alpha": None,
+                    "function": None,
+                    "key": "double_blocks.0.img_attn.norm.key_norm.scale",
+                    "offset": None,
+                    "tensors": ["0.diff"],
+                    "type": "diff",
+                },
+                {
+                    "alpha": None,
+                    "function": None,
+                    "key": "double_blocks.0.img_attn.qkv.bias",
+                    "offset": None,
+                    "tensors": ["1.diff"],
+                    "type": "diff",
+                },
+                {
+                    "alpha": 4.0,
+                    "function": None,
+                    "key": "double_blocks.0.img_attn.qkv.weight",
+                    "offset": [0, H, H],
+                    "tensors": ["2.up", "2.down"],
+                    "type": "lora",
+                },
+                {
+                    "alpha": None,
+                    "function": "swap_scale_shift",
+                    "key": "final_layer.adaLN_modulation.1.weight",
+                    "offset": None,
+                    "tensors": ["3.up", "3.down"],
+                    "type": "lora",
+                },
+            ],
+        )
+        self.assertTrue(
+            torch.equal(tensors["2.up"], up)
+            and torch.equal(tensors["2.down"], down)
+            and torch.equal(tensors["0.diff"], key_norm)
+        )
 
     def test_several_and_strengths(self):
         a, b = LoRAAdapter(*pair(1)), LoRAAdapter(*pair(2))
@@ -80,7 +120,9 @@ class Patches(case.Connected):
         before = len(self.server.blobs)
         again.add_patches({QKV: a}, 0.9)
         third = self.blobs(again)[0]
-        self.assertEqual((third[0]["digest"], third[0]["strength"], len(self.server.blobs)), (one[0]["digest"], 0.9, before))
+        self.assertEqual(
+            (third[0]["digest"], third[0]["strength"], len(self.server.blobs)), (one[0]["digest"], 0.9, before)
+        )
 
     def test_digest_is_of_the_content(self):
         up, down = pair(1)
@@ -88,7 +130,9 @@ class Patches(case.Connected):
         again = lora.read({QKV: LoRAAdapter(up.clone(), down.clone())}, {QKV: "k"}, 2).bytes()
         self.assertEqual(hashlib.sha256(file).hexdigest(), hashlib.sha256(again).hexdigest())
         digests = lora.Digests()
-        self.assertEqual(digests.of(lora.read({QKV: LoRAAdapter(up, down)}, {QKV: "k"}, 1)), hashlib.sha256(file).hexdigest())
+        self.assertEqual(
+            digests.of(lora.read({QKV: LoRAAdapter(up, down)}, {QKV: "k"}, 1)), hashlib.sha256(file).hexdigest()
+        )
 
     def test_digests_are_not_of_freed_tensors(self):
         digests, seen = lora.Digests(), set()
@@ -119,7 +163,11 @@ class Patches(case.Connected):
 class Wire(unittest.TestCase):
     def test_round_trip(self):
         for dtype in wire.DTYPES.values():
-            t = {"b": torch.arange(6).reshape(2, 3).to(dtype), "a": torch.zeros(0, 4, dtype=dtype), "s": torch.ones((), dtype=dtype)}
+            t = {
+                "b": torch.arange(6).reshape(2, 3).to(dtype),
+                "a": torch.zeros(0, 4, dtype=dtype),
+                "s": torch.ones((), dtype=dtype),
+            }
             body = wire.pack(t, {"z": "1", "a": "ö"})
             got, metadata = wire.unpack(body)
             self.assertEqual(metadata, {"a": "ö", "z": "1"})
@@ -131,8 +179,16 @@ class Wire(unittest.TestCase):
 
         def header(text):
             return len(text).to_bytes(8, "little") + text
+
         for body in (
-            b"", good[:7], good[:20], good[:-1], header(b"[]"), header(b"{"), header(b'{"a":1}'), (1 << 60).to_bytes(8, "little") + good[8:],
+            b"",
+            good[:7],
+            good[:20],
+            good[:-1],
+            header(b"[]"),
+            header(b"{"),
+            header(b'{"a":1}'),
+            (1 << 60).to_bytes(8, "little") + good[8:],
             header(b'{"a":{"dtype":"F9","shape":[1],"data_offsets":[0,4]}}') + bytes(4),
             header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}') + bytes(4),
             header(b'{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}') + bytes(4),

@@ -55,7 +55,13 @@ class Connections(case.Connected):
 
     def test_bad_lines(self):
         good = self.server.line()
-        for line in ("distorch1.", "distorch1.!!!", good[:-9], "distorch1." + "eyJhIjpbXX0", good.replace("distorch1.", "distorch1.A")):
+        for line in (
+            "distorch1.",
+            "distorch1.!!!",
+            good[:-9],
+            "distorch1." + "eyJhIjpbXX0",
+            good.replace("distorch1.", "distorch1.A"),
+        ):
             self.connect(line)
             self.says("no connection line", "distorch token create")
         with self.assertRaises(ClusterError):
@@ -63,13 +69,18 @@ class Connections(case.Connected):
 
     def test_wrong_token(self):
         self.connect(self.server.line(token="old"))
-        self.says("does not accept the connection line of the environment variable DISTORCH_CONNECTION", "unknown to this cluster")
+        self.says(
+            "does not accept the connection line of the environment variable DISTORCH_CONNECTION",
+            "unknown to this cluster",
+        )
 
     def test_another_cluster(self):
         with open(os.path.join(os.path.dirname(__file__), "testdata", "other.pem"), encoding="ascii") as f:
             ca = f.read()
         c = connection.find()
-        with unittest.mock.patch("comfyui.connection.find", lambda: connection.Connection(c.addresses, ca, c.token, "x")):
+        with unittest.mock.patch(
+            "comfyui.connection.find", lambda: connection.Connection(c.addresses, ca, c.token, "x")
+        ):
             self.says("not the cluster that its line names", "distorch token create")
 
     def test_unreachable(self):
@@ -81,7 +92,10 @@ class Connections(case.Connected):
         self.sample(self.load(), steps=1)
 
     def test_menus_do_not_wait(self):
-        with unittest.mock.patch.object(cluster.Cluster, "_fetch", lambda self: time.sleep(5)), unittest.mock.patch("comfyui.cluster.FIRST_SECONDS", 0.05):
+        with (
+            unittest.mock.patch.object(cluster.Cluster, "_fetch", lambda self: time.sleep(5)),
+            unittest.mock.patch("comfyui.cluster.FIRST_SECONDS", 0.05),
+        ):
             begin = time.monotonic()
             comfyui.NODE_CLASS_MAPPINGS["DistorchLoadDiffusionModel"].INPUT_TYPES()
             self.assertLess(time.monotonic() - begin, 1)
@@ -98,26 +112,54 @@ class Loader(case.Connected):
         patcher = self.load("tiny.safetensors", "f32", 6.5)
         self.assertNotIn("studio-tiny", self.server.deployments)
         self.sample(patcher, 3.0, server.condition(9), server.condition(4, 2), steps=2)
-        self.assertEqual(self.server.deployments["studio-tiny"], {
-            "model": "m1", "workload": {"height": 64, "width": 64, "batch": 1, "text_tokens": 9, "in_flight": 2}, "dtype": "f32", "virtual_vram": 13 << 29})
+        self.assertEqual(
+            self.server.deployments["studio-tiny"],
+            {
+                "model": "m1",
+                "workload": {"height": 64, "width": 64, "batch": 1, "text_tokens": 9, "in_flight": 2},
+                "dtype": "f32",
+                "virtual_vram": 13 << 29,
+            },
+        )
         puts = lambda: sum(r == ("PUT", "/v1/deployments/studio-tiny") for r in self.server.requests)  # noqa: E731
         self.assertEqual(puts(), 1)
         self.sample(patcher, side=6, steps=1)
         self.sample(self.load("tiny", "f32", 6.5), side=6, steps=1)
         self.assertEqual(puts(), 1, "a smaller picture was placed anew")
         self.sample(patcher, positive=server.condition(100), side=12, steps=1)
-        self.assertEqual(self.server.deployments["studio-tiny"]["workload"], {"height": 96, "width": 96, "batch": 1, "text_tokens": 128, "in_flight": 2})
+        self.assertEqual(
+            self.server.deployments["studio-tiny"]["workload"],
+            {"height": 96, "width": 96, "batch": 1, "text_tokens": 128, "in_flight": 2},
+        )
         self.sample(self.load("m1", "bf16"), side=6, steps=1)
         self.assertEqual(self.server.deployments["studio-tiny"]["dtype"], "bf16")
 
     def test_deploys_at_once(self):
         (workload,) = nodes.Workload().make(512, 768, 1, 256, 1)
         self.load("tiny", allocation="a/cpu,*", workload=workload)
-        self.assertEqual(self.server.deployments["studio-tiny"], {"model": "m1", "workload": {"width": 512, "height": 768, "text_tokens": 256, "batch": 1, "in_flight": 1}, "allocation": "a/cpu,*"})
+        self.assertEqual(
+            self.server.deployments["studio-tiny"],
+            {
+                "model": "m1",
+                "workload": {"width": 512, "height": 768, "text_tokens": 256, "batch": 1, "in_flight": 1},
+                "allocation": "a/cpu,*",
+            },
+        )
+
+    def test_two_loaders_of_one_model(self):
+        wide, narrow = self.load("tiny", "f32"), self.load("tiny", "bf16")
+        for patcher, want in ((wide, "f32"), (narrow, "bf16"), (wide, "f32")):
+            self.sample(patcher, steps=1)
+            self.assertEqual(self.server.deployments["studio-tiny"]["dtype"], want)
 
     def test_interrupt_while_it_is_placed(self):
         import comfy.model_management as mm
-        with unittest.mock.patch.object(server.Server, "deployment", lambda self, name: {"name": name, "state": "loading", "message": "a 12%", "spec": {}}):
+
+        with unittest.mock.patch.object(
+            server.Server,
+            "deployment",
+            lambda self, name: {"name": name, "state": "loading", "message": "a 12%", "spec": {}},
+        ):
             mm.interrupted.set()
             with self.assertRaises(mm.InterruptProcessingException):
                 self.load("tiny", workload={"width": 64})
@@ -130,7 +172,11 @@ class Loader(case.Connected):
         self.assertIn("studio-tiny", self.server.deployments)
 
     def test_refused(self):
-        for name, parts in (("absent (deployment)", ("no deployment absent", "there")), ("absent", ("no model absent", "tiny.safetensors")), (cluster.NOTHING, ("no model",))):
+        for name, parts in (
+            ("absent (deployment)", ("no deployment absent", "there")),
+            ("absent", ("no model absent", "tiny.safetensors")),
+            (cluster.NOTHING, ("no model",)),
+        ):
             with self.refused(*parts):
                 self.load(name)
         with self.refused("virtual VRAM or an allocation string, not both"):
@@ -148,13 +194,33 @@ class Loader(case.Connected):
         self.assertEqual({v.device.type for v in model.state_dict().values()}, {"meta"})
         self.assertIn("diffusion_model.double_blocks.0.img_attn.norm.query_norm.weight", model.state_dict())
         config = model.model_config.unet_config
-        self.assertEqual([config[k] for k in ("hidden_size", "num_heads", "in_channels", "out_channels", "context_in_dim", "vec_in_dim")], [32, 2, 16, 16, server.TEXT, server.POOLED])
-        self.assertEqual((model.diffusion_model.img_in.weight.shape[1], model.diffusion_model.patch_size, model.diffusion_model.dtype), (64, 2, torch.bfloat16))
-        self.assertEqual((patcher.size, patcher.clone().size, model.memory_required([1]), model.diffusion_model.load_state_dict({})), (1, 1, 0, ([], [])))
+        self.assertEqual(
+            [
+                config[k]
+                for k in ("hidden_size", "num_heads", "in_channels", "out_channels", "context_in_dim", "vec_in_dim")
+            ],
+            [32, 2, 16, 16, server.TEXT, server.POOLED],
+        )
+        self.assertEqual(
+            (
+                model.diffusion_model.img_in.weight.shape[1],
+                model.diffusion_model.patch_size,
+                model.diffusion_model.dtype,
+            ),
+            (64, 2, torch.bfloat16),
+        )
+        self.assertEqual(
+            (patcher.size, patcher.clone().size, model.memory_required([1]), model.diffusion_model.load_state_dict({})),
+            (1, 1, 0, ([], [])),
+        )
         self.assertEqual(self.load("tiny", "f32").model.diffusion_model.dtype, torch.float32)
 
     def test_unknown_architecture(self):
-        self.server.model = {**server.model(), "architecture": "wan", "tensors": [{"name": "patch_embedding.weight", "shape": [8, 16, 1, 2, 2], "dtype": "F32"}]}
+        self.server.model = {
+            **server.model(),
+            "architecture": "wan",
+            "tensors": [{"name": "patch_embedding.weight", "shape": [8, 16, 1, 2, 2], "dtype": "F32"}],
+        }
         with self.refused("does not know the architecture", "wan", "update ComfyUI"):
             self.load()
 
@@ -168,7 +234,16 @@ class Texts(case.Connected):
     def test_status(self):
         self.sample(self.load(), steps=2)
         out = nodes.ClusterStatus().show()
-        for part in ("cluster c at 127.0.0.1", "client studio", "a: ready", "cpu: cpu, 8 GB, 4 GB free; native/1/bf16", "tiny.safetensors: flux dev", "there: ready, 250 ms per step", "last run: 2 forwards", "equals one device"):
+        for part in (
+            "cluster c at 127.0.0.1",
+            "client studio",
+            "a: ready",
+            "cpu: cpu, 8 GB, 4 GB free; native/1/bf16",
+            "tiny.safetensors: flux dev",
+            "there: ready, 250 ms per step",
+            "last run: 2 forwards",
+            "equals one device",
+        ):
             self.assertIn(part, out["result"][0])
         self.assertEqual(out["ui"]["text"], out["result"])
 
@@ -177,12 +252,18 @@ class Texts(case.Connected):
             out = nodes.Plan().plan(name, "default", 0.0, "")
             self.assertIn("model tiny: 250 ms/it", out["result"][0])
             image = out["result"][1]
-            self.assertEqual((image.dim(), image.shape[0], image.shape[2:], image.dtype), (4, 1, torch.Size([1200, 3]), torch.float32))
+            self.assertEqual(
+                (image.dim(), image.shape[0], image.shape[2:], image.dtype),
+                (4, 1, torch.Size([1200, 3]), torch.float32),
+            )
             self.assertGreater(image.std(), 0.05)
 
     def test_timeline(self):
         rows, end = gantt.timeline(server.REPORT, 1)
-        self.assertEqual([r.name for r in rows], ["a cuda:0", "  copies of weights", "  to b", "b cuda:0,cuda:1", "  to the endpoint"])
+        self.assertEqual(
+            [r.name for r in rows],
+            ["a cuda:0", "  copies of weights", "  to b", "b cuda:0,cuda:1", "  to the endpoint"],
+        )
         self.assertAlmostEqual(end, 0.25)
         _, pair = gantt.timeline(server.REPORT, 2)
         self.assertAlmostEqual(pair, 0.25 + 0.15, msg="the second forward waits for the busiest stage alone")
@@ -205,14 +286,22 @@ class Memory(case.Connected):
         node = {"name": "a", "address": "127.0.0.1:7800", "devices": [{"name": "cuda:0"}, {"name": "cpu"}]}
         sent = []
         client = self.cluster.client()
-        with unittest.mock.patch.object(client, "get", lambda *a: {"nodes": [node, {**node, "name": "b", "address": "192.0.2.1:7800"}]}), unittest.mock.patch.object(client, "send", lambda m, p, body, t: sent.append(body)):
+        with (
+            unittest.mock.patch.object(
+                client, "get", lambda *a: {"nodes": [node, {**node, "name": "b", "address": "192.0.2.1:7800"}]}
+            ),
+            unittest.mock.patch.object(client, "send", lambda m, p, body, t: sent.append(body)),
+        ):
             import comfy.model_management as mm
+
             share = sharing.Sharing(target, torch.device("cuda", 0))
             share.before()
             self.assertEqual((len(mm.freed), sent), (1, [{"node": "a", "device": "cuda:0", "restore": True}]))
             sent.clear()
             share.after((1, 16, 128, 128))
-            self.assertEqual([(b["node"], b["device"], b["seconds"]) for b in sent], [("a", "cuda:0", sharing.LEND_SECONDS)])
+            self.assertEqual(
+                [(b["node"], b["device"], b["seconds"]) for b in sent], [("a", "cuda:0", sharing.LEND_SECONDS)]
+            )
             self.assertTrue(4e9 < sent[0]["bytes"] < 6e9)
             sent.clear()
             with unittest.mock.patch.object(mm, "free_bytes", 10e9):
@@ -221,15 +310,24 @@ class Memory(case.Connected):
             with unittest.mock.patch.dict(os.environ, DISTORCH_LOCAL_NODES="none"):
                 self.assertEqual(sharing.Sharing(target, torch.device("cuda", 0)).shared, [])
             self.assertEqual(sharing.Sharing(target, torch.device("cuda", 1)).shared, [])
-            for plan, want in (([], []), ([{"node": "a", "device": "cpu"}], []), ([{"node": "a", "device": "cuda:0"}], [("a", "cuda:0")])):
+            for plan, want in (
+                ([], []),
+                ([{"node": "a", "device": "cpu"}], []),
+                ([{"node": "a", "device": "cuda:0"}], [("a", "cuda:0")]),
+            ):
                 with unittest.mock.patch.object(self.cluster, "deployment", lambda name, plan=plan: {"plan": plan}):
-                    self.assertEqual(sharing.Sharing(cluster.Target(self.cluster, "there"), torch.device("cuda", 0)).shared, want)
+                    self.assertEqual(
+                        sharing.Sharing(cluster.Target(self.cluster, "there"), torch.device("cuda", 0)).shared, want
+                    )
         self.assertEqual(sharing.Sharing(target, torch.device("cpu")).shared, [])
 
 
 class Demo(unittest.TestCase):
     def test_words_are_the_checkpoints(self):
-        with open(os.path.join(ROOT, "demo", "words.safetensors"), "rb") as a, open(os.path.join(ROOT, "comfyui", "words.safetensors"), "rb") as b:
+        with (
+            open(os.path.join(ROOT, "demo", "words.safetensors"), "rb") as a,
+            open(os.path.join(ROOT, "comfyui", "words.safetensors"), "rb") as b,
+        ):
             self.assertEqual(a.read(), b.read())
 
     def test_text(self):

@@ -32,11 +32,20 @@ class AtTheNode(case.Connected):
             ("model patch attn1_patch .ToMe, HyperTile", lambda m: m.set_model_attn1_patch(id)),
             ("model patch double_block", lambda m: m.set_model_patch(id, "double_block")),
             ("replaced attn1 blocks .PAG", lambda m: m.set_model_attn1_replace(id, "input", 3)),
-            ("replaced dit blocks .SkipLayerGuidance", lambda m: m.set_model_patch_replace(id, "dit", "double_block", 0)),
-            ("wrapper easycache around the model", lambda m: m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", id)),
+            (
+                "replaced dit blocks .SkipLayerGuidance",
+                lambda m: m.set_model_patch_replace(id, "dit", "double_block", 0),
+            ),
+            (
+                "wrapper easycache around the model",
+                lambda m: m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "easycache", id),
+            ),
             ("wrapper without a name", lambda m: m.add_wrapper(WrappersMP.DIFFUSION_MODEL, id)),
             ("torch.compile", lambda m: m.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", id)),
-            ("weight wrapper of diffusion_model.img_in.weight", lambda m: m.add_weight_wrapper("diffusion_model.img_in.weight", id)),
+            (
+                "weight wrapper of diffusion_model.img_in.weight",
+                lambda m: m.add_weight_wrapper("diffusion_model.img_in.weight", id),
+            ),
             ("replaced object diffusion_model.img_in", lambda m: m.add_object_patch("diffusion_model.img_in", id)),
             ("injection AnimateDiff", lambda m: m.set_injections("AnimateDiff", [id])),
             ("attention override", lambda m: m.set_model_optimized_attention(id)),
@@ -71,6 +80,7 @@ class BeforeSampling(case.Connected):
     def test_by_name(self):
         def options(m, key, value):
             m.model_options["transformer_options"][key] = value
+
         self.refuses("ControlNet .Control", lambda m: None, control=Control())
         self.refuses("hook WeightHook", lambda m: None, hooks=Hooks(WeightHook()))
         self.refuses("GLIGEN", lambda m: None, gligen=("position", object(), []))
@@ -80,11 +90,19 @@ class BeforeSampling(case.Connected):
         self.refuses("rope positions", lambda m: options(m, "rope_options", {"scale_x": 2.0, "shift_x": 0.0}))
         self.refuses("weight wrapper of w", lambda m: m.weight_wrapper_patches.update(w=[id]))
         self.refuses("weight hooks", lambda m: m.hook_patches.update(h={}))
-        self.refuses("patched past add_patches", lambda m: m.patches.update(w=[(1, ("diff", (torch.zeros(1),)), 1, None, None)]))
+        self.refuses(
+            "patched past add_patches", lambda m: m.patches.update(w=[(1, ("diff", (torch.zeros(1),)), 1, None, None)])
+        )
 
     def test_empty_options_mean_nothing(self):
         patcher = self.load().clone()
-        patcher.model_options["transformer_options"].update(patches={}, patches_replace={"dit": {}}, callbacks={"on_pre_run": {}}, rope_options={"scale_x": 1.0, "shift_x": 0.0}, prefetch_dynamic_vbars=False)
+        patcher.model_options["transformer_options"].update(
+            patches={},
+            patches_replace={"dit": {}},
+            callbacks={"on_pre_run": {}},
+            rope_options={"scale_x": 1.0, "shift_x": 0.0},
+            prefetch_dynamic_vbars=False,
+        )
         self.sample(patcher, steps=1)
 
 
@@ -105,4 +123,12 @@ class InForward(case.Connected):
         ):
             with self.subTest(name), self.refused(name):
                 model.diffusion_model(x, torch.ones(1), transformer_options=options, **good, **more)
-        self.assertEqual(model.diffusion_model(x.to(torch.bfloat16), torch.ones(1), transformer_options={"sigmas": 1, "sample_sigmas": 1, "unknown": 1}, **good).shape, x.shape)
+        self.assertEqual(
+            model.diffusion_model(
+                x.to(torch.bfloat16),
+                torch.ones(1),
+                transformer_options={"sigmas": 1, "sample_sigmas": 1, "unknown": 1},
+                **good,
+            ).shape,
+            x.shape,
+        )

@@ -24,7 +24,13 @@ class Sampling(case.Connected):
             ("batch of 3, cfg 2", 2.0, server.condition(), server.condition(seed=2), 3),
             ("batch of 2, unlike lengths", 2.0, server.condition(9), server.condition(4, 2), 2),
             ("guidance 2", 1.0, server.condition(guidance=2.0), None, 1),
-            ("references", 1.0, server.condition(reference_latents=[torch.ones(1, 16, 4, 6), torch.zeros(1, 16, 8, 8)]), None, 1),
+            (
+                "references",
+                1.0,
+                server.condition(reference_latents=[torch.ones(1, 16, 4, 6), torch.zeros(1, 16, 8, 8)]),
+                None,
+                1,
+            ),
         ):
             with self.subTest(name):
                 got = self.sample(self.load(), cfg, positive, negative, batch=batch)
@@ -43,14 +49,18 @@ class Sampling(case.Connected):
 
     def test_branches(self):
         self.sample(self.load(), 3.0, server.condition(9), server.condition(4, 2), steps=1)
-        self.assertEqual(sorted((m["branch"], t["context"].shape[1]) for m, t in self.server.forwards), [("0", 9), ("1", 4)])
+        self.assertEqual(
+            sorted((m["branch"], t["context"].shape[1]) for m, t in self.server.forwards), [("0", 9), ("1", 4)]
+        )
 
     def test_both_branches_in_flight(self):
         for name, negative in (("one batch", server.condition(seed=2)), ("unlike lengths", server.condition(4, 2))):
             with self.subTest(name):
                 self.server.gate.clear()
                 self.server.most = 0
-                done = threading.Thread(target=self.sample, args=(self.load(), 3.0, server.condition(), negative), kwargs={"steps": 1})
+                done = threading.Thread(
+                    target=self.sample, args=(self.load(), 3.0, server.condition(), negative), kwargs={"steps": 1}
+                )
                 done.start()
                 for _ in range(2):
                     self.assertTrue(self.server.entered.acquire(timeout=10), "only one forward came")
@@ -68,7 +78,9 @@ class Sampling(case.Connected):
         patcher = self.load()
         self.sample(patcher, 1.0)
         self.server.blobs.clear()
-        self.assertLess((self.sample(patcher, 1.0) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(), 1e-5)
+        self.assertLess(
+            (self.sample(patcher, 1.0) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(), 1e-5
+        )
 
     def test_dtypes(self):
         patcher = self.load().clone()
@@ -81,10 +93,20 @@ class Sampling(case.Connected):
     def test_reference_method(self):
         for name, want in (("offset", 0), ("index", 1), ("uxo", 2), ("uso", 2)):
             self.server.forwards.clear()
-            self.sample(self.load(), positive=server.condition(reference_latents=[torch.ones(1, 16, 4, 6)], reference_latents_method=name), steps=1)
+            self.sample(
+                self.load(),
+                positive=server.condition(reference_latents=[torch.ones(1, 16, 4, 6)], reference_latents_method=name),
+                steps=1,
+            )
             self.assertEqual(json.loads(self.server.forwards[0][0]["dims"]), {"ref_method": want})
         with self.refused("reference method upside"):
-            self.sample(self.load(), positive=server.condition(reference_latents=[torch.ones(1, 16, 4, 6)], reference_latents_method="upside"), steps=1)
+            self.sample(
+                self.load(),
+                positive=server.condition(
+                    reference_latents=[torch.ones(1, 16, 4, 6)], reference_latents_method="upside"
+                ),
+                steps=1,
+            )
 
     def test_run_is_ended(self):
         self.sample(self.load(), steps=1)
@@ -124,7 +146,11 @@ class Interrupt(case.Connected):
         self.assertLess(caught[0][1] - begin, 0.5)
         self.server.gate.set()
         self.assertTrue(until(lambda: self.server.flying == 0))
-        self.assertLess((self.sample(patcher, 1.0) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(), 1e-5, "the run after an interrupt")
+        self.assertLess(
+            (self.sample(patcher, 1.0) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(),
+            1e-5,
+            "the run after an interrupt",
+        )
 
     def test_in_the_middle_of_a_step(self):
         self.interrupt(server.condition(seed=2))
@@ -141,12 +167,17 @@ class Faults(case.Connected):
         with self.refused("deployment there, step 1", *parts):
             self.sample(self.load())
         self.server.fault = None
-        self.assertLess((self.sample(self.load()) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(), 1e-5, "the run after a fault")
+        self.assertLess(
+            (self.sample(self.load()) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(),
+            1e-5,
+            "the run after a fault",
+        )
 
     def test_truncated(self):
         def cut(h, m):
             h.reply(200, b"\x10\0\0", "application/octet-stream", length=5000)
             h.close_connection = True
+
         with unittest.mock.patch("comfyui.remote.PATIENCE_SECONDS", 0.2):
             self.fails(cut, "broke off", "queue the prompt again")
 
@@ -155,6 +186,7 @@ class Faults(case.Connected):
 
     def test_wrong_shape(self):
         from comfyui import wire
+
         for out in ({"out": torch.zeros(1, 16, 4, 4)}, {"out": torch.zeros(1, 16, 8, 8)}, {"other": torch.zeros(1)}):
             self.fails(lambda h, m, out=out: h.reply(200, bytes(wire.pack(out))), "the answer's out is")
 
@@ -162,19 +194,30 @@ class Faults(case.Connected):
         self.fails(lambda h, m: h.reply(500, b"oops"), "status 500")
 
     def test_error_with_words(self):
-        self.fails(lambda h, m: h.fail(409, "conflict", "node b was lost and nothing else fits: 5.1 GB short"), "node b was lost", "5.1 GB short")
+        self.fails(
+            lambda h, m: h.fail(409, "conflict", "node b was lost and nothing else fits: 5.1 GB short"),
+            "node b was lost",
+            "5.1 GB short",
+        )
 
     def test_once_busy(self):
         self.server.fault = lambda h, m: (h.fail(429, "busy", "64 forwards are under way"), True)[1]
-        self.assertLess((self.sample(self.load()) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(), 1e-5)
+        self.assertLess(
+            (self.sample(self.load()) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(), 1e-5
+        )
 
     def test_once_away(self):
         self.server.fault = lambda h, m: (h.fail(503, "unavailable", "the coordinator stops"), True)[1]
-        self.assertLess((self.sample(self.load()) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(), 1e-5)
+        self.assertLess(
+            (self.sample(self.load()) - case.local(server.condition(), dtype=torch.bfloat16)).abs().max(), 1e-5
+        )
 
     def test_lost_in_the_middle(self):
         patcher = self.load()
-        with unittest.mock.patch("comfyui.remote.PATIENCE_SECONDS", 0.3), self.refused("deployment there, step 3", "does not answer", "queue the prompt again"):
+        with (
+            unittest.mock.patch("comfyui.remote.PATIENCE_SECONDS", 0.3),
+            self.refused("deployment there, step 3", "does not answer", "queue the prompt again"),
+        ):
             self.sample(patcher, callback=lambda i, x: self.server.close() if i == 1 else None)
 
     def test_slow(self):
@@ -183,9 +226,14 @@ class Faults(case.Connected):
             h.wfile.flush()
             threading.Event().wait(2)
             h.close_connection = True
+
         patcher = self.load()
         self.server.fault = stall
-        with unittest.mock.patch("comfyui.remote.SILENCE_SECONDS", 0.0), unittest.mock.patch("comfyui.remote.DEADLINE_SECONDS", 0.5), unittest.mock.patch("comfyui.remote.PATIENCE_SECONDS", 0.0):
+        with (
+            unittest.mock.patch("comfyui.remote.SILENCE_SECONDS", 0.0),
+            unittest.mock.patch("comfyui.remote.DEADLINE_SECONDS", 0.5),
+            unittest.mock.patch("comfyui.remote.PATIENCE_SECONDS", 0.0),
+        ):
             with self.refused("deployment there, step 1", "(no answer|deadline)"):
                 self.sample(patcher)
 

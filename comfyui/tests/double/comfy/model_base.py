@@ -47,5 +47,12 @@ class Flux(torch.nn.Module):
 
     def apply_model(self, x, sigma, transformer_options, control=None, **conditions):
         t = self.model_sampling.timestep(sigma).float()
-        out = self.diffusion_model(x.to(self.dtype()), t, context=conditions.pop("context"), control=control, transformer_options=transformer_options, **conditions)
+        out = self.diffusion_model(
+            x.to(self.dtype()),
+            t,
+            context=conditions.pop("context"),
+            control=control,
+            transformer_options=transformer_options,
+            **conditions,
+        )
         return x - out.float() * sigma.reshape(-1, *[1] * (x.dim() - 1))

@@ -24,7 +24,16 @@ class Config:
 def model_config_from_unet(state_dict, prefix):
     if prefix + "double_blocks.0.img_attn.norm.key_norm.scale" not in state_dict:
         return None
-    return Config({
-        "image_model": "flux", "patch_size": 2, "in_channels": 16, "out_channels": 16, "hidden_size": 3072, "context_in_dim": 4096,
-        "vec_in_dim": 768, "num_heads": 24, "guidance_embed": prefix + "guidance_in.in_layer.weight" in state_dict,
-    })
+    return Config(
+        {
+            "image_model": "flux",
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "hidden_size": 3072,
+            "context_in_dim": 4096,
+            "vec_in_dim": 768,
+            "num_heads": 24,
+            "guidance_embed": prefix + "guidance_in.in_layer.weight" in state_dict,
+        }
+    )

@@ -8,21 +8,31 @@ MODEL must not do: touch a weight or take memory.
 import copy
 import uuid
 
-from .patcher_extension import WrappersMP
-
 
 class ModelPatcher:
     def __init__(self, model, load_device, offload_device, size=0, weight_inplace_update=False):
         self.model, self.load_device, self.offload_device, self.size = model, load_device, offload_device, size
         self.weight_inplace_update = weight_inplace_update
-        self.patches, self.object_patches, self.weight_wrapper_patches, self.hook_patches, self.injections = {}, {}, {}, {}, {}
+        self.patches, self.object_patches, self.weight_wrapper_patches, self.hook_patches, self.injections = (
+            {},
+            {},
+            {},
+            {},
+            {},
+        )
         self.current_hooks = None
         self.model_options = {"transformer_options": {}}
         self.patches_uuid = uuid.uuid4()
         self.wrappers = {}
 
     def clone(self, disable_dynamic=False, model_override=None, force_deepcopy=False):
-        n = self.__class__(self.model, self.load_device, self.offload_device, self.size, weight_inplace_update=self.weight_inplace_update)
+        n = self.__class__(
+            self.model,
+            self.load_device,
+            self.offload_device,
+            self.size,
+            weight_inplace_update=self.weight_inplace_update,
+        )
         n.patches = {k: v[:] for k, v in self.patches.items()}
         n.patches_uuid = self.patches_uuid
         n.object_patches, n.weight_wrapper_patches = dict(self.object_patches), dict(self.weight_wrapper_patches)
@@ -50,7 +60,9 @@ class ModelPatcher:
         self.model_options["transformer_options"].setdefault("patches", {}).setdefault(name, []).append(patch)
 
     def set_model_patch_replace(self, patch, name, block_name, number, transformer_index=None):
-        self.model_options["transformer_options"].setdefault("patches_replace", {}).setdefault(name, {})[(block_name, number)] = patch
+        self.model_options["transformer_options"].setdefault("patches_replace", {}).setdefault(name, {})[
+            (block_name, number)
+        ] = patch
 
     def set_model_attn1_patch(self, patch):
         self.set_model_patch(patch, "attn1_patch")

@@ -30,13 +30,17 @@ class Guider:
     def sample(self, noise, sigmas, latent=None, seed=None, callback=None):
         self.conds = {k: [{**v[1], "cross_attn": v[0], "uuid": uuid.uuid4()} for v in c] for k, c in self.given.items()}
         self.model_options = copy.deepcopy(self.model_options)
-        self.model_options["transformer_options"]["wrappers"] = {k: {k1: w[:] for k1, w in v.items()} for k, v in self.model_patcher.wrappers.items()}
+        self.model_options["transformer_options"]["wrappers"] = {
+            k: {k1: w[:] for k1, w in v.items()} for k, v in self.model_patcher.wrappers.items()
+        }
         for c in self.conds.values():
             for cond in c:
                 if "hooks" in cond:
                     self.model_patcher.register_all_hook_patches(cond["hooks"], {}, self.model_options, None)
         with torch.inference_mode():
-            return wrapped(self.outer_sample, WrappersMP.OUTER_SAMPLE, self.model_options, self)(noise, latent, None, sigmas, None, callback, False, seed)
+            return wrapped(self.outer_sample, WrappersMP.OUTER_SAMPLE, self.model_options, self)(
+                noise, latent, None, sigmas, None, callback, False, seed
+            )
 
     def outer_sample(self, noise, latent, sampler, sigmas, denoise_mask, callback, disable_pbar, seed):
         self.model_patcher.load()
@@ -45,7 +49,10 @@ class Guider:
         for c in self.conds.values():
             for cond in c:
                 cond["model_conds"] = {k: Held(v) for k, v in model.conditions(cond).items()}
-        options = {**self.model_options, "transformer_options": {**self.model_options["transformer_options"], "sample_sigmas": sigmas}}
+        options = {
+            **self.model_options,
+            "transformer_options": {**self.model_options["transformer_options"], "sample_sigmas": sigmas},
+        }
         x = noise * sigmas[0] + (0 if latent is None else model.latent_format.process_in(latent) * (1 - sigmas[0]))
         for i in range(len(sigmas) - 1):
             denoised = self.denoised(model, x, sigmas[i].repeat(x.shape[0]), options)
@@ -72,7 +79,12 @@ def calc_cond_batch(model, conds, x, sigma, options):
         todo = [t for t in todo if not any(t is b for b in batch)]
         n = len(batch)
         keyword = {k: join([t[0]["model_conds"][k].cond for t in batch], x.shape[0]) for k in first}
-        to = {**options["transformer_options"], "cond_or_uncond": [i for _, i in batch], "uuids": [c["uuid"] for c, _ in batch], "sigmas": sigma}
+        to = {
+            **options["transformer_options"],
+            "cond_or_uncond": [i for _, i in batch],
+            "uuids": [c["uuid"] for c, _ in batch],
+            "sigmas": sigma,
+        }
         control = batch[0][0].get("control")
         apply = lambda x, t, c: model.apply_model(x, t, control=control, **c)  # noqa: E731
         args = (torch.cat([x] * n), torch.cat([sigma] * n), {**keyword, "transformer_options": to})
@@ -84,7 +96,9 @@ def calc_cond_batch(model, conds, x, sigma, options):
 
 
 def fits(a, b):
-    return a.keys() == b.keys() and all(a[k].can_concat(b[k]) if torch.is_tensor(a[k].cond) else a[k].cond is b[k].cond for k in a)
+    return a.keys() == b.keys() and all(
+        a[k].can_concat(b[k]) if torch.is_tensor(a[k].cond) else a[k].cond is b[k].cond for k in a
+    )
 
 
 def join(values, rows):
