@@ -219,29 +219,13 @@ func (st *Stage) hostBuffer(n tensor.Bytes) (engine.Buffer, error) {
 func (st *Stage) Close() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.drain(&st.issued)
-	st.closeRing()
+	st.release()
 	for i := range st.launches {
-		l := &st.launches[i]
-		if l.resident != nil {
+		if l := &st.launches[i]; l.resident != nil {
 			l.resident.Free()
 			l.resident = nil
 		}
-		if l.reader != nil {
-			_ = l.reader.Close() // it was only read
-			l.reader = nil
-		}
 	}
-	for _, b := range st.all {
-		b.Free()
-	}
-	for _, c := range st.claims {
-		c.Close()
-	}
-	if st.file != nil {
-		_ = st.file.Close() // it was only read
-	}
-	st.all, st.claims, st.file = nil, nil, nil
 }
 
 // drain waits until the queue is past an event: what runs still reads and

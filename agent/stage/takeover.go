@@ -21,6 +21,11 @@ import (
 func (st *Stage) strip() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	st.release()
+}
+
+// release gives back all but the weights that rest in buffers. The lock is held.
+func (st *Stage) release() {
 	st.drain(&st.issued)
 	st.closeRing()
 	for i := range st.launches {

@@ -58,12 +58,7 @@ A worker sees every prompt and picture that it is given.`,
 	format := outputFlag(cmd)
 	name := cmd.Flags().String("name", "", "name of the worker (default: its host and port)")
 	unchecked := cmd.Flags().Bool("no-check", false, "register it although it may not answer yet")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o, err := a.connect(cmd)
-		if err != nil {
-			return err
-		}
-		defer o.close()
+	cmd.RunE = a.connected(func(cmd *cobra.Command, o *operator, args []string) error {
 		answer, err := ask(cmd.Context(), o, "", o.Control.AddComfyWorker, &pb.AddComfyWorkerRequest{Name: *name, Url: args[0], Unchecked: *unchecked})
 		if err != nil {
 			return err
@@ -78,7 +73,7 @@ A worker sees every prompt and picture that it is given.`,
 		}
 		_, err = fmt.Fprintf(a.stdout, "worker %s: %s, %s\n", v.Name, v.URL, what)
 		return err
-	}
+	})
 	return cmd
 }
 
@@ -86,12 +81,7 @@ func newComfyList(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List the registered ComfyUI workers", Args: arguments(0)}
 	operatorFlags(cmd)
 	format := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		o, err := a.connect(cmd)
-		if err != nil {
-			return err
-		}
-		defer o.close()
+	cmd.RunE = a.connected(func(cmd *cobra.Command, o *operator, _ []string) error {
 		answer, err := ask(cmd.Context(), o, "list ComfyUI workers", o.Control.ListComfyWorkers, &pb.ListComfyWorkersRequest{})
 		if err != nil {
 			return err
@@ -108,7 +98,7 @@ func newComfyList(a *app) *cobra.Command {
 			return output.Write(a.stdout, *format, v)
 		}
 		return writeComfyWorkers(a, v)
-	}
+	})
 	return cmd
 }
 
@@ -162,17 +152,12 @@ func newComfyRemove(a *app) *cobra.Command {
 		Args:  arguments(1, "NAME"),
 	}
 	operatorFlags(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o, err := a.connect(cmd)
-		if err != nil {
-			return err
-		}
-		defer o.close()
+	cmd.RunE = a.connected(func(cmd *cobra.Command, o *operator, args []string) error {
 		if _, err := ask(cmd.Context(), o, "", o.Control.RemoveComfyWorker, &pb.RemoveComfyWorkerRequest{Name: args[0]}); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(a.stdout, "worker %s removed\n", args[0])
+		_, err := fmt.Fprintf(a.stdout, "worker %s removed\n", args[0])
 		return err
-	}
+	})
 	return cmd
 }

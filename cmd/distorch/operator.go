@@ -61,6 +61,18 @@ func (a *app) connect(cmd *cobra.Command) (*operator, error) {
 	return &operator{Conn: conn, log: log, timeout: cfg.Client.Timeout}, nil
 }
 
+// connected runs what a command does with a connection to a coordinator.
+func (a *app) connected(run func(cmd *cobra.Command, o *operator, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		o, err := a.connect(cmd)
+		if err != nil {
+			return err
+		}
+		defer o.close()
+		return run(cmd, o, args)
+	}
+}
+
 func (o *operator) close() {
 	if err := o.Conn.Close(); err != nil {
 		o.log.Warn("close connection", "coordinator", o.Address, "error", err)

@@ -208,20 +208,15 @@ func newUndeploy(a *app) *cobra.Command {
 	}
 	operatorFlags(cmd)
 	format := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o, err := a.connect(cmd)
-		if err != nil {
-			return err
-		}
-		defer o.close()
+	cmd.RunE = a.connected(func(cmd *cobra.Command, o *operator, args []string) error {
 		if _, err := ask(cmd.Context(), o, "", o.Control.Undeploy, &pb.UndeployRequest{Name: args[0]}); err != nil {
 			return err
 		}
 		if *format != output.Table {
 			return output.Write(a.stdout, *format, removedView{args[0]})
 		}
-		_, err = fmt.Fprintf(a.stdout, "deployment %s removed\n", output.Clean(args[0]))
+		_, err := fmt.Fprintf(a.stdout, "deployment %s removed\n", output.Clean(args[0]))
 		return err
-	}
+	})
 	return cmd
 }

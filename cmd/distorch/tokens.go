@@ -45,12 +45,7 @@ func newTokenList(a *app) *cobra.Command {
 	}
 	operatorFlags(cmd)
 	format := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		o, err := a.connect(cmd)
-		if err != nil {
-			return err
-		}
-		defer o.close()
+	cmd.RunE = a.connected(func(cmd *cobra.Command, o *operator, _ []string) error {
 		answer, err := ask(cmd.Context(), o, "list tokens", o.Control.ListTokens, &pb.ListTokensRequest{})
 		if err != nil {
 			return err
@@ -72,7 +67,7 @@ func newTokenList(a *app) *cobra.Command {
 			rows = append(rows, []string{v.Name, strings.Join(v.Scopes, ","), v.Created.Format(time.DateOnly), expires})
 		}
 		return output.WriteTable(a.stdout, []string{"CLIENT", "SCOPES", "CREATED", "EXPIRES"}, rows)
-	}
+	})
 	return cmd
 }
 
@@ -83,17 +78,12 @@ func newTokenRevoke(a *app) *cobra.Command {
 		Args:  arguments(1, "NAME"),
 	}
 	operatorFlags(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		o, err := a.connect(cmd)
-		if err != nil {
-			return err
-		}
-		defer o.close()
+	cmd.RunE = a.connected(func(cmd *cobra.Command, o *operator, args []string) error {
 		if _, err := ask(cmd.Context(), o, "revoke token", o.Control.RevokeToken, &pb.RevokeTokenRequest{Client: args[0]}); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(a.stdout, "the token of client %s works no longer\n", args[0])
+		_, err := fmt.Fprintf(a.stdout, "the token of client %s works no longer\n", args[0])
 		return err
-	}
+	})
 	return cmd
 }
