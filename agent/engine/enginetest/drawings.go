@@ -6,6 +6,7 @@ package enginetest
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math"
 	"testing"
 
@@ -214,6 +215,18 @@ func offOf(got, want []float32) float64 {
 	return diff / top
 }
 
+// operands are those that are drawn and, for a graph with strengths, the same
+// with strengths of zero.
+func operands(seg *graph.Segment, special bool) []Operands {
+	o := Draw(seg, special)
+	if _, ok := o["strength"]; !ok {
+		return []Operands{o}
+	}
+	off := maps.Clone(o)
+	off["strength"] = make([]float32, len(o["strength"]))
+	return []Operands{o, off}
+}
+
 // Operations runs every operation on views, in all of the device's compute
 // dtypes that graphs are specialised for, and holds the results against float64.
 func Operations(t *testing.T, s engine.Session, tolerance map[tensor.DType]float64) {
@@ -224,12 +237,13 @@ func Operations(t *testing.T, s engine.Session, tolerance map[tensor.DType]float
 					var k sketch
 					d.draw(&k, z)
 					seg := k.segment(t, compute)
-					o := Draw(seg, false)
-					want := reference(t, seg, o)
-					for i, raw := range Execute(t, s, seg, o) {
-						v := seg.Values[seg.Outputs[i]]
-						if off := offOf(decode(t, raw, v.DType), want[i]); off > allowed {
-							t.Errorf("%v, %+v: %s is off by %.2g", compute, z, v.Name, off)
+					for _, o := range operands(seg, false) {
+						want := reference(t, seg, o)
+						for i, raw := range Execute(t, s, seg, o) {
+							v := seg.Values[seg.Outputs[i]]
+							if off := offOf(decode(t, raw, v.DType), want[i]); off > allowed {
+								t.Errorf("%v, %+v: %s is off by %.2g", compute, z, v.Name, off)
+							}
 						}
 					}
 				}
@@ -248,12 +262,13 @@ func SameBits(t *testing.T, first engine.Session, others map[string]engine.Sessi
 				var k sketch
 				d.draw(&k, z)
 				seg := k.segment(t, compute)
-				o := Draw(seg, n%2 == 1)
-				want := Execute(t, first, seg, o)
-				for name, s := range others {
-					for i, got := range Execute(t, s, seg, o) {
-						if v := seg.Values[seg.Outputs[i]]; !same(t, got, want[i], v.DType) {
-							t.Errorf("%s, %v, %+v: %s with %s differs from the first session's", d.name, compute, z, v.Name, name)
+				for _, o := range operands(seg, n%2 == 1) {
+					want := Execute(t, first, seg, o)
+					for name, s := range others {
+						for i, got := range Execute(t, s, seg, o) {
+							if v := seg.Values[seg.Outputs[i]]; !same(t, got, want[i], v.DType) {
+								t.Errorf("%s, %v, %+v: %s with %s differs from the first session's", d.name, compute, z, v.Name, name)
+							}
 						}
 					}
 				}

@@ -22,7 +22,8 @@ func (p *program) computes(ids ...graph.ValueID) error {
 }
 
 // lowRank is x·downᵀ with every column times its strength; behind them, where
-// the result is wider, the strengths themselves.
+// the result is wider, the strengths themselves. With strengths of zero alone it
+// is zeros and costs nothing, whatever x is.
 func (p *program) lowRank(st *graph.Step) (func(*frame) error, error) {
 	if err := p.computes(st.In[0], st.Out[0]); err != nil {
 		return nil, err
@@ -34,7 +35,8 @@ func (p *program) lowRank(st *graph.Step) (func(*frame) error, error) {
 	xs, os, ss, ws := p.data(st.In[0]), p.data(st.Out[0]), p.data(st.In[1]), p.weight(st.Weights[0])
 	size, ranks := p.dtype.Size(), st.Attrs.Ranks
 	step := int(p.segment.Values[st.In[1]].Place.Strides[0])
-	wider := int(out.Shape[len(out.Shape)-1]) > w.n
+	width := int(out.Shape[len(out.Shape)-1])
+	wider := width > w.n
 	return func(f *frame) error {
 		strengths := elements[float32](ss(f))
 		by := make([]float32, 0, w.n)
@@ -47,6 +49,15 @@ func (p *program) lowRank(st *graph.Step) (func(*frame) error, error) {
 			own = appendValue(own, s, p.segment.Compute)
 		}
 		dst := os(f)
+		if zeros(strengths, len(ranks), step) {
+			f.turnOff(st.Out[0])
+			for o := range l.outer {
+				for row := range l.inner {
+					clear(dst[(l.at[1][o]+row*l.step[1])*size:][:width*size])
+				}
+			}
+			return nil
+		}
 		for o := range l.outer {
 			lin := matmul.Linear{
 				Type: p.dtype, M: l.inner, N: w.n, K: w.k, W: ws(f), OutType: p.dtype, Scale: by,
@@ -69,6 +80,23 @@ func (p *program) lowRank(st *graph.Step) (func(*frame) error, error) {
 	}, nil
 }
 
+// zeros says whether n strengths, step apart, switch everything off.
+func zeros(strengths []float32, n, step int) bool {
+	for i := range n {
+		if strengths[i*step] != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (f *frame) turnOff(id graph.ValueID) {
+	if f.off == nil {
+		f.off = map[graph.ValueID]bool{}
+	}
+	f.off[id] = true
+}
+
 func appendValue(b []byte, v float32, d tensor.DType) []byte {
 	raw := make([]byte, d.Size())
 	_, store := access(d)
@@ -77,7 +105,7 @@ func appendValue(b []byte, v float32, d tensor.DType) []byte {
 }
 
 // lowRankAdd adds t·upᵀ to columns of y. Where the result does not lie on y,
-// the other columns are copied.
+// the other columns are copied; all of them are where t is switched off.
 func (p *program) lowRankAdd(st *graph.Step) (func(*frame) error, error) {
 	if err := p.computes(st.In[0], st.In[1], st.Out[0]); err != nil {
 		return nil, err
@@ -88,8 +116,14 @@ func (p *program) lowRankAdd(st *graph.Step) (func(*frame) error, error) {
 	p.needScratch(matmul.ScratchLen(p.dtype, l.inner, w.k, p.session.pool.Workers()))
 	ys, ts, os, ws := p.data(st.In[0]), p.data(st.In[1]), p.data(st.Out[0]), p.weight(st.Weights[0])
 	size, first := p.dtype.Size(), int(st.Attrs.First)
-	rest := p.copyRest(st, first, w.n)
+	rest, all := p.copyRest(st, first, w.n), p.copyRest(st, 0, 0)
 	return func(f *frame) error {
+		if f.off[st.In[1]] {
+			for _, c := range all {
+				c(f)
+			}
+			return nil
+		}
 		for _, c := range rest {
 			c(f)
 		}

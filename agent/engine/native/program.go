@@ -40,6 +40,8 @@ type frame struct {
 	*session
 	arena, scratch, weights    []byte
 	inputs, constants, outputs [][]byte
+	// off are results of low_rank whose strengths are all zero: they change nothing.
+	off map[graph.ValueID]bool
 }
 
 // Compile checks the segment and lays its weights out. It fails for an
