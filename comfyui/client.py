@@ -28,6 +28,7 @@ CONNECT_SECONDS = 5.0
 AGAIN_SECONDS = 0.5  # between attempts on a cluster that does not answer
 ANSWER_LIMIT = 1 << 31  # bytes
 IDLE_LIMIT = 16  # connections kept open
+BLOB_SECONDS, SLOWEST_LINK = 60.0, 250e3  # the longest that a blob may take: seconds and bytes, bytes a second
 CLOSED = (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
@@ -86,6 +87,7 @@ class Client:
         self._lock = threading.Lock()
         self._idle: list[tuple[int, _Connection]] = []
         self._closed = False
+        self._sending: dict[str, threading.Lock] = {}
         self._first = 0  # index of the address that answered last
         self._blobs: set[str] = set()  # digests that the coordinator has
 
@@ -191,16 +193,30 @@ class Client:
         self._blobs.difference_update(digests)
 
     def blob(self, digest: str, make, call: Call | None = None):
-        """Has the coordinator keep the bytes that make() gives, unless it does."""
+        """Has the coordinator keep the bytes that make() gives, unless it does. Forwards
+        that need the same one wait for the first to send it.
+        """
         if digest in self._blobs:
             return
+        with self._lock:
+            sending = self._sending.setdefault(digest, threading.Lock())
+        with sending:
+            if digest not in self._blobs:
+                self._send_blob(digest, make, call)
+                self._blobs.add(digest)
+        with self._lock:
+            self._sending.pop(digest, None)
+
+    def _send_blob(self, digest, make, call):
         try:
             self.call("HEAD", f"/v1/blobs/{digest}", call=call)
+            return
         except ClusterError as e:
             if e.code != "not_found":
                 raise
-            self.call("PUT", f"/v1/blobs/{digest}", make(), {"Content-Type": "application/octet-stream"}, 120, 20, call)
-        self._blobs.add(digest)
+        body = make()
+        timeout = BLOB_SECONDS + len(body) / SLOWEST_LINK
+        self.call("PUT", f"/v1/blobs/{digest}", body, {"Content-Type": "application/octet-stream"}, timeout, 20, call)
 
 
 def digest(body) -> str:

@@ -39,6 +39,7 @@ PATIENCE_SECONDS = 20.0  # for a coordinator that starts again
 POLL_SECONDS = 0.01
 BUSY_SECONDS = 0.25  # until a forward that found no room asks again
 REMEMBERED = 16  # conditionings of which the digest is kept
+BRANCHES = 1 << 12  # conditions and rows that a run tells apart
 BODY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Inputs of models that ComfyUI passes by keyword; anything else is refused by name.
 TENSORS = ("context", "y", "guidance", "attention_mask")
@@ -80,6 +81,10 @@ class Run:
             self._steps[branch] = step + 1
             self.step = max(self.step, step)
             return step, branch
+
+    @property
+    def crowded(self) -> bool:
+        return len(self._branches) > BRANCHES
 
     def take(self, metadata: dict, seconds: float):
         with self._lock:
@@ -170,7 +175,7 @@ class RemoteModel(torch.nn.Module):
         rows = self._rows(x, timestep, conditions, options)
         loras = [(self.digests.of(r), r) for r in getattr(patcher, "distorch_loras", ())]
         run = self.run
-        if run is None:
+        if run is None or run.crowded:  # called by something that samples on its own
             run = self.__dict__["run"] = Run()
         parts = self._gather(rows, loras, run)
         return torch.cat(parts).to(x.device)

@@ -74,6 +74,11 @@ class Sampling(case.Connected):
         self.assertEqual(sum(m == "PUT" for m, _ in self.server.requests), 2)
         self.assertFalse(any("context" in m for m, _ in self.server.forwards))
 
+    def test_rows_wait_for_one_blob(self):
+        patcher = self.load().clone()
+        self.sample(patcher, batch=6, steps=1)
+        self.assertEqual(sum(m == "PUT" for m, _ in self.server.requests), 1)
+
     def test_dropped_blobs_go_again(self):
         patcher = self.load()
         self.sample(patcher, 1.0)
