@@ -62,6 +62,7 @@ func sections() []section {
 		{"donor", "a step whose blocks come out of another node's RAM", donorFigures},
 		{"compress", "blocks in another node's RAM over slow links, compressed and as they are", compressFigures},
 		{"placement", "search times and certificates on drawn clusters", placementFigures},
+		{"comfy", "ComfyUI's API over scripted workers: loss, and overlap on a queue of 4", comfyFigures},
 		{"placement-rivals", "other programs' rules against distorch's plan", rivalFigures},
 	}
 }
