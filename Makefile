@@ -37,7 +37,7 @@ GENERATED := grep -rlE '^// Code generated .* DO NOT EDIT' proto agent --include
 
 CROSS := windows/amd64 darwin/arm64 linux/arm64
 
-.PHONY: help build quickstart test test-torch test-pack fuzz test-golden lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
+.PHONY: help build quickstart test test-torch test-pack fuzz test-golden test-comfy-clients lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -79,6 +79,19 @@ test-golden: $(BIN)/distorch $(CACHE)/venv/.done ## GOLDEN=DIR: compare with ten
 	./$(BIN)/distorch verify $(addprefix $(GOLDEN)/,$(GOLDEN_CASES)) $(VERIFYFLAGS)
 	./$(BIN)/distorch verify --engine torch --python $(CACHE)/venv/bin/python --device cpu $(addprefix $(GOLDEN)/,$(GOLDEN_CASES))
 	./$(BIN)/distorch verify --engine torch --python $(CACHE)/venv/bin/python --device cpu --stages 3 --stored $(addprefix $(GOLDEN)/flux/,dev dev-bf16 masked kontext-uxo)
+
+test-comfy-clients: $(CACHE)/comfy-clients/.done ## ComfyUI clients from npm and PyPI, unmodified, against the coordinator's ComfyUI API
+	$(GO) run ./bench/comfyclients -dir $(CACHE)/comfy-clients
+
+# No script of a package runs; Node.js 20 or newer is the machine's own.
+$(CACHE)/comfy-clients/.done:
+	@command -v npm >/dev/null || { echo 'make test-comfy-clients needs Node.js 20 with npm' >&2; exit 2; }
+	mkdir -p $(CACHE)/comfy-clients
+	npm install --prefix $(CACHE)/comfy-clients --no-audit --no-fund --ignore-scripts --save-exact \
+		@saintno/comfyui-sdk@0.3.1 @stable-canvas/comfyui-client@1.5.9 comfy-ui-client@0.1.2 ws@8.23.0
+	python3 -m venv $(CACHE)/comfy-clients/venv
+	$(CACHE)/comfy-clients/venv/bin/pip install --disable-pip-version-check --quiet websocket-client==1.9.2 comfy-cli==1.23.0
+	@touch $@
 
 lint: $(LINT) ## golangci-lint; the first time builds it (two minutes)
 	$(LINT) run ./...

@@ -35,6 +35,7 @@ var scripts embed.FS
 const (
 	clientLimit = 2 * time.Minute
 	stepTime    = 20 * time.Millisecond
+	beginTime   = 30 * time.Millisecond
 )
 
 // client is a program with the checks that it must pass.
@@ -110,7 +111,7 @@ func run(ctx context.Context, dir string, verbose bool) error {
 			if !verbose {
 				log = nil
 			}
-			cfg := comfyworker.Config{Files: files, Node: node}
+			cfg := comfyworker.Config{Files: files, Node: node, Begin: beginTime}
 			s, err := start(ctx, data, log, cfg)
 			if err != nil {
 				return err

@@ -218,6 +218,13 @@ func (p *progress) set(id string, value, most any, state string) {
 func (w *Worker) run(process, ctx context.Context, it *item) {
 	p := &progress{w, it, map[string]any{}}
 	memo := map[string]string{}
+	begin := time.NewTimer(w.cfg.Begin)
+	defer begin.Stop()
+	select {
+	case <-begin.C:
+	case <-process.Done():
+		return
+	}
 	w.mu.Lock()
 	w.tell(it, "execution_start", map[string]any{})
 	cached := []string{}

@@ -40,7 +40,10 @@ type Config struct {
 	// Node is called while a node runs, from the one goroutine that runs prompts;
 	// its error is the node's exception. step is 0, or counts the steps of a sampler
 	// from 1. An interrupt ends ctx.
-	Node    func(ctx context.Context, n Node, step int) error
+	Node func(ctx context.Context, n Node, step int) error
+	// Begin is how long a prompt takes before its first message. A real ComfyUI needs
+	// some milliseconds, and clients have races that they win by these alone.
+	Begin   time.Duration
 	Version string
 }
 
