@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/distorch/distorch/agent/engine/torch/torchtest"
 	sampled "github.com/distorch/distorch/cmd/internal/picture"
+	"github.com/distorch/distorch/model/compare"
 	"github.com/distorch/distorch/model/safetensors"
 	"github.com/distorch/distorch/model/sampling"
 	"github.com/distorch/distorch/model/tensor"
@@ -40,10 +42,15 @@ func TestSplitsSeenByClients(t *testing.T) {
 		"two":   {{Node: "b", Blocks: 1}, {Node: "a", FirstBlock: 1, Blocks: 5}},
 		"three": {{Node: "c", Blocks: 2}, {Node: "b", FirstBlock: 2, Blocks: 3}, {Node: "a", FirstBlock: 5, Blocks: 1}},
 		"other": {{Node: "b", Blocks: 6}},
+		"f32":   {{Node: "b", Blocks: 4}, {Node: "c", FirstBlock: 4, Blocks: 2}},
 	}
 	for name, pins := range splits {
+		dtype := ""
+		if name == "f32" {
+			dtype = name
+		}
 		_, err := pb.NewControlClient(conn).Deploy(t.Context(), &pb.DeployRequest{Spec: &pb.DeploymentSpec{
-			Name: name, Model: "demo.safetensors", Workload: &pb.Workload{Dims: demoDims, InFlight: 2}, Pins: pins,
+			Name: name, Model: "demo.safetensors", Workload: &pb.Workload{Dims: demoDims, InFlight: 2}, Pins: pins, Dtype: dtype,
 		}})
 		if err != nil {
 			t.Fatal(err)
@@ -57,6 +64,7 @@ func TestSplitsSeenByClients(t *testing.T) {
 	}
 	t.Run("forwards", func(t *testing.T) { (&webClient{t, c.connection, c.http}).splits() })
 	t.Run("checked run", func(t *testing.T) { checkedRun(t, conn) })
+	t.Run("as in ComfyUI", func(t *testing.T) { asInComfyUI(t, conn) })
 }
 
 // splits compares the answers of all deployments.
@@ -95,20 +103,26 @@ func (c *webClient) splits() {
 	}
 }
 
-// checkedRun samples over three agents and checks steps on one.
-func checkedRun(t *testing.T, conn *grpc.ClientConn) {
+// sampledBy makes a picture of the demo with a deployment.
+func sampledBy(t *testing.T, conn *grpc.ClientConn, deployment string, seed uint64, steps int, check *sampled.Checking) *sampled.Result {
+	t.Helper()
 	positive, negative, err := sampled.Prompt("large red circle on blue")
 	if err != nil {
 		t.Fatal(err)
 	}
 	result, err := sampled.Sample(t.Context(), pb.NewEndpointClient(conn), sampled.Request{
-		Deployment: "three", Model: sampled.Model{Channels: 16, Guidance: true, Demo: true}, Width: 128, Height: 128, Seed: 3, Steps: 4, CFG: 3, Guidance: 3.5,
-		Scheduler: sampling.Simple, Shift: sampling.DefaultFluxShift, Text: positive, Negative: &negative,
-		Check: &sampled.Checking{Every: 2, Deployment: "other"},
+		Deployment: deployment, Model: sampled.Model{Channels: 16, Guidance: true, Demo: true}, Width: 128, Height: 128, Seed: seed, Steps: steps, CFG: 3, Guidance: 3.5,
+		Scheduler: sampling.Simple, Shift: sampling.DefaultFluxShift, Text: positive, Negative: &negative, Check: check,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return result
+}
+
+// checkedRun samples over three agents and checks steps on one.
+func checkedRun(t *testing.T, conn *grpc.ClientConn) {
+	result := sampledBy(t, conn, "three", 3, 4, &sampled.Checking{Every: 2, Deployment: "other"})
 	if len(result.Checks) != 2 {
 		t.Fatalf("%d steps checked, want 2", len(result.Checks))
 	}
@@ -119,6 +133,36 @@ func checkedRun(t *testing.T, conn *grpc.ClientConn) {
 	}
 	if sampled.SingleClass(result.Plan) == "" {
 		t.Errorf("the plan is of several classes: %v", result.Plan.Stages)
+	}
+}
+
+// asInComfyUI holds a picture against the file that SaveLatent of ComfyUI 0.3.64
+// wrote of it: KSampler with the node pack's MODEL, euler, simple, seed 7, 12
+// steps, CFG 3, f32.
+func asInComfyUI(t *testing.T, conn *grpc.ClientConn) {
+	result := sampledBy(t, conn, "f32", 7, 12, nil)
+	sampling.FluxLatents().Out(result.Latent)
+	var own bytes.Buffer
+	if err := safetensors.Encode(&own, []safetensors.Data{safetensors.FromFloat32s("latent_tensor", result.Shape, result.Latent)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := os.ReadFile("testdata/comfyui-0.3.64.latent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sides [2]*compare.File
+	for i, raw := range [][]byte{own.Bytes(), theirs} {
+		if sides[i], err = compare.Open(bytes.NewReader(raw)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := compare.Match(sides[0], sides[1], nil)
+	if err != nil || len(m.Pairs) != 1 {
+		t.Fatalf("%d tensors matched, %v", len(m.Pairs), err)
+	}
+	r, err := compare.Tensors(m.Pairs[0].A, m.Pairs[0].B)
+	if err != nil || !r.Within(1e-5) || r.NoSSIM != "" {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 
