@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -124,32 +125,24 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 		Comfy: ui, Store: st, Credentials: creds, Addresses: c.addresses(n), Version: c.Version, Log: c.Log,
 		LeaseTTL: c.Config.Coordinator.LeaseTTL, ProtocolMin: node.ProtocolMin, ProtocolMax: node.ProtocolMax,
 		Link: func(ctx context.Context, address, id, peer string) (*pb.PeerLink, error) {
-			conn, err := n.Host().Dial(address, transport.NodeID(id))
-			if err != nil {
-				return nil, err
-			}
-			return pb.NewStageServiceClient(conn).MeasureLink(ctx, &pb.MeasureLinkRequest{Node: id, Peer: peer})
+			return ask(n, address, id, func(conn *grpc.ClientConn) (*pb.PeerLink, error) {
+				return pb.NewStageServiceClient(conn).MeasureLink(ctx, &pb.MeasureLinkRequest{Node: id, Peer: peer})
+			})
 		},
 		Stats: func(ctx context.Context, address, id string, req *pb.StageStatsRequest) (*pb.StageStatsResponse, error) {
-			conn, err := n.Host().Dial(address, transport.NodeID(id))
-			if err != nil {
-				return nil, err
-			}
-			return pb.NewStageServiceClient(conn).Stats(ctx, req)
+			return ask(n, address, id, func(conn *grpc.ClientConn) (*pb.StageStatsResponse, error) {
+				return pb.NewStageServiceClient(conn).Stats(ctx, req)
+			})
 		},
 		Diagnose: func(ctx context.Context, address, id string, req *pb.DiagnoseRequest) (*pb.DiagnoseResponse, error) {
-			conn, err := n.Host().Dial(address, transport.NodeID(id))
-			if err != nil {
-				return nil, err
-			}
-			return pb.NewNodeServiceClient(conn).Diagnose(ctx, req)
+			return ask(n, address, id, func(conn *grpc.ClientConn) (*pb.DiagnoseResponse, error) {
+				return pb.NewNodeServiceClient(conn).Diagnose(ctx, req)
+			})
 		},
 		Lend: func(ctx context.Context, address, id string, req *pb.LendRequest) (*pb.LendResponse, error) {
-			conn, err := n.Host().Dial(address, transport.NodeID(id))
-			if err != nil {
-				return nil, err
-			}
-			return pb.NewStageServiceClient(conn).Lend(ctx, req)
+			return ask(n, address, id, func(conn *grpc.ClientConn) (*pb.LendResponse, error) {
+				return pb.NewStageServiceClient(conn).Lend(ctx, req)
+			})
 		},
 	})
 	if err != nil {
@@ -195,6 +188,15 @@ func (c Coordinator) Run(ctx context.Context) (err error) {
 		g.Go(func() error { c.Ready(gctx, n.Address()); return nil })
 	}
 	return g.Wait()
+}
+
+// ask calls the agent at an address.
+func ask[A any](n *node.Node, address, id string, call func(*grpc.ClientConn) (*A, error)) (*A, error) {
+	conn, err := n.Host().Dial(address, transport.NodeID(id))
+	if err != nil {
+		return nil, err
+	}
+	return call(conn)
 }
 
 // room says what to do about a full disk.
