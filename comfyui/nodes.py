@@ -13,7 +13,7 @@ import comfy.model_management
 
 from . import gantt, patcher
 from .client import Call
-from .cluster import USUAL, Cluster, Target, deployment_name, seconds, size
+from .cluster import DEPLOYMENT, USUAL, Cluster, Target, deployment_name, seconds, size
 from .errors import ClusterError, shown
 
 CATEGORY = "distorch"
@@ -95,15 +95,12 @@ class LoadDiffusionModel:
         return True  # a menu that was read before the cluster came refuses nothing; load does, with the reason
 
     @classmethod
-    def IS_CHANGED(cls, model, dtype, virtual_vram_gb, allocation, workload=None):
+    def IS_CHANGED(cls, model="", **inputs):
+        """What the choice means on the cluster at this moment."""
         known = CLUSTER.listing()
+        specs = [d.get("spec") or {} for d in known.deployments if d["name"] == model.removesuffix(DEPLOYMENT)]
         return str(
-            [
-                d.get("model") or (d.get("spec") or {}).get("model")
-                for d in known.deployments
-                if model.startswith(d["name"])
-            ]
-            + [m["id"] for m in known.models if m["name"] == model]
+            [(s.get("model"), s.get("dtype")) for s in specs] + [m["id"] for m in known.models if m["name"] == model]
         )
 
     @shown

@@ -152,6 +152,18 @@ class Loader(case.Connected):
             self.sample(patcher, steps=1)
             self.assertEqual(self.server.deployments["studio-tiny"]["dtype"], want)
 
+    def test_changes_are_seen(self):
+        def now(name):
+            self.cluster._listing = None
+            return nodes.LoadDiffusionModel.IS_CHANGED(model=name, dtype="default")
+
+        before = now("there (deployment)"), now("tiny.safetensors")
+        self.assertEqual(before, (now("there (deployment)"), now("tiny.safetensors")))
+        self.server.deployments["there"]["dtype"] = "f32"
+        self.server.model = {**self.server.model, "id": "m2"}
+        self.assertNotEqual(before[0], now("there (deployment)"))
+        self.assertNotEqual(before[1], now("tiny.safetensors"))
+
     def test_interrupt_while_it_is_placed(self):
         import comfy.model_management as mm
 

@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { app } from "../../scripts/app.js";
-import { ComfyWidgets } from "../../scripts/widgets.js";
 
 // Nodes that have something to say show it as text below their inputs.
 const TEXTS = ["DistorchClusterStatus", "DistorchPlan"];
@@ -32,15 +31,22 @@ app.registerExtension({
 				return;
 			}
 			let shown = this.widgets?.find((w) => w.name === "distorch_text");
-			if (!shown) {
-				shown = ComfyWidgets.STRING(this, "distorch_text", ["STRING", { multiline: true }], app).widget;
-				shown.serialize = false;
-				shown.options = { ...shown.options, serialize: false };
-				if (shown.inputEl) {
-					shown.inputEl.readOnly = true;
-				}
+			if (!shown && this.addDOMWidget) {
+				const area = document.createElement("textarea");
+				area.readOnly = true;
+				area.className = "comfy-multiline-input";
+				shown = this.addDOMWidget("distorch_text", "customtext", area, {
+					serialize: false,
+					getValue: () => area.value,
+					setValue: (value) => {
+						area.value = value;
+					},
+				});
+				shown.serialize = false; // neither in prompts nor in workflows
 			}
-			shown.value = text;
+			if (shown) {
+				shown.value = text;
+			}
 			this.setDirtyCanvas?.(true, true);
 		};
 	},
