@@ -37,7 +37,7 @@ GENERATED := grep -rlE '^// Code generated .* DO NOT EDIT' proto agent --include
 
 CROSS := windows/amd64 darwin/arm64 linux/arm64
 
-.PHONY: help build quickstart test test-torch test-pack fuzz test-golden test-comfy-clients lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
+.PHONY: help build quickstart test test-torch test-pack test-comfyui fuzz test-golden test-comfy-clients lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -65,6 +65,12 @@ test-torch: $(CACHE)/venv/.done ## stages, pipelines, clusters and golden cases 
 
 test-pack: $(BIN)/distorch $(CACHE)/venv/.pillow ## the ComfyUI node pack on a double of ComfyUI, with a real cluster behind it
 	DISTORCH_BIN=$(CURDIR)/$(BIN)/distorch $(CACHE)/venv/bin/python comfyui/tests/run.py
+
+# Its own environment has PyTorch from the one above and what the checkout's
+# requirements.txt asks for (1 GB).
+test-comfyui: $(BIN)/distorch $(CACHE)/venv/.done ## COMFYUI_DIR=DIR: the node pack in a real ComfyUI, compared with its own model
+	@test -n "$(COMFYUI_DIR)" || { echo 'make test-comfyui COMFYUI_DIR=DIR: DIR is a checkout of ComfyUI' >&2; exit 2; }
+	python3 -B comfyui/tests/real --comfyui "$(COMFYUI_DIR)" --distorch $(BIN)/distorch --venv $(CACHE)/comfyui-venv --torch $(CACHE)/venv $(COMFYUIFLAGS)
 
 FUZZTIME ?= 10s
 fuzz: ## each fuzz target for FUZZTIME (10s)

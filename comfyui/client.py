@@ -276,6 +276,8 @@ def _error(status: int, body, source: str) -> ClusterError:
         code, message, details = str(e.get("code") or code), str(e.get("message") or ""), e.get("details") or {}
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
+    if not message and code == "unauthenticated":  # an answer to HEAD has no words
+        message = f"its token is unknown, revoked or expired; {NEW_LINE}"
     if not message:
         message = f"the cluster answered with status {status} and no explanation; the coordinator's log has more"
     if code == "unauthenticated":

@@ -74,6 +74,13 @@ class Connections(case.Connected):
             "unknown to this cluster",
         )
 
+    def test_token_revoked_after_loading(self):
+        model = self.load()
+        self.sample(model)
+        self.connect(self.server.line(token="old"))
+        with self.refused("step 1", "does not accept the connection line", "unknown, revoked or expired", "distorch token create"):
+            self.sample(model)
+
     def test_another_cluster(self):
         with open(os.path.join(os.path.dirname(__file__), "testdata", "other.pem"), encoding="ascii") as f:
             ca = f.read()
