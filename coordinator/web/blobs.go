@@ -218,8 +218,7 @@ func check(h hash.Hash, digest string) error {
 func isSafetensors(path string) error {
 	f, err := safetensors.Open(path)
 	if err != nil {
-		var format *safetensors.FormatError
-		if errors.As(err, &format) {
+		if format, ok := errors.AsType[*safetensors.FormatError](err); ok {
 			return fail(CodeBadRequest, "the blob is no safetensors: %v", format)
 		}
 		return storeError(err)

@@ -86,8 +86,7 @@ var errCanceled = errors.New("the forward was canceled by its client")
 
 // asError is the one mapping of other packages' errors.
 func asError(err error) *Error {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
 	message := err.Error()

@@ -56,8 +56,7 @@ func (f *forwardRequest) overdue(cause, last error) error {
 		return cause
 	}
 	e := fail(CodeDeadline, "the forward of step %d was not done in %s; give it more with deadline_ms", f.step, f.deadline.Round(time.Millisecond))
-	var waited *waiting
-	if errors.As(last, &waited) {
+	if waited, ok := errors.AsType[*waiting](last); ok {
 		e.Message += "; last: " + asError(waited.why).Message
 	}
 	return e

@@ -195,17 +195,17 @@ func parseDims(text string) (map[string]int64, error) {
 
 // split takes what stands behind the latent's channels in x off as the model's
 // input concat, where it has one.
-func (f *forwardRequest) split(g *graph.Model) error {
+func (f *forwardRequest) split(g *graph.Model) {
 	at := slices.IndexFunc(g.Inputs, func(v graph.Value) bool { return v.Name == concatInput })
 	if at < 0 || f.conditioning[concatInput] != nil {
-		return nil
+		return
 	}
 	i := slices.IndexFunc(f.step32, func(t *pb.Tensor) bool { return t.Name == "x" })
 	x := f.step32[i]
 	own := slices.IndexFunc(g.Inputs, func(v graph.Value) bool { return v.Name == "x" })
 	channels, err := g.Inputs[own].Shape[1].Eval(nil)
 	if err != nil || len(x.Shape) != len(g.Inputs[own].Shape) || x.Shape[1] <= channels {
-		return nil // what is wrong with the shape is said where shapes are compared
+		return // what is wrong with the shape is said where shapes are compared
 	}
 	rows := int64(len(x.Data)) / x.Shape[1]
 	behind := &pb.Tensor{Name: concatInput, Dtype: x.Dtype, Shape: slices.Clone(x.Shape), Data: x.Data[rows*channels:]}
@@ -217,7 +217,6 @@ func (f *forwardRequest) split(g *graph.Model) error {
 	_, _ = fmt.Fprintf(sum, "%s %v\n", f.digest, behind.Shape)
 	_, _ = sum.Write(behind.Data)
 	f.digest = hex.EncodeToString(sum.Sum(nil))
-	return nil
 }
 
 const concatInput = "concat"

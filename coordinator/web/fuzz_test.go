@@ -35,9 +35,7 @@ func FuzzForward(f *testing.F) {
 		if total > 2*len(body) {
 			t.Errorf("%d bytes of a body of %d", total, len(body))
 		}
-		if err := r.split(g); err != nil {
-			return
-		}
+		r.split(g)
 		_, _ = r.words(g, map[string]tensor.Shape{"context": {1, 5, 8}})
 	})
 }

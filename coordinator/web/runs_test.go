@@ -174,14 +174,16 @@ func TestRepeats(t *testing.T) {
 		errs []error // of the first attempts
 		want Code    // empty: an answer
 		n    int     // attempts
+
+		begun, put int // runs at the endpoint, conditionings sent; 0: whatever
 	}{
-		"a run that is not open":      {[]error{status.Error(codes.NotFound, "run is not open here")}, "", 2},
-		"conditioning that is gone":   {[]error{status.Error(codes.FailedPrecondition, "no conditioning")}, "", 2},
-		"a stage that moved on":       {[]error{lost(pb.StageFault_STALE_EPOCH)}, "", 2},
-		"an engine once":              {[]error{lost(pb.StageFault_ENGINE)}, "", 2},
-		"an engine always":            {[]error{lost(pb.StageFault_ENGINE), lost(pb.StageFault_ENGINE), lost(pb.StageFault_ENGINE), lost(pb.StageFault_ENGINE)}, CodeUnavailable, 3},
-		"a request that is bad":       {[]error{status.Error(codes.InvalidArgument, "tensor x")}, CodeBadRequest, 1},
-		"an error of the coordinator": {[]error{fmt.Errorf("out of luck")}, CodeInternal, 1},
+		"a run that is not open":      {[]error{status.Error(codes.NotFound, "run is not open here")}, "", 2, 2, 2},
+		"conditioning that is gone":   {[]error{status.Error(codes.FailedPrecondition, "no conditioning")}, "", 2, 1, 2},
+		"a stage that moved on":       {[]error{lost(pb.StageFault_STALE_EPOCH)}, "", 2, 0, 0},
+		"an engine once":              {[]error{lost(pb.StageFault_ENGINE)}, "", 2, 0, 0},
+		"an engine always":            {[]error{lost(pb.StageFault_ENGINE), lost(pb.StageFault_ENGINE), lost(pb.StageFault_ENGINE), lost(pb.StageFault_ENGINE)}, CodeUnavailable, 3, 0, 0},
+		"a request that is bad":       {[]error{status.Error(codes.InvalidArgument, "tensor x")}, CodeBadRequest, 1, 0, 0},
+		"an error of the coordinator": {[]error{fmt.Errorf("out of luck")}, CodeInternal, 1, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
@@ -203,6 +205,9 @@ func TestRepeats(t *testing.T) {
 			}
 			if res.StatusCode != want || len(r.forwards) != c.n {
 				t.Errorf("%d after %d attempts, want %d after %d", res.StatusCode, len(r.forwards), want, c.n)
+			}
+			if c.begun > 0 && len(r.begun) != c.begun || c.put > 0 && len(r.put) != c.put {
+				t.Errorf("%d runs begun, %d conditionings sent", len(r.begun), len(r.put))
 			}
 			open := 0
 			until(t, "old runs to end", func() bool {
@@ -308,9 +313,7 @@ type brought struct {
 func (b *brought) Ensure(_ context.Context, _ string, digests []string, file func(string) (string, error)) error {
 	b.asked = append(b.asked, digests)
 	plan := planOf(b.plan.Epoch+1, "native/1/f32", "a", "b")
-	for _, l := range b.plan.Loras {
-		plan.Loras = append(plan.Loras, l)
-	}
+	plan.Loras = append(plan.Loras, b.plan.Loras...)
 	changed := false
 	for _, d := range digests {
 		if has(b.plan, []loraUse{{Digest: d}}) {

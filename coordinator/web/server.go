@@ -5,6 +5,7 @@ package web
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -280,7 +281,7 @@ func (c *connections) state(conn net.Conn, state http.ConnState) {
 		c.all++
 		c.perHost[host]++
 		if c.all > c.most || c.perHost[host] > max(c.most/4, 1) {
-			_ = conn.Close()
+			cut(conn)
 		}
 	case http.StateClosed, http.StateHijacked:
 		c.all--
@@ -288,6 +289,15 @@ func (c *connections) state(conn net.Conn, state http.ConnState) {
 			delete(c.perHost, host)
 		}
 	}
+}
+
+// cut closes a connection without a word: TLS's own may wait for a peer that
+// does not read.
+func cut(conn net.Conn) {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	_ = conn.Close()
 }
 
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request, _ Client) error {

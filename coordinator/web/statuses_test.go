@@ -112,7 +112,7 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 		{"GET", "/v1/models/nothing", nil, 404},
 		{"POST", "/v1/plan", []byte(spec), 200},
 		{"POST", "/v1/plan", []byte(`{"model":"huge"}`), 200},
-		{"POST", "/v1/plan", []byte(`{"model":"tiny","modle":"x"}`), 400},
+		{"POST", "/v1/plan", []byte(`{"model":"tiny","colour":"x"}`), 400},
 		{"POST", "/v1/plan", []byte(`{"model":""}`), 400},
 		{"POST", "/v1/plan", []byte(`{"model":"nothing"}`), 404},
 		{"POST", "/v1/plan", large, 413},
