@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 )
@@ -115,6 +116,10 @@ func (s *Server) runPrompt(ctx context.Context, e *entry, lease Lease) {
 		return // the queue ends with the server
 	}
 	if errors.Is(err, ErrWorkerLost) {
+		if e.told == nil {
+			e.told = map[string]*object{}
+		}
+		maps.Copy(e.told, r.told)
 		if err = s.runAgain(e, lease.Worker()); err == nil {
 			return
 		}

@@ -25,8 +25,9 @@ type entry struct {
 	created   time.Time
 	size      int64 // bytes that the entry holds
 
-	attempts    int   // workers lost with it
-	lease       Lease // while it runs
+	attempts    int                // workers lost with it
+	told        map[string]*object // executed messages of those, by node: the client has them
+	lease       Lease              // while it runs
 	interrupted bool
 	waits       bool   // it was said that no worker can run it
 	node        string // the display id of the node that runs, or ""

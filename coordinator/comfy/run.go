@@ -16,9 +16,10 @@ type run struct {
 	s *Server
 	e *entry
 
-	messages []jsontext.Value // [type, data] of execution_...
-	outputs  *object          // by node
-	meta     *object          // by node
+	messages []jsontext.Value   // [type, data] of execution_...
+	outputs  *object            // by node
+	told     map[string]*object // executed messages, by node
+	meta     *object            // by node
 	nodes    map[string]nodeState
 	node     string // that runs
 	began    int64  // ms
@@ -74,6 +75,9 @@ func (r *run) Text(m Message) {
 	case "progress_state":
 		r.states(o)
 	case "executed":
+		if r.toldBefore(o) {
+			return
+		}
 		r.keepOutput(o)
 	case "execution_start", "execution_cached", "execution_success", "execution_error", "execution_interrupted":
 		r.messages = append(r.messages, array(text(m.Type), data))
@@ -132,6 +136,22 @@ func (r *run) states(o *object) {
 		}
 		r.nodes[m.name] = n
 	}
+}
+
+// toldBefore keeps the output that the client was told of before a worker was lost,
+// and says so: the picture of a second try would come as a second picture.
+func (r *run) toldBefore(o *object) bool {
+	node, _ := o.at("node")
+	id, _ := asText(node)
+	if before, ok := r.e.told[id]; ok {
+		r.keepOutput(before)
+		return true
+	}
+	if r.told == nil {
+		r.told = map[string]*object{}
+	}
+	r.told[id] = o
+	return false
 }
 
 func (r *run) keepOutput(o *object) {
