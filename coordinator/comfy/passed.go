@@ -4,8 +4,10 @@
 package comfy
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
+	"runtime"
 	"strings"
 )
 
@@ -53,6 +55,7 @@ func (s *Server) passOn(without func(http.ResponseWriter)) http.HandlerFunc {
 // systemStats is GET /system_stats.
 func (s *Server) systemStats(w http.ResponseWriter, r *http.Request) {
 	stats := s.cfg.Backend.Stats()
+	stats.System.OS = cmp.Or(stats.System.OS, runtime.GOOS) // there may be no worker
 	if stats.System.Argv == nil {
 		stats.System.Argv = []string{}
 	}

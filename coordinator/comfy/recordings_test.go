@@ -260,7 +260,7 @@ func replayAccepted(t *testing.T, l ledger) {
 // waitRecord waits for a prompt to be in history.
 func waitRecord(t testing.TB, s *Server, id string) *record {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); runtime.Gosched() {
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); runtime.Gosched() {
 		s.mu.Lock()
 		r := s.history.at(id)
 		s.mu.Unlock()

@@ -24,6 +24,7 @@ type run struct {
 	node     string // that runs
 	began    int64  // ms
 	ended    string // the type of the frame that said how it ended
+	at       int64  // ms
 	failure  jsontext.Value
 
 	preview []byte // waits for the progress frame of its step
@@ -87,17 +88,25 @@ func (r *run) Text(m Message) {
 }
 
 func (r *run) bookkeep(kind string, o *object, data jsontext.Value) {
+	at, _ := o.at("timestamp")
 	switch kind {
 	case "execution_start":
-		if at, ok := o.at("timestamp"); ok {
-			r.began = int64(numberOrder(at))
-		}
+		r.began = milliseconds(at)
 	case "execution_success", "execution_error", "execution_interrupted":
-		r.ended = kind
+		r.ended, r.at = kind, milliseconds(at)
 		if kind == "execution_error" {
 			r.failure = data
 		}
 	}
+}
+
+// milliseconds is a timestamp, or 0 of what is none.
+func milliseconds(v jsontext.Value) int64 {
+	f := numberOrder(v)
+	if f < 0 || f > 1<<53 {
+		return 0
+	}
+	return int64(f)
 }
 
 func (r *run) setNode(node, display jsontext.Value) {
@@ -298,7 +307,7 @@ func (r *run) end(err error) *record {
 		status: fields("status_str", state, "completed", done, "messages", r.messages).value(),
 		job:    r.e.job(),
 	}
-	rec.job.began, rec.job.ended, rec.job.failure = r.began, now, r.failure
+	rec.job.began, rec.job.ended, rec.job.failure = r.began, r.at, r.failure
 	rec.job.summarise(r.outputs)
 	switch {
 	case done:

@@ -53,7 +53,7 @@ func connect(t testing.TB, base, id string, flags bool) *client {
 // next is the next frame, as the recordings write it.
 func (c *client) next() (frame any, raw []byte) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 60*time.Second)
 	defer cancel()
 	kind, raw, err := c.c.Read(ctx)
 	if err != nil {
@@ -476,7 +476,7 @@ func replayReconnect(t *testing.T, b *fakeBackend, base string, item recorded, m
 // waitRunning waits until a prompt has a worker.
 func waitRunning(t testing.TB, s *Server, id string) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); runtime.Gosched() {
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); runtime.Gosched() {
 		s.mu.Lock()
 		found := false
 		for _, e := range s.queue.byID[id] {
