@@ -53,7 +53,7 @@ func TestLostWorkersPromptKeepsItsPlace(t *testing.T) {
 	s, base := serve(t, Config{Backend: b})
 	c := connect(t, base, "me", false)
 	for _, id := range []string{"a", "b", "c"} {
-		post(t, base+"/prompt", imagePrompt(id, `,"client_id":"me"`), http.StatusOK)
+		post(t, base+"/prompt", imagePrompt(id, `,"client_id":"me","number":7`), http.StatusOK)
 	}
 	var order []string
 	for range 2 {
@@ -194,13 +194,33 @@ func TestPromptWithoutItsWorkerHoldsNoOtherUp(t *testing.T) {
 // until it is in history. Clients give up a prompt that is in neither.
 func TestPromptIsAlwaysSomewhere(t *testing.T) {
 	s, base := serve(t, Config{Backend: newFake(t, 2, succeed)})
-	var clients sync.WaitGroup
+	var clients, watch sync.WaitGroup
 	var looks atomic.Int64
+	var accepted sync.Map
+	ctx, cancel := context.WithCancel(t.Context())
+	watch.Go(func() { // looks between any two changes
+		for ctx.Err() == nil {
+			accepted.Range(func(id, _ any) bool {
+				name, _ := id.(string)
+				s.mu.Lock()
+				queued, done := s.queue.byID[name] != nil, s.history.at(name) != nil
+				s.mu.Unlock()
+				if done {
+					accepted.Delete(id)
+				} else if !queued {
+					t.Errorf("prompt %s was in neither", name)
+					return false
+				}
+				return true
+			})
+		}
+	})
 	for c := range 4 {
 		clients.Go(func() {
 			for i := range 25 {
 				id := fmt.Sprintf("%d-%d", c, i)
 				post(t, base+"/prompt", imagePrompt(id, ""), http.StatusOK)
+				accepted.Store(id, true)
 				for {
 					looks.Add(1)
 					queued := strings.Contains(string(get(t, base+"/queue")), `"`+id+`"`)
@@ -217,6 +237,8 @@ func TestPromptIsAlwaysSomewhere(t *testing.T) {
 		})
 	}
 	clients.Wait()
+	cancel()
+	watch.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n := s.queue.remaining(); n != 0 || s.history.order.Len() != 100 || s.queue.bytes != 0 {

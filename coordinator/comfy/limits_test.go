@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -176,9 +177,23 @@ func (d *discard) WriteHeader(status int)      { d.status = status }
 func TestSocketThatNeverReads(t *testing.T) {
 	const frames, size = 100, 1 << 20
 	picture := append([]byte{0, 0, 0, 1, 0, 0, 0, 1}, make([]byte, size)...)
-	go1 := make(chan struct{})
+	var sleeper atomic.Pointer[socket]
 	s, base := serve(t, Config{Backend: newFake(t, 1, func(_ context.Context, _ *Prompt, sink Sink, _ <-chan struct{}) error {
-		<-go1
+		taken := func() bool { // by the writer, which hangs when it takes longer
+			k := sleeper.Load()
+			for end := time.Now().Add(200 * time.Millisecond); time.Now().Before(end); runtime.Gosched() {
+				k.mu.Lock()
+				n := len(k.waiting)
+				k.mu.Unlock()
+				if n == 0 {
+					return true
+				}
+			}
+			return false
+		}
+		for taken() {
+			sink.Binary(picture)
+		}
 		for range frames {
 			sink.Binary(picture)
 		}
@@ -194,17 +209,24 @@ func TestSocketThatNeverReads(t *testing.T) {
 	joined := func() bool {
 		s.hub.mu.Lock()
 		defer s.hub.mu.Unlock()
-		return s.hub.sockets["sleeper"] != nil
+		k := s.hub.sockets["sleeper"]
+		if k != nil {
+			sleeper.Store(k)
+		}
+		return k != nil
 	}
 	for !joined() {
 		runtime.Gosched()
 	}
 	other := connect(t, base, "other", false)
 	post(t, base+"/prompt", imagePrompt("a", `,"client_id":"sleeper"`), http.StatusOK)
-	close(go1)
 	waitRecord(t, s, "a")
+	start := time.Now()
 	for joined() { // until its writer is done
 		runtime.Gosched()
+	}
+	if waited := time.Since(start); waited > writeTime/2 {
+		t.Errorf("dropped after %s", waited)
 	}
 	if !s.sockets.TryAcquire(int64(s.cfg.MaxSockets) - 1) {
 		t.Error("the dropped socket still counts")
