@@ -15,6 +15,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -342,5 +343,62 @@ func TestWebScopes(t *testing.T) {
 	}
 	if _, err := pb.NewControlClient(conn).RevokeToken(t.Context(), &pb.RevokeTokenRequest{Client: "run"}); status.Code(err) != codes.NotFound {
 		t.Errorf("a token revoked twice: %v", err)
+	}
+}
+
+// TestWebCancel: a forward that its client cancels, by a call or by closing its
+// connection, ends at once, on the stages too, and the run goes on.
+func TestWebCancel(t *testing.T) {
+	co := startCoordinator(t, testConfig(t.TempDir()))
+	conn := operator(t, co)
+	startAgent(t, "a", token(t, conn), t.TempDir())
+	c := newWebClient(t, conn, "comfy")
+	const pixels = 1024
+	c.json("PUT", "/v1/deployments/demo", map[string]any{"model": "demo", "workload": map[string]int64{"width": pixels, "height": pixels, "text_tokens": 5, "in_flight": 1}})
+	c.json("GET", "/v1/deployments/demo?wait=60s", nil)
+	cond, step := request(t, "large red circle on blue")
+	large := []*pb.Tensor{step[1], {Name: "x", Dtype: "F32", Shape: []int64{1, 16, pixels / 8, pixels / 8}, Data: make([]byte, 4*16*pixels/8*pixels/8)}}
+	body := safetensorsOf(t, tensor.F32, map[string]string{"run": "r", "id": "f"}, append(slices.Clone(cond), large...)...)
+	const path = "/v1/deployments/demo/forward"
+
+	type answer struct {
+		code int
+		body []byte
+	}
+	done := make(chan answer, 1)
+	go func() {
+		code, out := c.do("POST", path, body)
+		done <- answer{code, out}
+	}()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for canceled := false; !canceled; <-tick.C {
+		code, _ := c.do("POST", "/v1/forwards/f/cancel", nil)
+		canceled = code == http.StatusOK
+		select {
+		case a := <-done:
+			if !canceled {
+				t.Fatalf("answered before it could be canceled: %d", a.code)
+			}
+			done <- a
+		default:
+		}
+	}
+	if a := <-done; a.code != 499 || !bytes.Contains(a.body, []byte("canceled by its client")) {
+		t.Errorf("canceled by a call: %d %s", a.code, a.body)
+	}
+	ctx, leave := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer leave()
+	if res, err := c.http.Do(c.request(ctx, "POST", path, body)); err == nil {
+		_ = res.Body.Close()
+		t.Errorf("one whose client left was answered: %d", res.StatusCode)
+	}
+	// The one slot is free again for the next forward of the run.
+	if _, _, err := c.forward("demo", tensor.F32, map[string]string{"run": "r"}, append(slices.Clone(cond), step...)...); err != nil {
+		t.Error(err)
+	}
+	again, _, err := c.forward("demo", tensor.F32, map[string]string{"run": "r", "id": "f"}, append(slices.Clone(cond), large...)...)
+	if err != nil || len(again) != 16*pixels/8*pixels/8 {
+		t.Errorf("%d values, %v", len(again), err)
 	}
 }
