@@ -37,7 +37,7 @@ GENERATED := grep -rlE '^// Code generated .* DO NOT EDIT' proto agent --include
 
 CROSS := windows/amd64 darwin/arm64 linux/arm64
 
-.PHONY: help build quickstart test test-torch test-pack test-comfyui fuzz test-golden test-comfy-clients lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
+.PHONY: help build quickstart test test-torch test-pack test-comfyui fuzz test-golden test-comfy-clients test-comfy-worker lint lint-fix bench bench-real bench-venv proto generate check-generated cross clean $(BIN)/distorch
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -88,6 +88,10 @@ test-golden: $(BIN)/distorch $(CACHE)/venv/.done ## GOLDEN=DIR: compare with ten
 
 test-comfy-clients: $(CACHE)/comfy-clients/.done ## ComfyUI clients from npm and PyPI, unmodified, against the coordinator's ComfyUI API
 	$(GO) run ./bench/comfyclients -dir $(CACHE)/comfy-clients
+
+test-comfy-worker: $(CACHE)/comfy-clients/.done ## COMFYUI_URL=URL: a ComfyUI that runs, as a worker behind the coordinator's ComfyUI API
+	@test -n "$(COMFYUI_URL)" || { echo 'make test-comfy-worker COMFYUI_URL=URL: URL is that of a ComfyUI, such as http://127.0.0.1:8188' >&2; exit 2; }
+	$(GO) run ./bench/comfyclients -dir $(CACHE)/comfy-clients -worker "$(COMFYUI_URL)"
 
 # No script of a package runs; Node.js 20 or newer is the machine's own.
 $(CACHE)/comfy-clients/.done:

@@ -59,9 +59,10 @@ func clients() []client {
 func main() {
 	dir := flag.String("dir", filepath.FromSlash(".cache/comfy-clients"), "`folder` that has the clients installed")
 	verbose := flag.Bool("v", false, "show the server's log")
+	worker := flag.String("worker", "", "run against the real ComfyUI at this `URL` instead")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, *dir, *verbose)
+	err := run(ctx, *dir, *worker, *verbose)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "comfyclients:", err)
@@ -87,7 +88,7 @@ func node(ctx context.Context, n comfyworker.Node, step int) error {
 	return nil
 }
 
-func run(ctx context.Context, dir string, verbose bool) error {
+func run(ctx context.Context, dir, worker string, verbose bool) error {
 	files := map[string][]string{
 		"UNETLoader.unet_name": {"flux.safetensors"}, "CLIPLoader.clip_name": {"clip.safetensors"}, "VAELoader.vae_name": {"vae.safetensors"},
 	}
@@ -98,6 +99,9 @@ func run(ctx context.Context, dir string, verbose bool) error {
 	}
 	if err := unpack(dir); err != nil {
 		return err
+	}
+	if worker != "" {
+		return realWorker(ctx, dir, worker)
 	}
 	var failed []error
 	for _, c := range clients() {
@@ -123,6 +127,21 @@ func run(ctx context.Context, dir string, verbose bool) error {
 		}
 	}
 	return errors.Join(append(failed, cli(ctx, dir, files))...)
+}
+
+// realWorker runs the checks that need no model against a ComfyUI that runs.
+func realWorker(ctx context.Context, dir, worker string) error {
+	data, err := os.MkdirTemp("", "comfy-clients-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(data)
+	s, err := comfystack.Over(ctx, data, nil, worker)
+	if err != nil {
+		return fmt.Errorf("ComfyUI at %s: %w", worker, err)
+	}
+	c := client{"ComfyUI " + s.Pool.Stats().System.ComfyUIVersion, []string{"node", "real.mjs"}, []string{"success", "cached", "upload", "pictures over the socket", "execution_error", "400", "lists"}}
+	return errors.Join(c.run(ctx, dir, s.URL), s.Stop())
 }
 
 func start(ctx context.Context, dir string, log *os.File, cfg comfyworker.Config) (*comfystack.Stack, error) {

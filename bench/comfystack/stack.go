@@ -38,19 +38,38 @@ type Stack struct {
 // waits until all are there. Files are kept in dir; log may be nil.
 func Start(ctx context.Context, dir string, log io.Writer, workers ...comfyworker.Config) (_ *Stack, err error) {
 	s := &Stack{}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.Stop())
-		}
-	}()
-	var all []pool.Registration
-	for i, cfg := range workers {
+	var urls []string
+	for _, cfg := range workers {
 		w, err := comfyworker.Start(cfg)
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, s.Stop())
 		}
 		s.Workers = append(s.Workers, w)
-		all = append(all, pool.Registration{Name: fmt.Sprint("worker-", i+1), URL: w.URL()})
+		urls = append(urls, w.URL())
+	}
+	if err := s.serve(ctx, dir, log, urls); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+// Over starts the API in front of ComfyUIs that run already.
+func Over(ctx context.Context, dir string, log io.Writer, urls ...string) (*Stack, error) {
+	s := &Stack{}
+	if err := s.serve(ctx, dir, log, urls); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+func (s *Stack) serve(ctx context.Context, dir string, log io.Writer, urls []string) (err error) {
+	var all []pool.Registration
+	for i, u := range urls {
+		u, err := pool.ParseURL(u)
+		if err != nil {
+			return err
+		}
+		all = append(all, pool.Registration{Name: fmt.Sprint("worker-", i+1), URL: u})
 	}
 	logger := slog.New(slog.DiscardHandler)
 	if log != nil {
@@ -65,25 +84,25 @@ func Start(ctx context.Context, dir string, log io.Writer, workers ...comfyworke
 		},
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	server, err := comfy.New(comfy.Config{Backend: s.Pool, Dir: dir, Log: logger})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.URL = "http://" + l.Addr().String()
 	ctx, s.cancel = context.WithCancel(ctx)
 	s.group, ctx = errgroup.WithContext(ctx)
 	s.group.Go(func() error { return s.Pool.Run(ctx) })
 	s.group.Go(func() error { return server.Run(ctx, l) })
-	return s, s.ready(ctx)
+	return s.ready(ctx, len(urls))
 }
 
-func (s *Stack) ready(ctx context.Context) error {
+func (s *Stack) ready(ctx context.Context, workers int) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
@@ -94,13 +113,13 @@ func (s *Stack) ready(ctx context.Context) error {
 				live++
 			}
 		}
-		if live == len(s.Workers) {
+		if live == workers {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("%d of %d workers answered: %w", live, len(s.Workers), context.Cause(ctx))
+			return fmt.Errorf("%d of %d workers answered: %w", live, workers, context.Cause(ctx))
 		}
 	}
 }
