@@ -82,7 +82,7 @@ type Server struct {
 }
 
 const (
-	uploadsAtOnce = 16
+	uploadsAtOnce = 64
 	// A body up to this size is not counted.
 	smallBody = 1 << 20
 )
@@ -119,6 +119,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Minute, // a body of MaxUploadBytes over a slow network
+		WriteTimeout:      30 * time.Minute, // a clip over a slow network; a client that never reads
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
