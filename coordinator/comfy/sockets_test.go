@@ -246,6 +246,17 @@ func mustCompact(t testing.TB, raw []byte) jsontext.Value {
 func post(t testing.TB, at string, body []byte, status int) []byte {
 	t.Helper()
 	resp, err := http.Post(at, "application/json", bytes.NewReader(body))
+	return answered(t, resp, err, status)
+}
+
+func get(t testing.TB, at string) []byte {
+	t.Helper()
+	resp, err := http.Get(at)
+	return answered(t, resp, err, http.StatusOK)
+}
+
+func answered(t testing.TB, resp *http.Response, err error, status int) []byte {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,24 +266,7 @@ func post(t testing.TB, at string, body []byte, status int) []byte {
 		t.Fatal(err)
 	}
 	if resp.StatusCode != status {
-		t.Fatalf("POST %s: status %d, want %d: %s", at, resp.StatusCode, status, b)
-	}
-	return b
-}
-
-func get(t testing.TB, at string) []byte {
-	t.Helper()
-	resp, err := http.Get(at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		t.Fatalf("GET %s: status %d: %s", at, resp.StatusCode, b)
+		t.Fatalf("%s %s: status %d, want %d: %s", resp.Request.Method, resp.Request.URL, resp.StatusCode, status, b)
 	}
 	return b
 }

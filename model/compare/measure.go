@@ -171,10 +171,10 @@ func packed(a, b Tensor, n int64) (Result, error) {
 // read reads n elements of both sides from element at.
 func (m *measure) read(at int64, n int) (err error) {
 	if m.rawA, m.a64, err = elements(m.a, m.rawA, m.a64, at, n); err != nil {
-		return fmt.Errorf("A: %w", err)
+		return fmt.Errorf("side A: %w", err)
 	}
 	if m.rawB, m.b64, err = elements(m.b, m.rawB, m.b64, at, n); err != nil {
-		return fmt.Errorf("B: %w", err)
+		return fmt.Errorf("side B: %w", err)
 	}
 	return nil
 }
