@@ -35,7 +35,7 @@ var scripts embed.FS
 const (
 	clientLimit = 2 * time.Minute
 	stepTime    = 20 * time.Millisecond
-	beginTime   = 30 * time.Millisecond
+	beginTime   = 100 * time.Millisecond
 )
 
 // client is a program with the checks that it must pass.

@@ -28,7 +28,7 @@ function run(api, g) {
 const api = await client();
 
 await check("success", async () => {
-  const seen = await run(api, graph({ steps: 4 })).done;
+  const seen = await run(api, graph({ steps: 20 })).done;
   assert(seen.output && seen.failed.length === 0, "failed: " + seen.failed);
   assert(seen.progress >= 3 && seen.previews >= 3, JSON.stringify(seen));
   const blob = await (await fetch(api.getPathImage(seen.output.images.images[0]))).arrayBuffer();
@@ -83,8 +83,8 @@ await check("reconnect in the middle", async () => {
 
 await check("two clients in parallel", async () => {
   const [a, b] = await Promise.all([client(), client()]);
-  const both = await Promise.all([run(a, graph({ steps: 8 })).done, run(b, graph({ steps: 8 })).done]);
-  for (const seen of both) assert(seen.output && seen.previews >= 6, JSON.stringify(seen) + seen.failed);
+  const both = await Promise.all([run(a, graph({ steps: 20 })).done, run(b, graph({ steps: 20 })).done]);
+  for (const seen of both) assert(seen.output && seen.previews >= 3, JSON.stringify(seen) + seen.failed);
   a.destroy();
   b.destroy();
 });

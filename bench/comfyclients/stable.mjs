@@ -23,7 +23,7 @@ const c = await client();
 
 await check("success", async () => {
   let steps = 0;
-  const out = await c.enqueue(graph({ steps: 4 }), { progress: () => steps++ });
+  const out = await c.enqueue(graph({ steps: 20 }), { progress: () => steps++ });
   assert(saved(out) && out.images.length >= 3 && steps >= 3, JSON.stringify(out) + steps);
 });
 
