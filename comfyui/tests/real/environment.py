@@ -68,6 +68,10 @@ def prepare(venv: pathlib.Path, torch: pathlib.Path, comfyui: pathlib.Path) -> p
     if theirs.parent.name != site.parent.name:
         raise SystemExit(f"{torch} has {theirs.parent.name} and {venv} {site.parent.name}: remove the older one and try again")
     (site / "distorch-torch.pth").write_text(f"{theirs.resolve()}\n", encoding="utf-8")
+    # A fork installs these by itself at its start; another ComfyUI then trips over them.
+    foreign = [p.name.split("-")[0] for name in LEFT_OUT if name.startswith("comfyui-") for p in site.glob(f"{name.replace('-', '_')}-*.dist-info")]
+    if foreign:
+        subprocess.run([str(python), "-m", "pip", "uninstall", "--disable-pip-version-check", "--quiet", "--yes", *foreign], check=True)
     wanted = requirements(comfyui)
     mark = venv / f".done-{hashlib.sha256(chr(10).join(wanted).encode()).hexdigest()[:16]}"
     if not mark.exists():
