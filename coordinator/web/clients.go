@@ -110,7 +110,15 @@ func (s *Server) admit(r *http.Request, scope coordinator.Scope) (Client, error)
 	case time.Now().After(c.Expires):
 		return Client{}, fail(CodeUnauthenticated, "the token of client %s expired on %s; get another with `distorch token create --client %s`", c.Name, c.Expires.UTC().Format(time.DateOnly), c.Name)
 	case scope != "" && !slices.Contains(c.Scopes, scope):
-		return Client{}, fail(CodeForbidden, "the token of client %s has no scope %s (it has %v); get one that has, with `distorch token create --client NAME --scopes %s`", c.Name, scope, c.Scopes, scope)
+		return Client{}, fail(CodeForbidden, "the token of client %s has no scope %s (it has %s); get one that has, with `distorch token create --client NAME --scopes %s`", c.Name, scope, scopeList(c.Scopes), scopeList(append(slices.Clone(c.Scopes), scope)))
 	}
 	return c, nil
+}
+
+func scopeList(scopes []coordinator.Scope) string {
+	var out []string
+	for _, s := range scopes {
+		out = append(out, string(s))
+	}
+	return strings.Join(out, ",")
 }

@@ -254,6 +254,9 @@ func (f *forwardRequest) words(g *graph.Model, blob map[string]tensor.Shape) (ma
 	if err != nil {
 		return nil, err
 	}
+	if err := namedInputs(g, shapes); err != nil {
+		return nil, err
+	}
 	words, err := g.Words(shapes)
 	if err != nil {
 		return nil, &Error{CodeBadRequest, err.Error(), nil}
@@ -264,7 +267,43 @@ func (f *forwardRequest) words(g *graph.Model, blob map[string]tensor.Shape) (ma
 		}
 		words[word] = n
 	}
+	for _, d := range g.Dims {
+		if _, told := words[d.Request]; d.Derived == nil && d.Min > 0 && !told {
+			return nil, fail(CodeBadRequest, "the forward does not tell %s; send %s with it, or name the blob that has it as conditioning", d.Request, tellers(g, d.Name))
+		}
+	}
 	return words, nil
+}
+
+// namedInputs returns an error if the model has no input of one of the names.
+func namedInputs(g *graph.Model, shapes map[string]tensor.Shape) error {
+	var known []string
+	for _, in := range g.Inputs {
+		known = append(known, in.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(shapes)) {
+		if !slices.Contains(known, name) {
+			for i := range known {
+				known[i] = inputName(known[i])
+			}
+			return fail(CodeBadRequest, "tensor %.80q is not an input of this model; it takes %s", inputName(name), strings.Join(known, ", "))
+		}
+	}
+	return nil
+}
+
+// tellers names the inputs whose shape tells a dimension.
+func tellers(g *graph.Model, dim string) string {
+	var out []string
+	for _, in := range g.Inputs {
+		if slices.ContainsFunc(in.Shape, func(e graph.Expr) bool { return e.Kind == graph.ExprDim && e.Name == dim }) {
+			out = append(out, "the tensor "+inputName(in.Name))
+		}
+	}
+	if len(out) == 0 {
+		return "it in dims"
+	}
+	return strings.Join(out, " or ")
 }
 
 // forward runs one forward of a deployment.
