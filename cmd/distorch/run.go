@@ -129,7 +129,7 @@ func (f *runFlags) check() error {
 	case f.steps < 1 || f.steps > 10_000:
 		return fmt.Errorf("--steps %d: want 1 to 10000", f.steps)
 	case f.checkEvery < 0:
-		return fmt.Errorf("--check-every %d: want 1 for every step, or more", f.checkEvery)
+		return fmt.Errorf("--check-every %d: want 1 for every step, or more; 0 for none", f.checkEvery)
 	case f.repeat < 1:
 		return fmt.Errorf("--repeat %d: want 1 or more", f.repeat)
 	case !(f.cfg >= 0 && f.cfg <= maxWeight):
