@@ -294,7 +294,7 @@ def _unreachable(failures, source: str) -> ClusterError:
             )
     said = "; ".join(f"{host}:{port}: {_why(e)}" for (host, port), e in failures)
     return Unreachable(
-        f"the cluster of {source} does not answer ({said}); is its coordinator running and the port open from here?",
+        f"the cluster of {source} does not answer ({said}); see that its coordinator is running and the port open from here",
         "unavailable",
     )
 
@@ -306,4 +306,6 @@ def _why(e: Exception) -> str:
         return "connection refused"
     if isinstance(e, http.client.IncompleteRead):
         return "the answer broke off"
+    if getattr(e, "reason", "") == "WRONG_VERSION_NUMBER":
+        return "another program, which does not speak TLS, has this port"
     return getattr(e, "strerror", None) or str(e) or type(e).__name__

@@ -35,7 +35,8 @@ class Listing:
     """What menus show."""
 
     def __init__(self, models=(), deployments=(), problem="", forecasts=None):
-        self.models, self.deployments, self.problem = list(models), list(deployments), problem
+        self.models = [m for m in models if m.get("architecture") != "lora"]  # those come from ComfyUI's own loaders
+        self.deployments, self.problem = list(deployments), problem
         self.forecasts = forecasts or {}  # model id to a sentence
         self.at = time.monotonic()
 
@@ -114,7 +115,7 @@ class Cluster:
 
     def _forecasts(self, client, known):
         told = {}
-        for m in [m for m in known.models if not m.get("problem") and m.get("architecture") != "lora"][:PLANNED_MODELS]:
+        for m in [m for m in known.models if not m.get("problem")][:PLANNED_MODELS]:
             if m["id"] in known.forecasts:
                 told[m["id"]] = known.forecasts[m["id"]]
                 continue
@@ -221,10 +222,12 @@ class Target:
             if e.code != "not_found":
                 raise
             there = None
+        usual = self.model.get("dtype")  # the coordinator writes it into a spec that says none
         same = (
             there is not None
             and there.get("model") in (self.model["id"], self.model["name"])
-            and all(_same(there.get(k), self.wanted.get(k)) for k in ("dtype", "virtual_vram", "allocation"))
+            and all(_same(there.get(k), self.wanted.get(k)) for k in ("virtual_vram", "allocation"))
+            and _same(there.get("dtype") or usual, self.wanted.get("dtype") or usual)
         )
         workload = grown(
             {} if "in_flight" in self.workload else {"in_flight": 2},

@@ -217,8 +217,9 @@ def status_text() -> str:
     lines += ["", "models"]
     for m in listed(client.get("/v1/models"), "models"):
         said = f"; {m['problem']}" if m.get("problem") else ""
+        blocks = f", {m['blocks']} blocks" if m.get("blocks") else ""  # a LoRA has none
         lines.append(
-            f"  {m['name']}: {m.get('architecture', '')} {m.get('variant', '')}, {size(m.get('bytes') or 0)}, {m.get('blocks', '?')} blocks{said}"
+            f"  {m['name']}: {m.get('architecture', '')} {m.get('variant', '')}, {size(m.get('bytes') or 0)}{blocks}{said}"
         )
     lines += ["", "deployments"]
     for d in listed(client.get("/v1/deployments"), "deployments"):
@@ -226,7 +227,7 @@ def status_text() -> str:
         lines.append(
             f"  {d['name']}: {d.get('state', '')}"
             + (f", {seconds(step)} per step" if step else "")
-            + (f"; {d['message']}" if d.get("message") else "")
+            + (f"; {d['message']}" if d.get("message") not in (None, "", d.get("state")) else "")
             + (f"; {d['numerics']}" if d.get("numerics") else "")
         )
         if d["name"] in CLUSTER.last:
@@ -273,11 +274,9 @@ class Plan:
         else:
             body = {"model": entry["id"], "workload": workload or USUAL, **options}
         answer = CLUSTER.client().send("POST", "/v1/plan", body, 60)
-        text = "\n".join(
-            t
-            for t in ("" if answer.get("feasible") else answer.get("message", ""), answer.get("text", "").strip())
-            if t
-        )
+        text = answer.get("text", "").strip()
+        if not answer.get("feasible") and answer.get("message", "") not in text:
+            text = "\n".join(t for t in (answer["message"], text) if t)
         if not answer.get("report"):
             raise ClusterError(text or "the cluster gave no plan", "conflict")
         forwards = 2 if (body["workload"] or {}).get("in_flight", 0) > 1 else 1

@@ -140,7 +140,8 @@ def sampling(executor, *args, **kwargs):
         return executor(*args, **kwargs)
     finally:
         remote.__dict__["run"] = outer
-        remote.target.cluster.last[remote.target.name] = run.summary()
+        if run.forwards:
+            remote.target.cluster.last[remote.target.name] = run.summary()
         log.info("distorch: %s: %s", remote.target.name, run.summary())
         end(remote.target.cluster, run)
         share.after(shape)

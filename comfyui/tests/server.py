@@ -63,6 +63,19 @@ def model(guidance=True, channels=16):
     }
 
 
+# What a client's patches are in the list of models.
+LORA = {
+    "id": "64c9",
+    "name": "64c9",
+    "architecture": "lora",
+    "variant": "a client's patches, rank 4",
+    "bytes": 41576,
+    "blocks": 0,
+    "dtype": "",
+    "problem": "",
+}
+
+
 def predict(t):
     """Not a model: something that every input has a part in."""
     x = t["x"].float()
@@ -83,6 +96,7 @@ class Server:
         self.model = model or globals()["model"]()
         self.blobs, self.deployments, self.forwards, self.requests, self.cancelled = {}, {}, [], [], []
         self.fault = None
+        self.plan = None  # an answer to every plan instead of the usual one
         self.flying, self.most = 0, 0
         self.connections, self.closed = [], False
         self.gate = threading.Event()  # forwards wait for it
@@ -125,7 +139,7 @@ class Server:
             "name": name,
             "state": spec.get("state", "ready"),
             "message": spec.get("message", ""),
-            "spec": {k: v for k, v in spec.items() if k not in ("state", "message")},
+            "spec": {"dtype": self.model["dtype"], **{k: v for k, v in spec.items() if k not in ("state", "message")}},
             "plan": [],
             "forecast": {"step_s": 0.25},
             "numerics": "equals one device (native/1/bf16)",
@@ -206,12 +220,13 @@ class Handler(BaseHTTPRequestHandler):
                 200,
                 s.model
                 if len(parts) > 2
-                else {"models": [{k: v for k, v in s.model.items() if k not in ("inputs", "tensors")}]},
+                else {"models": [LORA, {k: v for k, v in s.model.items() if k not in ("inputs", "tensors")}]},
             )
         if parts[1] == "plan":
             return self.reply(
                 200,
-                {
+                s.plan
+                or {
                     "feasible": True,
                     "message": "it fits",
                     "text": "model tiny: 250 ms/it",

@@ -92,7 +92,7 @@ class Connections(case.Connected):
 
     def test_unreachable(self):
         self.server.close()
-        self.says("does not answer", "connection refused", "coordinator running")
+        self.says("does not answer", "connection refused", "coordinator is running")
 
     def test_second_address(self):
         self.connect(self.server.line(addresses=["127.0.0.1:1", self.server.address]))
@@ -113,6 +113,7 @@ class Loader(case.Connected):
         names, options = nodes.LoadDiffusionModel.INPUT_TYPES()["required"]["model"]
         self.assertEqual(names, ["there (deployment)", "tiny.safetensors"])
         self.assertIn("there (deployment): ready, 250 ms per step", options["tooltip"])
+        self.assertNotIn("64c9", options["tooltip"], "a LoRA is no model to load")
         self.assertTrue(nodes.LoadDiffusionModel.VALIDATE_INPUTS("anything"))
 
     def test_deploys_on_the_first_forward(self):
@@ -140,6 +141,13 @@ class Loader(case.Connected):
         )
         self.sample(self.load("m1", "bf16"), side=6, steps=1)
         self.assertEqual(self.server.deployments["studio-tiny"]["dtype"], "bf16")
+
+    def test_the_usual_dtype_is_no_change(self):
+        self.sample(self.load("tiny"), side=8, steps=1)
+        self.sample(self.load("tiny"), side=6, steps=1)
+        self.sample(self.load("tiny", "bf16"), side=6, steps=1)
+        self.assertEqual(self.server.deployments["studio-tiny"]["workload"]["width"], 64)
+        self.assertEqual(self.server.requests.count(("PUT", "/v1/deployments/studio-tiny")), 1)
 
     def test_deploys_at_once(self):
         (workload,) = nodes.Workload().make(512, 768, 1, 256, 1)
@@ -265,6 +273,7 @@ class Texts(case.Connected):
         ):
             self.assertIn(part, out["result"][0])
         self.assertEqual(out["ui"]["text"], out["result"])
+        self.assertNotIn("ready; ready", out["result"][0])
 
     def test_plan(self):
         for name in ("there (deployment)", "tiny"):
@@ -276,6 +285,17 @@ class Texts(case.Connected):
                 (4, 1, torch.Size([1200, 3]), torch.float32),
             )
             self.assertGreater(image.std(), 0.05)
+
+    def test_plan_that_fits_nowhere(self):
+        for text, want in (
+            ("no GPU here\n", "no GPU here"),
+            ("", "no GPU here"),
+            ("a: 3 GB short", "no GPU here\na: 3 GB short"),
+        ):
+            self.server.plan = {"feasible": False, "message": "no GPU here", "text": text}
+            with self.assertRaises(RuntimeError) as raised:
+                nodes.Plan().plan("tiny", "default", 0.0, "")
+            self.assertEqual(str(raised.exception), want)
 
     def test_timeline(self):
         rows, end = gantt.timeline(server.REPORT, 1)
