@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
 	"github.com/distorch/distorch/coordinator/comfy"
@@ -94,6 +95,38 @@ func TestUpload(t *testing.T) {
 	}
 	if _, err := p.Upload(t.Context(), &comfy.Upload{FileRef: file{Type: "input", Name: "n.png"}, Original: &file{Type: "input", Name: "none.png"}, Content: strings.NewReader("alpha")}); err != nil {
 		t.Errorf("mask on nothing: %v", err)
+	}
+}
+
+// TestUploadsOfOneName: uploads that come at once do not take each other's name.
+func TestUploadsOfOneName(t *testing.T) {
+	s, err := openShelf(t.TempDir(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const clients = 16
+	var names [clients]file
+	var g errgroup.Group
+	meet := make(chan struct{})
+	for i := range clients {
+		g.Go(func() (err error) {
+			<-meet
+			names[i], err = s.keep(file{Type: kindInput, Name: "cat.png"}, false, strings.NewReader(fmt.Sprint("cat ", i)))
+			return err
+		})
+	}
+	close(meet)
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range names {
+		got, err := os.ReadFile(s.path(name))
+		if want := fmt.Sprint("cat ", i); err != nil || string(got) != want {
+			t.Errorf("%s has %q (%v), want %q", name.Name, got, err, want)
+		}
+	}
+	if len(s.taken) != 0 {
+		t.Errorf("%d names are still claimed", len(s.taken))
 	}
 }
 

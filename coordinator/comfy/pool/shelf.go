@@ -359,7 +359,7 @@ func (s *shelf) keep(f file, overwrite bool, content io.ReadSeeker) (file, error
 			return file{}, err
 		}
 		wanted := f
-		for i := 1; s.has(f); i++ {
+		for i := 1; !s.take(f); i++ {
 			sum, err := s.sum(f)
 			if err == nil && string(sum[:]) == string(h.Sum(nil)) {
 				return f, nil
@@ -372,5 +372,19 @@ func (s *shelf) keep(f file, overwrite bool, content io.ReadSeeker) (file, error
 		}
 	}
 	err := s.put(f, content)
+	if err != nil {
+		s.release(f)
+	}
 	return f, err
+}
+
+// take claims a name that nobody has; it says whether it did.
+func (s *shelf) take(f file) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken[f] || s.files[f] != nil {
+		return false
+	}
+	s.taken[f] = true
+	return true
 }
