@@ -53,7 +53,23 @@ func (s *Server) view(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { _ = resp.Body.Close() }()
+	if runs(resp.Header.Get("Content-Type")) {
+		resp.Header.Set("Content-Type", "application/octet-stream")
+	}
+	w.Header().Set("Content-Security-Policy", "sandbox") // of a picture's scripts: SVG has some
 	relayResponse(w, resp, "Content-Disposition", "Content-Range", "Accept-Ranges", "Last-Modified", "Etag")
+}
+
+// runs tells the types that a browser would run as a page of this origin. ComfyUI
+// has them downloaded too.
+func runs(contentType string) bool {
+	base, _, _ := strings.Cut(contentType, ";")
+	switch strings.ToLower(strings.TrimSpace(base)) {
+	case "text/html", "text/html-sandboxed", "application/xhtml+xml", "text/xml", "application/xml",
+		"text/javascript", "application/javascript", "text/css":
+		return true
+	}
+	return false
 }
 
 // relayResponse passes a worker's answer on with the headers named.

@@ -391,6 +391,41 @@ func TestUserDataStaysInside(t *testing.T) {
 }
 
 // TestUploadPlaces: a broken upload changes nothing, and names stay inside.
+// TestFilesAreNotPages: nothing that was uploaded runs in a browser as a page of this
+// origin, whose requests would pass the guard.
+func TestFilesAreNotPages(t *testing.T) {
+	for kind, want := range map[string]string{
+		"text/html; charset=utf-8": "application/octet-stream", "application/xhtml+xml": "application/octet-stream", "Text/JavaScript": "application/octet-stream",
+		"image/svg+xml": "image/svg+xml", "image/png": "image/png", "video/mp4": "video/mp4",
+	} {
+		t.Run(kind, func(t *testing.T) {
+			_, base := serve(t, Config{Backend: kindOfView{newFake(t, 0, nil), kind}})
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/view?filename=x", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = resp.Body.Close() }()
+			if got := resp.Header.Get("Content-Type"); got != want || resp.Header.Get("Content-Security-Policy") != "sandbox" {
+				t.Errorf("headers %v, want type %s and a sandbox", resp.Header, want)
+			}
+		})
+	}
+}
+
+// kindOfView answers every GET /view with a file of one type.
+type kindOfView struct {
+	*fakeBackend
+	kind string
+}
+
+func (k kindOfView) View(context.Context, View) (*http.Response, error) {
+	return response(http.StatusOK, k.kind, []byte("x")), nil
+}
+
 func TestUploadPlaces(t *testing.T) {
 	b := newFake(t, 1, succeed)
 	_, base := serve(t, Config{Backend: b})
