@@ -107,7 +107,7 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request, mask bool) {
 		return // the client went
 	}
 	defer s.uploads.Release(1)
-	r.Body = http.MaxBytesReader(w, r.Body, s.cfg.MaxUploadBytes)
+	r.Body = s.bodyOf(w, r)
 	form, err := s.readForm(r)
 	defer form.close()
 	tooLarge := (*http.MaxBytesError)(nil)

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // guard keeps out clients of networks that are not allowed and pages of other
@@ -128,7 +129,7 @@ func (s *Server) body(w http.ResponseWriter, r *http.Request) (b []byte, ok bool
 	if r.ContentLength > 0 {
 		buf.Grow(int(min(size, 8<<20)))
 	}
-	_, err := io.Copy(&buf, http.MaxBytesReader(w, r.Body, s.cfg.MaxUploadBytes))
+	_, err := io.Copy(&buf, s.bodyOf(w, r))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		s.tooLarge(w)
 		return nil, false
@@ -138,6 +139,30 @@ func (s *Server) body(w http.ResponseWriter, r *http.Request) (b []byte, ok bool
 		return nil, false
 	}
 	return buf.Bytes(), true
+}
+
+// bodyOf is a request's body, which ends with an error when it gets too large or
+// comes too slowly. The time begins with the call.
+func (s *Server) bodyOf(w http.ResponseWriter, r *http.Request) io.ReadCloser {
+	b := &steadyBody{ReadCloser: r.Body, conn: http.NewResponseController(w), until: time.Now().Add(s.cfg.BodyPause)}
+	return http.MaxBytesReader(w, b, s.cfg.MaxUploadBytes)
+}
+
+type steadyBody struct {
+	io.ReadCloser
+	conn  *http.ResponseController
+	until time.Time // when more is to have come
+}
+
+// Read is io.Reader's.
+func (b *steadyBody) Read(p []byte) (int, error) {
+	_ = b.conn.SetReadDeadline(b.until) // not there in a test without a connection
+	n, err := b.ReadCloser.Read(p)
+	b.until = b.until.Add(time.Duration(n) * time.Second / slowestBody)
+	if errors.Is(err, io.EOF) { // what is read from now on shows that the client is there
+		_ = b.conn.SetReadDeadline(time.Time{})
+	}
+	return n, err
 }
 
 func (s *Server) tooLarge(w http.ResponseWriter) {

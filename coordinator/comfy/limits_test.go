@@ -4,6 +4,7 @@
 package comfy
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -101,6 +102,33 @@ func TestBodies(t *testing.T) {
 	}
 	post(t, base+"/prompt", imagePrompt("after", ""), http.StatusOK)
 	waitRecord(t, s, "after")
+}
+
+// TestStalledBodies: clients that send the beginning of a body and nothing more hold
+// neither the places of uploads nor the room for large bodies.
+func TestStalledBodies(t *testing.T) {
+	_, base := serve(t, Config{Backend: newFake(t, 0, nil), MaxUploadBytes: 2 << 20, BodyPause: 50 * time.Millisecond})
+	for i := range uploadsAtOnce + 1 {
+		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(base, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		head := "POST /upload/image HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000\r\n\r\n--b"
+		if i == uploadsAtOnce {
+			head = "POST /prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2097152\r\n\r\n{"
+		}
+		if _, err := io.WriteString(c, head); err != nil {
+			t.Fatal(err)
+		}
+		answered, err := bufio.NewReader(c).ReadString('\n') // so that the next is behind it
+		if err != nil || !strings.Contains(answered, " 400 ") {
+			t.Fatalf("a stalled client got %q (%v)", answered, err)
+		}
+	}
 }
 
 // TestTenThousandPrompts: what they hold while they wait, and how fast they come and go.

@@ -38,7 +38,9 @@ type Config struct {
 	HistoryEntries int   // 10,000
 	HistoryBytes   int64 // 256 MiB
 	MaxSockets     int   // WebSocket connections at once, 1024
-	Attempts       int   // workers that may be lost with one prompt, 3
+	// BodyPause is how far a body may fall behind slowestBody, 30 s.
+	BodyPause time.Duration
+	Attempts  int // workers that may be lost with one prompt, 3
 
 	Log *slog.Logger
 }
@@ -51,6 +53,7 @@ func (c Config) withDefaults() Config {
 	c.HistoryBytes = cmp.Or(c.HistoryBytes, 256<<20)
 	c.MaxSockets = cmp.Or(c.MaxSockets, 1024)
 	c.Attempts = cmp.Or(c.Attempts, 3)
+	c.BodyPause = cmp.Or(c.BodyPause, 30*time.Second)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -85,6 +88,8 @@ const (
 	uploadsAtOnce = 64
 	// A body up to this size is not counted.
 	smallBody = 1 << 20
+	// slowestBody is bytes per second: a stalled client holds no one's place.
+	slowestBody = 64 << 10
 )
 
 // New makes a server and its folders.
@@ -118,7 +123,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		Handler:           s.handler(),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       10 * time.Minute, // a body of MaxUploadBytes over a slow network
+		ReadTimeout:       10 * time.Minute, // of what bodyOf does not read
 		WriteTimeout:      30 * time.Minute, // a clip over a slow network; a client that never reads
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
