@@ -5,9 +5,11 @@ package pool
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/distorch/distorch/coordinator/comfy"
 )
@@ -126,7 +128,7 @@ func (p *Pool) Reserve(pr *comfy.Prompt) (comfy.Lease, error) {
 	w.prompts++
 	w.lease = &lease{
 		pool: p, worker: w, prompt: pr, session: w.session,
-		frames: make(chan frame, 4096), done: make(chan struct{}), woken: make(chan struct{}, 1), stopping: make(chan struct{}, 1),
+		frames: make(chan frame, 4096), taken: make(chan struct{}, 1), done: make(chan struct{}), woken: make(chan struct{}, 1), stopping: make(chan struct{}, 1),
 	}
 	return w.lease, nil
 }
@@ -138,6 +140,8 @@ type lease struct {
 	prompt *comfy.Prompt
 
 	frames   chan frame
+	waiting  atomic.Int64  // bytes in frames
+	taken    chan struct{} // holds a token when a frame was taken
 	done     chan struct{} // closed by Release
 	woken    chan struct{} // holds a token when the worker's connection changed
 	stopping chan struct{} // holds a token when the prompt is to be interrupted
@@ -179,6 +183,35 @@ func (l *lease) Release() {
 }
 
 func (l *lease) wake() { token(l.woken) }
+
+// hand puts a frame behind those that wait for the run, when there is room: a run
+// that copies a file takes none meanwhile. Only ctx makes it fail.
+func (l *lease) hand(ctx context.Context, f frame) error {
+	n := int64(len(f.body))
+	for l.waiting.Load() > 0 && l.waiting.Load()+n > maxFrame {
+		select {
+		case <-l.taken:
+		case <-l.done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	l.waiting.Add(n)
+	select {
+	case l.frames <- f:
+	case <-l.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// took makes room for another frame.
+func (l *lease) took(f frame) {
+	l.waiting.Add(-int64(len(f.body)))
+	token(l.taken)
+}
 
 func token(c chan struct{}) {
 	select {

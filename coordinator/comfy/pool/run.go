@@ -198,6 +198,7 @@ func (r *run) follow(ctx context.Context) error {
 		var err error
 		select {
 		case f := <-r.frames:
+			r.took(f)
 			r.quiet, r.absent = 0, 0
 			err = r.take(ctx, f)
 		case <-r.stopping:
@@ -276,6 +277,7 @@ func (r *run) lookFor(ctx context.Context, absent func() error) error {
 	for { // what came before the end
 		select {
 		case f := <-r.frames:
+			r.took(f)
 			if err := r.take(ctx, f); err != nil {
 				return err
 			}

@@ -10,7 +10,9 @@ import (
 	"encoding/json"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -18,6 +20,34 @@ import (
 	"github.com/distorch/distorch/coordinator/comfy"
 	"github.com/distorch/distorch/internal/comfyworker"
 )
+
+// TestFramesThatNobodyTakes: what a worker says while a run copies a file is bounded
+// in bytes.
+func TestFramesThatNobodyTakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &lease{frames: make(chan frame, 8), taken: make(chan struct{}, 1), done: make(chan struct{})}
+		half := frame{binary: true, body: make([]byte, maxFrame/2)}
+		var handed atomic.Int64
+		want := func(n int64, when string) {
+			synctest.Wait()
+			if got := handed.Load(); got != n {
+				t.Fatalf("%s: %d frames were handed over, want %d", when, got, n)
+			}
+		}
+		go func() {
+			for range 5 {
+				if l.hand(t.Context(), half) == nil {
+					handed.Add(1)
+				}
+			}
+		}()
+		want(2, "nobody takes any")
+		l.took(<-l.frames)
+		want(3, "one was taken")
+		close(l.done)
+		want(5, "released")
+	})
+}
 
 func TestRun(t *testing.T) {
 	w := scripted(t, comfyworker.Config{})

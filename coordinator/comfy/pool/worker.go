@@ -181,11 +181,8 @@ func (w *worker) listen(ctx context.Context, s *socket) error {
 		if l == nil {
 			continue
 		}
-		select {
-		case l.frames <- f:
-		case <-l.done:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := l.hand(ctx, f); err != nil {
+			return err
 		}
 	}
 }
