@@ -5,6 +5,7 @@ package pool
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -14,7 +15,10 @@ import (
 	"io/fs"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/distorch/distorch/coordinator/comfy"
 )
 
 // collect gives each file of a node's output the coordinator's own name and copies
@@ -61,7 +65,7 @@ func (r *run) collect(ctx context.Context, output json.RawMessage, cached bool) 
 
 // fetch copies one file of the worker. A node that was cached names the file of an
 // earlier run, which has its name already. One that the worker does not hand out,
-// or that is larger than the shelf, keeps its name and is relayed when asked for.
+// that is larger than the shelf or slower than an interrupt, keeps its name and is relayed when asked for.
 func (r *run) fetch(ctx context.Context, theirs file, cached bool) (file, error) {
 	p, w := r.pool, r.worker
 	if valid(theirs) != nil || theirs.Type == kindInput {
@@ -80,7 +84,7 @@ func (r *run) fetch(ctx context.Context, theirs file, cached bool) (file, error)
 	p.remember(w, theirs, ours)
 	err = r.copyOf(ctx, theirs, ours)
 	var refused *statusError
-	if errors.As(err, &refused) || errors.Is(err, errTooLarge) {
+	if errors.As(err, &refused) || errors.Is(err, errTooLarge) || errors.Is(err, comfy.ErrInterrupted) {
 		w.log.Warn("output of comfyui worker is not copied", "file", nameOf(theirs), "error", err)
 		return ours, nil
 	}
@@ -92,23 +96,47 @@ func (r *run) fetch(ctx context.Context, theirs file, cached bool) (file, error)
 }
 
 func (r *run) copyOf(ctx context.Context, theirs, ours file) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, stalled, end := r.transfer(ctx)
+	defer end()
 	resp, err := r.api.view(ctx, theirs, nil)
-	if err != nil {
-		return err
+	if err == nil {
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return &statusError{"/view", resp.StatusCode, nil}
+		}
+		err = r.pool.shelf.put(ours, &stirring{resp.Body, stalled, r.pool.cfg.Silence})
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return &statusError{"/view", resp.StatusCode, nil}
-	}
-	stalled := time.AfterFunc(r.pool.cfg.Silence, func() { cancel(errors.New("no bytes came")) })
-	defer stalled.Stop()
-	err = r.pool.shelf.put(ours, &stirring{resp.Body, stalled, r.pool.cfg.Silence})
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
 	return err
+}
+
+// transfer is the time in which a file goes from or to the worker: it ends when
+// stalled fires, and soon after an interrupt, which waits for it.
+func (r *run) transfer(ctx context.Context) (tctx context.Context, stalled *time.Timer, end func()) {
+	tctx, cancel := context.WithCancelCause(ctx)
+	stalled = time.AfterFunc(r.pool.cfg.Silence, func() { cancel(fmt.Errorf("no bytes moved in %v", r.pool.cfg.Silence)) })
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-r.halted:
+		case <-tctx.Done():
+			return
+		}
+		t := time.NewTimer(r.pool.cfg.Halt)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			cancel(comfy.ErrInterrupted)
+		case <-tctx.Done():
+		}
+	})
+	return tctx, stalled, func() {
+		stalled.Stop()
+		cancel(nil)
+		watch.Wait()
+	}
 }
 
 // stirring puts a timer off as long as bytes come.
@@ -209,9 +237,11 @@ func (r *run) give(ctx context.Context, f file) (file, error) {
 		return f, err
 	}
 	defer content.Close()
-	theirs, err = r.api.upload(ctx, "/upload/image", f, false, nil, content)
+	tctx, stalled, end := r.transfer(ctx)
+	defer end()
+	theirs, err = r.api.upload(tctx, "/upload/image", f, false, nil, &stirring{content, stalled, p.cfg.Silence})
 	if err != nil {
-		return f, err
+		return f, cmp.Or(context.Cause(tctx), err)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

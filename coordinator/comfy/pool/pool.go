@@ -29,6 +29,7 @@ const (
 	defaultRefresh = 20 * time.Second
 	defaultGrace   = 10 * time.Second
 	defaultSilence = 30 * time.Second
+	defaultHalt    = 3 * time.Second
 	// DefaultLoader is the node of distorch's pack that loads a MODEL of the cluster.
 	DefaultLoader = "DistorchLoadDiffusionModel"
 )
@@ -58,7 +59,10 @@ type Config struct {
 	Grace time.Duration
 	// Silence is how long a worker may leave a ping unanswered: a ComfyUI that loads
 	// a model answers late.
-	Silence   time.Duration
+	Silence time.Duration
+	// Halt is how long a file that is on its way from or to a worker still has when
+	// the prompt is interrupted.
+	Halt      time.Duration
 	Transport http.RoundTripper // for tests
 	Log       *slog.Logger
 }
@@ -107,7 +111,7 @@ func New(cfg Config) (*Pool, error) {
 	for _, d := range []struct {
 		value *time.Duration
 		or    time.Duration
-	}{{&cfg.Poll, defaultPoll}, {&cfg.Refresh, defaultRefresh}, {&cfg.Grace, defaultGrace}, {&cfg.Silence, defaultSilence}} {
+	}{{&cfg.Poll, defaultPoll}, {&cfg.Refresh, defaultRefresh}, {&cfg.Grace, defaultGrace}, {&cfg.Silence, defaultSilence}, {&cfg.Halt, defaultHalt}} {
 		if *d.value <= 0 {
 			*d.value = d.or
 		}

@@ -128,7 +128,7 @@ func (p *Pool) Reserve(pr *comfy.Prompt) (comfy.Lease, error) {
 	w.prompts++
 	w.lease = &lease{
 		pool: p, worker: w, prompt: pr, session: w.session,
-		frames: make(chan frame, 4096), taken: make(chan struct{}, 1), done: make(chan struct{}), woken: make(chan struct{}, 1), stopping: make(chan struct{}, 1),
+		frames: make(chan frame, 4096), taken: make(chan struct{}, 1), done: make(chan struct{}), woken: make(chan struct{}, 1), stopping: make(chan struct{}, 1), halted: make(chan struct{}),
 	}
 	return w.lease, nil
 }
@@ -145,6 +145,7 @@ type lease struct {
 	done     chan struct{} // closed by Release
 	woken    chan struct{} // holds a token when the worker's connection changed
 	stopping chan struct{} // holds a token when the prompt is to be interrupted
+	halted   chan struct{} // closed by the first interrupt
 
 	mu          sync.Mutex
 	id          string // of the prompt on the worker
@@ -160,7 +161,10 @@ func (l *lease) Worker() string { return l.worker.registration.Name }
 // Interrupt implements comfy.Lease.
 func (l *lease) Interrupt() {
 	l.mu.Lock()
-	l.interrupted = true
+	if !l.interrupted {
+		l.interrupted = true
+		close(l.halted)
+	}
 	l.mu.Unlock()
 	token(l.stopping)
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -229,6 +230,68 @@ func TestInterrupt(t *testing.T) {
 	}()
 	if err := runOf(t, l, &heard{}); !errors.Is(err, comfy.ErrInterrupted) {
 		t.Errorf("in the worker's queue: %v", err)
+	}
+}
+
+// stuck is a way to a worker that takes requests of one route and brings nothing back.
+type stuck struct {
+	http.RoundTripper
+	route   string
+	reached chan struct{}
+}
+
+func (s stuck) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Path != s.route {
+		return s.RoundTripper.RoundTrip(r)
+	}
+	s.reached <- struct{}{}
+	<-r.Context().Done()
+	if r.Body != nil {
+		_ = r.Body.Close()
+	}
+	return nil, r.Context().Err()
+}
+
+// TestFilesThatStick: a file that does not get through, from the worker or to it, holds
+// a prompt neither for ever nor against an interrupt.
+func TestFilesThatStick(t *testing.T) {
+	for _, route := range []string{"/view", "/upload/image"} {
+		for _, tc := range []struct {
+			name          string
+			silence, halt time.Duration
+			interrupt     bool
+			want          error
+		}{
+			{"silence", 50 * time.Millisecond, time.Hour, false, comfy.ErrWorkerLost},
+			{"interrupt", time.Hour, time.Millisecond, true, comfy.ErrInterrupted},
+		} {
+			t.Run(tc.name+strings.ReplaceAll(route, "/", " "), func(t *testing.T) {
+				w := scripted(t, comfyworker.Config{})
+				way := stuck{newTransport(), route, make(chan struct{}, 10)}
+				p := started(t, Config{Silence: tc.silence, Halt: tc.halt, Transport: way}, w)
+				graph := basic
+				if route == "/upload/image" {
+					uploaded(t, p, file{Type: "input", Name: "cat.png"}, false, "cat")
+					uploaded(t, p, file{Type: "input", Subfolder: "sub", Name: "dog.png"}, false, "dog")
+					graph = withImage
+				}
+				l, err := p.Reserve(prompted(t, "p", graph))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Release()
+				if tc.interrupt {
+					go func() { <-way.reached; l.Interrupt() }()
+				}
+				err = runOf(t, l, &heard{})
+				if route == "/view" && tc.interrupt && err == nil {
+					return // the picture was the last that the prompt made
+				}
+				if !errors.Is(err, tc.want) {
+					t.Errorf("%v, want %v", err, tc.want)
+				}
+			})
+		}
 	}
 }
 
