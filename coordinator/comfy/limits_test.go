@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"mime/multipart"
@@ -102,6 +103,19 @@ func TestBodies(t *testing.T) {
 	}
 	post(t, base+"/prompt", imagePrompt("after", ""), http.StatusOK)
 	waitRecord(t, s, "after")
+}
+
+// TestCutOffUploads: an upload that an earlier process was killed in is removed.
+func TestCutOffUploads(t *testing.T) {
+	dir := t.TempDir()
+	left := filepath.Join(dir, "tmp", "upload-1")
+	if err := errors.Join(os.Mkdir(filepath.Dir(left), 0o700), os.WriteFile(left, []byte("x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, Config{Backend: newFake(t, 0, nil), Dir: dir})
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there (%v)", left, err)
+	}
 }
 
 // TestStalledBodies: clients that send the beginning of a body and nothing more hold

@@ -95,6 +95,9 @@ const (
 // New makes a server and its folders.
 func New(cfg Config) (*Server, error) {
 	cfg = cfg.withDefaults()
+	if err := os.RemoveAll(filepath.Join(cfg.Dir, "tmp")); err != nil { // uploads that a crash cut off
+		return nil, fmt.Errorf("folder of the ComfyUI API: %w", err)
+	}
 	for _, dir := range []string{"user", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("folder of the ComfyUI API: %w", err)
