@@ -77,8 +77,18 @@ func (r *run) ended(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	r.worker.abandon(id)
+	if id != "" && r.removed() { // nobody connects to it again to do so
+		r.withdraw(ctx)
+	}
 	r.worker.log.Warn("comfyui worker lost a prompt", "prompt_id", r.prompt.ID, "error", err)
 	return fmt.Errorf("%w: %s: %w", comfy.ErrWorkerLost, r.Worker(), err)
+}
+
+// removed reports whether the worker is no longer registered, or under another URL.
+func (r *run) removed() bool {
+	r.pool.mu.Lock()
+	defer r.pool.mu.Unlock()
+	return r.pool.workers[r.Worker()] != r.worker
 }
 
 func (r *run) withdraw(ctx context.Context) {

@@ -341,6 +341,42 @@ func TestWorkerLost(t *testing.T) {
 	}
 }
 
+// TestWorkerRemoved: a worker that is taken off the list stops the prompt that another
+// is to run.
+func TestWorkerRemoved(t *testing.T) {
+	reached, ended := make(chan struct{}), make(chan struct{})
+	w := scripted(t, comfyworker.Config{Node: func(ctx context.Context, n comfyworker.Node, step int) error {
+		if n.Class == "KSampler" && step == 1 {
+			close(reached)
+			<-ctx.Done()
+			close(ended)
+		}
+		return nil
+	}})
+	remove := make(chan struct{})
+	p := started(t, Config{Workers: func(ctx context.Context, fn func([]Registration)) error {
+		fn([]Registration{{Name: "a", URL: w.URL()}})
+		<-remove
+		fn(nil)
+		<-ctx.Done()
+		return nil
+	}}, w)
+	l, err := p.Reserve(prompted(t, "p", basic))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Release()
+	go func() { <-reached; close(remove) }()
+	if err := runOf(t, l, &heard{}); !errors.Is(err, comfy.ErrWorkerLost) {
+		t.Errorf("%v, want %v", err, comfy.ErrWorkerLost)
+	}
+	select {
+	case <-ended:
+	case <-time.After(limit):
+		t.Error("the worker that was removed still runs the prompt")
+	}
+}
+
 // TestSocketLost: the worker runs on while its socket is gone; nothing is lost, and
 // nothing comes twice.
 func TestSocketLost(t *testing.T) {
