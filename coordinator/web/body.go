@@ -5,6 +5,7 @@ package web
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -157,6 +158,9 @@ func (s *Server) readJSON(w http.ResponseWriter, r *http.Request, what string, i
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
+		if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
+			return fail(CodeBadRequest, "%s: %s (%.80s) is of another type or out of range; GET /v1/openapi.yaml has its form", what, cmp.Or(wrong.Field, "the body"), wrong.Value)
+		}
 		return fail(CodeBadRequest, "%s is not what the route takes: %v", what, err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {

@@ -173,6 +173,19 @@ func TestEveryDocumentedAnswer(t *testing.T) {
 	}
 }
 
+func TestWrongTypes(t *testing.T) {
+	r := newRig(t)
+	for body, want := range map[string]string{
+		`{"node":"a","device":"cpu","bytes":-1}`: "what is to be lent: bytes (number -1) is of another type or out of range; GET /v1/openapi.yaml has its form",
+		`{"node":{"a":1}}`:                       "what is to be lent: node (object) is of another type",
+		`[]`:                                     "what is to be lent: the body (array) is of another type",
+	} {
+		if e := r.do("all", "POST", "/v1/lend", []byte(body)).failure(t); e.Code != CodeBadRequest || !strings.HasPrefix(e.Message, want) {
+			t.Errorf("%s: %s %q, want %q", body, e.Code, e.Message, want)
+		}
+	}
+}
+
 // slowAnswers are to bodies that do not come.
 func (r *rig) slowAnswers() {
 	r.Helper()

@@ -130,7 +130,7 @@ func namedNodes(text string, nodes []placement.Node) ([]placement.Node, error) {
 		if len(names) == 0 {
 			return nil, placement.ErrNoNodes
 		}
-		return nil, fmt.Errorf("allocation: say on which of the cluster's nodes (%s), such as %s/cuda:0", strings.Join(names, ", "), names[0])
+		return nil, fmt.Errorf("allocation %.80q names no node that is here; say on which of the cluster's nodes (%s), such as %s/cuda:0", text, strings.Join(names, ", "), names[0])
 	}
 	return out, nil
 }

@@ -63,7 +63,7 @@ func TestReadRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ text, mode, says string }{
 		"more than is lent":   {"a/cuda:0,2gb;b/cpu,*#a/cuda:0", "", "b/cpu would hold 8 GiB (8 blocks) and has 5 GiB free, 3 GiB short; nearest string that fits: "},
 		"another node's GPU":  {"a/cuda:0,8gb;a/cuda:1,2gb#b/cpu", "", "of another node only the memory of its cpu keeps blocks"},
-		"no node":             {"cuda:0,*", "", "say on which of the cluster's nodes (a, b)"},
+		"no node":             {"cuda:0,*", "", `allocation "cuda:0,*" names no node that is here; say on which of the cluster's nodes (a, b)`},
 		"bad unit":            {"a/cuda:0,2xb", "", `"xb" is no unit`},
 		"unknown rules":       {"a/cuda:0,*", "other", "want distorch2"},
 		"a device of no node": {"a/cuda:7,*", "", "cuda:7"},
