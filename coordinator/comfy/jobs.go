@@ -233,8 +233,14 @@ func (s *Server) listJobs(w http.ResponseWriter, r *http.Request) {
 func (s *Server) oneJob(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if done := s.history.at(id); done != nil {
+	done, j := s.history.at(id), (*job)(nil)
+	if live := s.queue.byID[id]; done == nil && len(live) > 0 {
+		first := live[0].job()
+		j = &first
+	}
+	s.mu.Unlock() // a client may read its answer slowly
+	switch {
+	case done != nil:
 		o := done.job.object()
 		o.set("outputs", done.outputs)
 		o.set("execution_status", done.status)
@@ -242,14 +248,11 @@ func (s *Server) oneJob(w http.ResponseWriter, r *http.Request) {
 			o.set("workflow", fields("prompt", parts[2], "extra_data", parts[3]).value())
 		}
 		answer(w, http.StatusOK, o.value())
-		return
-	}
-	for _, e := range s.queue.byID[id] {
-		j := e.job()
+	case j != nil:
 		answer(w, http.StatusOK, j.object().value())
-		return
+	default:
+		jobProblem(w, http.StatusNotFound, "Job not found")
 	}
-	jobProblem(w, http.StatusNotFound, "Job not found")
 }
 
 // cancel stops a prompt that waits or runs and says whether there was one.

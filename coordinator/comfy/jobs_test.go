@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -254,4 +255,57 @@ func TestLogs(t *testing.T) {
 	if len(lines) != keptLines || lines[keptLines-1].Message != fmt.Sprintf("line %d\n", 2*keptLines-1) {
 		t.Errorf("%d lines", len(lines))
 	}
+}
+
+// TestAnswersWithoutTheLock: a client that reads its answer slowly holds up nobody.
+func TestAnswersWithoutTheLock(t *testing.T) {
+	s, err := New(Config{Backend: newFake(t, 0, nil), Dir: t.TempDir()}) // nothing else runs
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.root.Close() }()
+	empty := (&object{}).value()
+	s.history.add(&record{id: "p", item: []byte(`[0,"p",{},{},[]]`), outputs: empty, status: empty, meta: empty, job: job{id: "p", number: []byte("0")}})
+	for _, tc := range []struct{ method, path, body string }{
+		{http.MethodGet, "/api/jobs/p", ""},
+		{http.MethodGet, "/api/jobs", ""},
+		{http.MethodGet, "/history", ""},
+		{http.MethodGet, "/history/p", ""},
+		{http.MethodGet, "/queue", ""},
+		{http.MethodPost, "/queue", `{"delete":["q"]}`},
+		{http.MethodPost, "/history", `{"delete":["q"]}`},
+	} {
+		w := &underLock{ResponseRecorder: httptest.NewRecorder(), s: s}
+		r := httptest.NewRequestWithContext(t.Context(), tc.method, tc.path, strings.NewReader(tc.body))
+		r.RemoteAddr = "127.0.0.1:1"
+		s.handler().ServeHTTP(w, r)
+		if w.Code != http.StatusOK || w.locked {
+			t.Errorf("%s %s: status %d, answered under the lock: %v", tc.method, tc.path, w.Code, w.locked)
+		}
+	}
+}
+
+// underLock finds out whether the server's lock is held while it is written to.
+type underLock struct {
+	*httptest.ResponseRecorder
+	s      *Server
+	locked bool
+}
+
+func (a *underLock) WriteHeader(status int) {
+	a.look()
+	a.ResponseRecorder.WriteHeader(status)
+}
+
+func (a *underLock) Write(b []byte) (int, error) {
+	a.look()
+	return a.ResponseRecorder.Write(b)
+}
+
+func (a *underLock) look() {
+	if !a.s.mu.TryLock() {
+		a.locked = true
+		return
+	}
+	a.s.mu.Unlock()
 }

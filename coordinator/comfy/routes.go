@@ -97,13 +97,13 @@ func (s *Server) edit(w http.ResponseWriter, r *http.Request, all func(), one fu
 		return
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if clear {
 		all()
 	}
 	for _, id := range ids {
 		one(id)
 	}
+	s.mu.Unlock()
 	empty(w, http.StatusOK)
 }
 
