@@ -95,7 +95,7 @@ func (b *box) tier(k offload.Kind, first, blocks int) offload.Tier {
 
 // neighbour is another node's RAM, without a network.
 type neighbour struct {
-	mu     sync.Mutex
+	mu     sync.Mutex // an earlier stage may still read ahead while the next one claims
 	blocks [][]byte
 	open   int
 	broken error // of reads; nil for none
@@ -104,19 +104,27 @@ type neighbour struct {
 func (n *neighbour) Name() string { return "next-door" }
 
 func (n *neighbour) Claim(_ context.Context, sizes []tensor.Bytes) (offload.Claim, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.open++
 	n.blocks = make([][]byte, len(sizes))
 	return n, nil
 }
 
 func (n *neighbour) Store(_ context.Context, i int, src []byte) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.blocks[i] = bytes.Clone(src)
 	return nil
 }
 
 func (n *neighbour) Reader(i int) offload.Reader { return &far{n, i} }
 
-func (n *neighbour) Close() { n.open-- }
+func (n *neighbour) Close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.open--
+}
 
 func (n *neighbour) set(err error) {
 	n.mu.Lock()
@@ -129,7 +137,11 @@ type far struct {
 	i  int
 }
 
-func (f *far) Bytes() tensor.Bytes { return tensor.Bytes(len(f.of.blocks[f.i])) }
+func (f *far) Bytes() tensor.Bytes {
+	f.of.mu.Lock()
+	defer f.of.mu.Unlock()
+	return tensor.Bytes(len(f.of.blocks[f.i]))
+}
 
 func (f *far) Read(ctx context.Context, dst []byte) error {
 	f.of.mu.Lock()
