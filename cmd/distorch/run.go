@@ -130,6 +130,8 @@ func (f *runFlags) check() error {
 		return fmt.Errorf("--steps %d: want 1 to 10000", f.steps)
 	case f.checkEvery < 0:
 		return fmt.Errorf("--check-every %d: want 1 for every step, or more; 0 for none", f.checkEvery)
+	case f.checkEvery > f.steps:
+		return fmt.Errorf("--check-every %d: of %d steps (--steps) none would be checked", f.checkEvery, f.steps)
 	case f.repeat < 1:
 		return fmt.Errorf("--repeat %d: want 1 or more", f.repeat)
 	case !(f.cfg >= 0 && f.cfg <= maxWeight):
