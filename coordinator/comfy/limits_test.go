@@ -432,6 +432,26 @@ func TestUserDataStaysInside(t *testing.T) {
 	}
 }
 
+// TestUserDataIsBounded in all: a file that is too much is refused and leaves nothing.
+func TestUserDataIsBounded(t *testing.T) {
+	dir := t.TempDir()
+	_, base := serve(t, Config{Backend: newFake(t, 1, succeed), Dir: dir})
+	large := filepath.Join(dir, "user", "large")
+	if err := os.WriteFile(large, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(large, maxUserData-10); err != nil { // a hole, which takes no disk
+		t.Fatal(err)
+	}
+	if got := string(post(t, base+"/userdata/more.json", make([]byte, 11), http.StatusBadRequest)); !strings.Contains(got, "delete some") {
+		t.Errorf("answered %q", got)
+	}
+	post(t, base+"/userdata/fits.json", make([]byte, 10), http.StatusOK)
+	if got := string(get(t, base+"/userdata?dir=.&recurse=true")); got != `["fits.json","large"]` {
+		t.Errorf("listed %s", got)
+	}
+}
+
 // TestUploadPlaces: a broken upload changes nothing, and names stay inside.
 // TestFilesAreNotPages: nothing that was uploaded runs in a browser as a page of this
 // origin, whose requests would pass the guard.

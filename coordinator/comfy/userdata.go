@@ -4,7 +4,9 @@
 package comfy
 
 import (
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"mime"
@@ -207,16 +209,44 @@ func (s *Server) writeUserData(w http.ResponseWriter, r *http.Request) {
 	s.answerUserFile(w, r, at)
 }
 
+// maxUserData bounds what all files of the user come to.
+const maxUserData = 1 << 30
+
 // writeFile replaces a file whole.
 func (s *Server) writeFile(at string, b []byte) error {
+	size, err := s.userBytes()
+	if err != nil {
+		return err
+	}
+	if size+int64(len(b)) > maxUserData {
+		return fmt.Errorf("user data has %d bytes, at most %d are kept; delete some", size, maxUserData)
+	}
 	if err := s.root.MkdirAll(path.Dir(at), 0o700); err != nil {
 		return err
 	}
-	next := at + ".new"
+	next := path.Join(path.Dir(at), rand.Text()+".new")
 	if err := s.root.WriteFile(next, b, 0o600); err != nil {
+		_ = s.root.Remove(next) // what there is of it
 		return err
 	}
 	return s.root.Rename(next, at)
+}
+
+// userBytes is the size of all files of the user.
+func (s *Server) userBytes() (n int64, err error) {
+	err = fs.WalkDir(s.root.FS(), ".", func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			var info fs.FileInfo
+			if info, err = d.Info(); err == nil {
+				n += info.Size()
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) { // it was removed meanwhile
+			return nil
+		}
+		return err
+	})
+	return n, err
 }
 
 // answerUserFile says where a file is, or all of it with full_info.
