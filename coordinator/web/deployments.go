@@ -44,11 +44,14 @@ const inFlightWord = "in_flight"
 func workloadDefaults() map[string]int64 { return map[string]int64{"text_tokens": 512, "batch": 1} }
 
 func (b specBody) proto(name string) (*pb.DeploymentSpec, error) {
+	if _, only := b.Workload[inFlightWord]; len(b.Workload) == 0 || only && len(b.Workload) == 1 {
+		return nil, fail(CodeBadRequest, `the spec does not say for how large a picture: add "workload", such as {"width":1024,"height":1024}`)
+	}
 	w := &pb.Workload{Dims: workloadDefaults()}
 	for word, n := range b.Workload {
 		switch {
 		case word == inFlightWord && (n < 0 || n > 1<<16):
-			return nil, fail(CodeBadRequest, "workload: %d forwards in flight", n)
+			return nil, fail(CodeBadRequest, "workload: in_flight is %d; use 1 to 64, or leave it out", n)
 		case word == inFlightWord:
 			w.InFlight = uint32(n)
 		default:

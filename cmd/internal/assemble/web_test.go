@@ -314,6 +314,7 @@ func TestWebScopes(t *testing.T) {
 		"removing a node":                 {full, "DELETE", "/v1/nodes/a", nil, 403, "is an operator's call; run `distorch nodes remove NAME`"},
 		"listing tokens":                  {full, "GET", "/v1/tokens", nil, 403, "is an operator's call; run `distorch token list`"},
 		"a model that fits nowhere":       {full, "PUT", "/v1/deployments/mine", []byte(`{"model":"demo","workload":{"width":8192,"height":8192}}`), 409, "deployment mine fits nowhere"},
+		"a spec without a size":           {full, "PUT", "/v1/deployments/mine", []byte(`{"model":"demo"}`), 400, `add \"workload\", such as`},
 		"a plan, with what it is made of": {run, "POST", "/v1/plan", spec, 200, `"feasible":true`},
 	} {
 		code, out := c.client.do(c.method, c.path, c.body)
